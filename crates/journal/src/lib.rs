@@ -1,1 +1,15 @@
-//! placeholder
+//! The log that both servers write, and the disk it is written on.
+//!
+//! * [`disk`]: one directory of files as a trait, so that a simulated disk can take its place.
+//! * [`directory`]: the real one.
+//! * [`memory`]: the simulated one: it keeps "seen" and "durable" apart and can lose power at any call.
+//!
+//! Everything is synchronous: whoever must not wait calls from a thread of its own.
+
+pub mod directory;
+pub mod disk;
+pub mod memory;
+
+pub use directory::{DirectoryDisk, Syncing};
+pub use disk::{Disk, DiskFile, Space};
+pub use memory::MemoryDisk;
