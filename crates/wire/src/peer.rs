@@ -1,1 +1,71 @@
-//! Messages between metadata servers.
+//! Messages between metadata servers: one way, possibly lost, repeated or out of order; whoever needs an answer asks again.
+
+use crate::metadata::{Answer, Envelope};
+use bytes::Bytes;
+use holdfast_types::{LogIndex, ShardId, Term};
+use serde::{Deserialize, Serialize};
+
+/// Most bytes of rows in one [`SnapshotPart`], unless a single row is larger.
+pub const SNAPSHOT_PART_BYTES_MAX: usize = 1 << 20;
+/// Longest encoded raft message that is decoded; checked before the protobuf decoder sees a byte.
+pub const RAFT_MESSAGE_BYTES_MAX: usize = 8 << 20;
+
+/// A message from one metadata server to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerMessage {
+    /// A message of the raft crate, in its protobuf encoding, at most [`RAFT_MESSAGE_BYTES_MAX`] bytes.
+    Raft {
+        /// Which log.
+        shard: ShardId,
+        /// The message.
+        bytes: Bytes,
+    },
+    /// A request of the service itself to the leader of another shard. Asked again until it is answered.
+    Forward {
+        /// Chosen by the asker; repeated in the answer.
+        id: u64,
+        /// The request; its session is `NONE`.
+        envelope: Envelope,
+    },
+    /// Answer to [`PeerMessage::Forward`].
+    Forwarded {
+        /// As in the question.
+        id: u64,
+        /// The answer.
+        answer: Answer,
+    },
+    /// A part of a snapshot for a server whose log is too far behind.
+    Snapshot(SnapshotPart),
+    /// Answer to [`PeerMessage::Snapshot`].
+    SnapshotSeen {
+        /// Which log.
+        shard: ShardId,
+        /// Which transfer.
+        transfer: u64,
+        /// Parts below this have arrived.
+        next: u32,
+        /// The receiver has, or needs, no such snapshot any more: the transfer ends.
+        done: bool,
+    },
+}
+
+/// Some rows of a snapshot. Parts are taken in order only; what was not confirmed is sent again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotPart {
+    /// Which log.
+    pub shard: ShardId,
+    /// Number of the transfer, unique for its sender's term.
+    pub transfer: u64,
+    /// Raft term of the sender, who leads in it.
+    pub term: Term,
+    /// The rows are the state after this entry was applied.
+    pub index: LogIndex,
+    /// Term of that entry.
+    pub index_term: Term,
+    /// Position of this part, from 0.
+    pub part: u32,
+    /// Keys and values in order.
+    pub rows: Vec<(Bytes, Bytes)>,
+    /// Nothing comes after this.
+    pub last: bool,
+}
