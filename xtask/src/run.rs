@@ -1,0 +1,171 @@
+//! `cargo xtask test`: suites in order, seconds per suite, one closing line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use crate::libtest::Counts;
+use crate::suites::{Context, SUITES, Suite};
+
+/// The build server ends a run after 90 minutes without a word; we end it ourselves before, with the counts so far.
+const RUN_SECONDS_MAX: u64 = 85 * 60;
+
+/// What `cargo xtask test` was asked for.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Suites to run; empty means all.
+    pub only: Vec<String>,
+    /// Long variants.
+    pub long: bool,
+}
+
+/// Runs the suites and prints the table. Returns whether everything held and every skip is listed.
+///
+/// # Errors
+/// When a suite's name is unknown, or files of the run cannot be written.
+pub fn run(root: &Path, target: &Path, options: &Options) -> Result<bool> {
+    if let Some(unknown) = options.only.iter().find(|name| !SUITES.iter().any(|suite| suite.name == name.as_str())) {
+        let known: Vec<&str> = SUITES.iter().map(|suite| suite.name).collect();
+        bail!("no suite {unknown:?}; there are {}", known.join(", "));
+    }
+    let suites: Vec<&Suite> =
+        SUITES.iter().filter(|suite| options.only.is_empty() || options.only.iter().any(|name| name == suite.name)).collect();
+    let context = Context { root, target, long: options.long };
+    let started = Instant::now();
+    let mut times = Times::load(target);
+    let mut rows: Vec<(&str, u64, Counts)> = Vec::new();
+
+    for (position, suite) in suites.iter().enumerate() {
+        let expected: u64 = suites[position..].iter().map(|suite| times.of(suite)).sum();
+        println!(
+            "[{}/{}] {}: about {} s; the whole run ends about {} UTC",
+            position + 1, suites.len(), suite.name, times.of(suite), clock_after(expected)
+        );
+        let suite_started = Instant::now();
+        let left = Duration::from_secs(RUN_SECONDS_MAX).saturating_sub(started.elapsed());
+        let counts = run_suite(suite, &context, left);
+        let seconds = suite_started.elapsed().as_secs();
+        println!("    {} passed, {} failed, {} skipped in {seconds} s", counts.passed, counts.failed, counts.skipped.len());
+        if counts.failed == 0 {
+            times.note(suite, seconds);
+        }
+        let broken_build = suite.name == "build" && counts.failed > 0;
+        rows.push((suite.name, seconds, counts));
+        if broken_build {
+            println!("    the build is broken: the other suites cannot run");
+            break;
+        }
+    }
+    times.save(target)?;
+    let allowed = listed_skips(root)?;
+    Ok(report(&rows, &allowed, started.elapsed().as_secs()))
+}
+
+fn run_suite(suite: &Suite, context: &Context<'_>, left: Duration) -> Counts {
+    let mut total = Counts::default();
+    let deadline = Instant::now() + left.min(Duration::from_secs(suite.seconds_max));
+    let logs = context.target.join("test-logs");
+    let steps = std::fs::create_dir_all(&logs).map_err(Into::into).and_then(|()| (suite.steps)(context));
+    let steps = match steps {
+        Ok(steps) => steps,
+        Err(error) => {
+            println!("    {error:#}");
+            return Counts { failed: 1, failures: vec![suite.name.to_string()], ..total };
+        }
+    };
+    for (number, step) in steps.iter().enumerate() {
+        let log = logs.join(format!("{}-{}-{}.log", suite.name, number + 1, step.name.replace(' ', "-")));
+        let step_started = Instant::now();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let counts = step.run(&log, left).unwrap_or_else(|error| {
+            println!("    {error:#}");
+            Counts { failed: 1, failures: vec![step.name.clone()], ..Counts::default() }
+        });
+        if steps.len() > 1 && step.unavailable.is_none() {
+            println!("    {}: {} passed, {} failed, {} s", step.name, counts.passed, counts.failed, step_started.elapsed().as_secs());
+        }
+        if counts.failed > 0 {
+            println!("    whole output: {}", log.display());
+        }
+        total.add(&counts);
+    }
+    total
+}
+
+/// Prints the table and the closing line. Returns whether the run may count as green.
+fn report(rows: &[(&str, u64, Counts)], allowed: &BTreeSet<String>, seconds: u64) -> bool {
+    let mut total = Counts::default();
+    println!("\n{:<14} {:>8} {:>8} {:>8} {:>8}", "suite", "seconds", "passed", "failed", "skipped");
+    for (name, seconds, counts) in rows {
+        println!("{name:<14} {seconds:>8} {:>8} {:>8} {:>8}", counts.passed, counts.failed, counts.skipped.len());
+        total.add(counts);
+    }
+    println!("{:<14} {seconds:>8}", "all");
+    let mut unlisted = 0;
+    for skip in &total.skipped {
+        let listed = allowed.contains(&skip.name);
+        println!("skipped {}: {}{}", skip.name, skip.reason, if listed { "" } else { " - NOT LISTED in tests/skips.toml" });
+        unlisted += u64::from(!listed);
+    }
+    for name in &total.failures {
+        println!("FAILED {name}");
+    }
+    if unlisted > 0 {
+        println!("{unlisted} skips are not listed with a reason in tests/skips.toml, so the run fails");
+    }
+    // A skip nobody allowed is a failure in the closing line too, so that the line and the exit status agree.
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed + unlisted, total.skipped.len() as u64 - unlisted);
+    total.failed + unlisted == 0 && total.passed > 0
+}
+
+#[derive(Deserialize)]
+struct SkipFile {
+    #[serde(default)]
+    skip: Vec<SkipRow>,
+}
+
+#[derive(Deserialize)]
+struct SkipRow {
+    name: String,
+    reason: String,
+}
+
+fn listed_skips(root: &Path) -> Result<BTreeSet<String>> {
+    let path = root.join("tests/skips.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file: SkipFile = toml::from_str(&text).with_context(|| format!("cannot parse {}", path.display()))?;
+    Ok(file.skip.into_iter().filter(|row| !row.reason.trim().is_empty()).map(|row| row.name).collect())
+}
+
+/// Seconds each suite took when it last passed here.
+struct Times(BTreeMap<String, u64>);
+
+impl Times {
+    fn load(target: &Path) -> Self {
+        let text = std::fs::read_to_string(target.join("xtask-seconds.json")).unwrap_or_default();
+        Self(serde_json::from_str(&text).unwrap_or_default())
+    }
+
+    fn of(&self, suite: &Suite) -> u64 {
+        self.0.get(suite.name).copied().unwrap_or(suite.seconds_expected)
+    }
+
+    fn note(&mut self, suite: &Suite, seconds: u64) {
+        self.0.insert(suite.name.to_string(), seconds);
+    }
+
+    fn save(&self, target: &Path) -> Result<()> {
+        std::fs::write(target.join("xtask-seconds.json"), serde_json::to_string_pretty(&self.0)?)?;
+        Ok(())
+    }
+}
+
+/// Hours and minutes, UTC, `seconds` from now.
+fn clock_after(seconds: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let minutes = (now + seconds) / 60;
+    format!("{:02}:{:02}", minutes / 60 % 24, minutes % 60)
+}

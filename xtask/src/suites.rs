@@ -1,0 +1,132 @@
+//! The suites of `cargo xtask test`, in the order they run: what can fail fast comes first.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::needs;
+use crate::step::Step;
+
+/// The version of cargo-deny that `deny.toml` is written for.
+const CARGO_DENY_VERSION: &str = "0.20.2";
+/// The version of the POSIX suite whose failures `docs/posix.md` lists.
+const PJDFSTEST_VERSION: &str = "0.2.2";
+/// Seeds the simulator runs each time; fresh ones are for the night.
+const SIM_SEEDS: &str = "200";
+
+/// A suite: a name and what it runs.
+pub struct Suite {
+    /// The name in the table and behind `--only`.
+    pub name: &'static str,
+    /// Seconds on 2 cores when nothing is known from an earlier run.
+    pub seconds_expected: u64,
+    /// Seconds after which what is still running is ended and counted as failed.
+    pub seconds_max: u64,
+    /// Makes the steps; called when the suite's turn has come, so that it may install what it needs.
+    pub steps: fn(&Context<'_>) -> Result<Vec<Step>>,
+}
+
+/// What steps may depend on.
+pub struct Context<'a> {
+    /// The repository.
+    pub root: &'a Path,
+    /// Cargo's target folder.
+    pub target: &'a Path,
+    /// Long variants: 60 s of pgbench, 20 power cuts, more seeds.
+    pub long: bool,
+}
+
+/// All suites.
+pub const SUITES: &[Suite] = &[
+    Suite { name: "check", seconds_expected: 300, seconds_max: 1_800, steps: check },
+    Suite { name: "build", seconds_expected: 420, seconds_max: 2_400, steps: build },
+    Suite { name: "unit", seconds_expected: 60, seconds_max: 900, steps: unit },
+    Suite { name: "simulation", seconds_expected: 240, seconds_max: 1_200, steps: simulation },
+    Suite { name: "cluster", seconds_expected: 420, seconds_max: 1_500, steps: cluster },
+    Suite { name: "applications", seconds_expected: 240, seconds_max: 900, steps: applications },
+    Suite { name: "posix", seconds_expected: 300, seconds_max: 900, steps: posix },
+];
+
+/// The steps of `cargo xtask check`.
+///
+/// Clippy uses the release profile, so that build scripts (one compiles a C library) run once for it and the build.
+///
+/// # Errors
+/// Never today; a missing cargo-deny becomes a skip.
+pub fn check(context: &Context<'_>) -> Result<Vec<Step>> {
+    let deny = match needs::cargo_tool(context.target, "cargo-deny", CARGO_DENY_VERSION) {
+        Ok(program) => Step::exits(
+            "deny",
+            &[&program.to_string_lossy(), "--offline", "check", "bans", "licenses", "sources"],
+        ),
+        Err(error) => Step::unavailable("deny", &format!("cargo-deny could not be installed ({error}); the tidy test checks licences and sources")),
+    };
+    Ok(vec![
+        Step::exits("fmt", &["cargo", "fmt", "--all", "--check"]),
+        Step::exits("clippy", &["cargo", "clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]),
+        Step::tests("tidy", &["cargo", "test", "--release", "--quiet", "--package", "holdfast-tests", "--test", "tidy"]),
+        deny,
+        Step::tests("doc tests", &["cargo", "test", "--release", "--workspace", "--doc", "--no-fail-fast"]),
+    ])
+}
+
+fn build(_: &Context<'_>) -> Result<Vec<Step>> {
+    Ok(vec![
+        Step::exits("build the binary", &["cargo", "build", "--release", "--package", "holdfast"]),
+        Step::exits("build the tests", &["cargo", "test", "--release", "--workspace", "--lib", "--bins", "--tests", "--no-run"]),
+    ])
+}
+
+fn unit(_: &Context<'_>) -> Result<Vec<Step>> {
+    let mut every = vec!["cargo", "test", "--release", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"];
+    every.extend(["--exclude", "holdfast-tests"]);
+    Ok(vec![
+        Step::tests("all crates", &every),
+        Step::tests("test helpers", &["cargo", "test", "--release", "--package", "holdfast-tests", "--lib", "--no-fail-fast"]),
+    ])
+}
+
+fn simulation(context: &Context<'_>) -> Result<Vec<Step>> {
+    let folder = context.root.join("tests/simulation");
+    let mut steps = Vec::new();
+    if folder.join("main.rs").exists() {
+        steps.push(suite_of("simulation", context));
+    }
+    if folder.join("sim.rs").exists() {
+        let seeds = if context.long { "5000" } else { SIM_SEEDS };
+        let mut command = crate::sim_command();
+        command.extend(["--seeds".to_string(), seeds.to_string(), "--from".to_string(), "1".to_string()]);
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        steps.push(Step::exits("fixed seeds", &words));
+    }
+    if steps.is_empty() {
+        steps.push(Step::unavailable("simulation", "tests/simulation is not written yet"));
+    }
+    Ok(steps)
+}
+
+fn cluster(context: &Context<'_>) -> Result<Vec<Step>> {
+    Ok(vec![suite_of("cluster", context)])
+}
+
+fn applications(context: &Context<'_>) -> Result<Vec<Step>> {
+    Ok(vec![suite_of("applications", context)])
+}
+
+fn posix(context: &Context<'_>) -> Result<Vec<Step>> {
+    let mut step = suite_of("posix", context);
+    // The test itself says that it cannot run when the tool is not there.
+    match needs::cargo_tool(context.target, "pjdfstest", PJDFSTEST_VERSION) {
+        Ok(program) => step = step.with("HOLDFAST_TEST_PJDFSTEST", &program.to_string_lossy()),
+        Err(error) => println!("    {error}"),
+    }
+    Ok(vec![step])
+}
+
+/// One test program of the tests package. One test at a time: each has a cluster and two cores to itself, and its output
+/// (stalls, rates) goes to the log as it comes.
+fn suite_of(name: &str, context: &Context<'_>) -> Step {
+    let words = ["cargo", "test", "--release", "--package", "holdfast-tests", "--test", name, "--", "--test-threads=1", "--nocapture"];
+    let step = Step::tests(name, &words);
+    if context.long { step.with("HOLDFAST_TEST_LONG", "1") } else { step }
+}
