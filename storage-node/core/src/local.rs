@@ -3,9 +3,37 @@
 //! The core decides; the store (in `storage-node/server`) makes it so. A change is durable when the store says so, and not before.
 //! * Changes of one group are given to the store in number order, and the store keeps that order.
 //! * A change either happened entirely or not at all, also across a crash (the write-ahead rule).
+//!
+//! ## How the core and the store talk
+//! `Effect::Local { disk, ticket, command }` goes out, `Input::LocalDone { ticket, result }` comes back, exactly once for each.
+//! * Many commands of a group may be under way. `Apply`s of one group take effect in the order given. Other commands may run at any
+//!   time between, but each sees every `Apply` whose completion was reported before the command was given.
+//! * `Apply` is reported when it is durable. Positional: applying the same change again leaves the same content.
+//! * A `LocalOp` may bear the *same* number as the one before it (repairs sent to this member alone do), never a smaller one.
+//! * A failed `Apply` (`NoSpace`, `BadBlock`) changed nothing; later `Apply`s of the group that were already given may still succeed.
+//!   The core stops using the member or repairs it: the store need not stop.
+//! * Nearly full: the shell says `Input::Space { low: true }` while enough is left for all that is under way (by eye: 5 % of the disk and
+//!   at least 1 GiB, less on tiny disks); the core then numbers nothing that grows. `NoSpace` is for when even that is used up.
+//!
+//! ## What the store must keep
+//! Durably, per group, in the same records as the changes:
+//! * `last` and `settled`: of the last applied `LocalOp` (`settled` never goes back: keep the greatest).
+//! * the *unsettled list*: for each applied change whose number is above `settled`, its number and the keys it touched
+//!   ([`Change::keys`]). A delete leaves no chunk row, so this list is the only witness of it. An entry may go when a later
+//!   `LocalOp` brings a `settled` at or above its number, not before. Entries for the same keys may be merged under the greater number;
+//!   beyond 65,536 entries they may be merged into `KeyRange::ALL`. `ChangesAbove` answers from it. Usually it has fewer than 1,000 entries.
+//! * Chunks as [`ChunkSummary`] and their block sums. Sums are canonical: a block's sum covers 4096 bytes, zeros beyond the length and
+//!   in holes, so that equal content has equal sums whatever the way it came about. `digest` is `crc32` over the sums, little-endian.
+//! * A block found damaged is remembered until it is overwritten whole: its sum is then *reported* (`BlockSums`, `digest`) as its
+//!   complement, so that the next comparison with another member repairs it.
+//!
+//! An empty chunk (`Cut` to 0) and an absent chunk are the same to every reader: `List`, `BlockSums` and `Highest` leave empty ones out.
+//! `Cut` and `Zero` of an absent chunk change nothing but numbers. `GroupState.complete` is not used by the core (shard 0's `in_sync`
+//! decides who is complete): always say true.
 
 use bytes::Bytes;
 use holdfast_types::{ChunkIndex, ChunkKey, Generation, GroupId, InodeId, OpNumber, Sequence, SessionId, VolumeId};
+pub use holdfast_wire::group::KeyRange;
 
 /// A numbered change of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +103,127 @@ pub enum Change {
     },
     /// Nothing but the number, and the settled number, change.
     Mark,
+}
+
+impl Change {
+    /// The keys of the chunks that it may change. None for [`Change::Mark`].
+    pub fn keys(&self) -> Option<KeyRange> {
+        match *self {
+            Self::Write { chunk, .. }
+            | Self::Zero { chunk, .. }
+            | Self::Cut { chunk, .. }
+            | Self::DeleteChunk { chunk } => Some(KeyRange::chunk(chunk)),
+            Self::Delete { volume, inode, generation, from } => Some(KeyRange::tail(volume, inode, generation, from)),
+            Self::DeleteVolume { volume } => Some(KeyRange::volume(volume)),
+            Self::Mark => None,
+        }
+    }
+
+    /// Bytes that it carries.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Write { bytes, .. } => bytes.len(),
+            Self::Zero { .. }
+            | Self::Cut { .. }
+            | Self::Delete { .. }
+            | Self::DeleteChunk { .. }
+            | Self::DeleteVolume { .. }
+            | Self::Mark => 0,
+        }
+    }
+}
+
+/// Names one command until it is reported done. Rises; never reused in a life of the core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// What the core asks for. The outcome of the same name comes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalCommand {
+    /// Make it so, durably. Outcome: `Applied`.
+    Apply(LocalOp),
+    /// Bytes `offset .. offset + length`, cut at the chunk's length; each stored block is verified. Outcome: `Data`.
+    Read {
+        /// Which group.
+        group: GroupId,
+        /// Which chunk; an absent one reads as empty.
+        chunk: ChunkKey,
+        /// First byte.
+        offset: u32,
+        /// Bytes wanted.
+        length: u32,
+    },
+    /// The first chunks in a range of keys, in key order. Outcome: `Chunks`.
+    List {
+        /// Which group.
+        group: GroupId,
+        /// Which keys.
+        range: KeyRange,
+        /// At most so many. The answer has fewer only if the range holds no more.
+        limit: u32,
+    },
+    /// Length and block sums of one chunk, from the index. Outcome: `Sums`.
+    BlockSums {
+        /// Which group.
+        group: GroupId,
+        /// Which chunk.
+        chunk: ChunkKey,
+    },
+    /// The highest chunk of a generation at or above an index. Outcome: `Highest`.
+    Highest {
+        /// Which group.
+        group: GroupId,
+        /// Volume.
+        volume: VolumeId,
+        /// Inode.
+        inode: InodeId,
+        /// Generation.
+        generation: Generation,
+        /// From which index.
+        from: ChunkIndex,
+    },
+    /// What was changed by numbers above this one: from the unsettled list. Given only while no `Apply` of the group is under way.
+    /// Outcome: `Changes`.
+    ChangesAbove {
+        /// Which group.
+        group: GroupId,
+        /// Changes at or below are not wanted (they may be named all the same).
+        number: OpNumber,
+    },
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalOutcome {
+    /// The change is durable.
+    Applied,
+    /// Bytes.
+    Data {
+        /// As many as were asked for, or fewer where the chunk ends.
+        bytes: Bytes,
+        /// Their sums (`piece_sums(offset, bytes)`), derived from verified blocks.
+        sums: Vec<u32>,
+    },
+    /// Chunks in key order.
+    Chunks {
+        /// As listed.
+        chunks: Vec<ChunkSummary>,
+    },
+    /// A chunk's block sums, if it is there and not empty.
+    Sums {
+        /// Length in bytes; a sum for each block that has a byte below the length.
+        found: Option<(u32, Vec<u32>)>,
+    },
+    /// The highest chunk and its length.
+    Highest {
+        /// If any.
+        found: Option<(ChunkIndex, u32)>,
+    },
+    /// Keys changed.
+    Changes {
+        /// In any order; may overlap.
+        changed: Vec<KeyRange>,
+    },
 }
 
 /// What the store knows of a group, told to the core at start.
