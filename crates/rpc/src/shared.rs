@@ -1,0 +1,652 @@
+//! One connection, or one attempt at it: what its task shares with callers and responders.
+//!
+//! ```text
+//! Waiting ──hello──▶ Up ──▶ Closed        Waiting: calls queue up, deadlines run
+//!    └─────────────────────────▲          Closed: every call was completed, nothing is queued
+//! ```
+//!
+//! Invariants:
+//! * A call is completed exactly once, outside of the lock.
+//! * A call is marked as sent before its first byte is handed to the transport.
+//! * `deadlines` holds exactly the calls of `calls`.
+
+use crate::error::{CastError, ConnectError, Refusal, RpcError};
+use crate::handler::Response;
+use crate::identity::{Identity, PeerIdentity};
+use bytes::Bytes;
+use holdfast_types::limits;
+use holdfast_wire::frame::{FrameError, FrameKind, HEADER_BYTES, Header, TraceContext};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// Bounds of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Bytes of requests sent and unanswered, and of one-way messages queued. Reading stops at twice as many unanswered ones.
+    pub bytes_max: u64,
+    /// Silence after which we say that we live.
+    pub heartbeat: Duration,
+    /// Silence after which the other end counts as gone.
+    pub idle_timeout: Duration,
+}
+
+/// One unit of [`Bounds::bytes_max`], in bytes. A frame costs one unit more than its bodies, so empty ones are bounded as well.
+const UNIT_BYTES: u64 = 1024;
+/// No call waits longer.
+const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+/// Most bytes and frames that the writer takes at once: enough to fill a socket, few enough that a cancelled call is not sent.
+const BATCH_BYTES: u64 = 1 << 20;
+const BATCH_FRAMES: usize = 256;
+
+/// A call about to be made.
+pub(crate) struct Draft {
+    pub kind: u16,
+    pub message: Bytes,
+    pub payload: Bytes,
+    pub deadline: Instant,
+    pub waited: Duration,
+    pub trace: TraceContext,
+}
+
+impl Draft {
+    pub fn new(kind: u16, message: Bytes, payload: Bytes, deadline: Duration) -> Self {
+        let waited = deadline.min(DEADLINE_MAX);
+        Self { kind, message, payload, deadline: Instant::now() + waited, waited, trace: TraceContext::default() }
+    }
+
+    pub fn units(&self) -> u32 {
+        // A frame's bodies fit into 32 bits; larger ones are refused before they get here.
+        units(self.message.len() as u64 + self.payload.len() as u64) as u32
+    }
+}
+
+pub(crate) fn units(bytes: u64) -> u64 {
+    1 + bytes / UNIT_BYTES
+}
+
+/// Whom an answer goes to.
+pub(crate) enum Completion {
+    Channel(oneshot::Sender<Result<Response, RpcError>>),
+    Callback(Box<dyn FnOnce(Result<Response, RpcError>) + Send>),
+}
+
+impl Completion {
+    pub fn run(self, result: Result<Response, RpcError>) {
+        match self {
+            // A receiver that is gone has cancelled.
+            Self::Channel(sender) => drop(sender.send(result)),
+            Self::Callback(then) => then(result),
+        }
+    }
+}
+
+/// A frame that waits for the writer, which completes its header.
+pub(crate) struct Out {
+    pub header: Header,
+    pub deadline: Option<Instant>,
+    pub message: Bytes,
+    pub payload: Bytes,
+}
+
+impl Out {
+    pub fn bytes(&self) -> u64 {
+        (HEADER_BYTES + self.message.len() + self.payload.len()) as u64
+    }
+}
+
+/// A call that could not be queued, and why.
+pub(crate) type Returned = (RpcError, Draft, Completion, OwnedSemaphorePermit);
+
+struct Call {
+    completion: Completion,
+    deadline: Instant,
+    waited: Duration,
+    sent: bool,
+    /// Room in the bound; given back when the call is over.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Why a connection is over.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    Unreachable(Arc<ConnectError>),
+    Closed(Arc<str>),
+}
+
+enum Phase {
+    Waiting,
+    Up,
+    Closed(End),
+}
+
+struct Inner {
+    phase: Phase,
+    queue: VecDeque<Out>,
+    queued_bytes: u64,
+    request_last: u64,
+    calls: HashMap<u64, Call>,
+    deadlines: BTreeSet<(Instant, u64)>,
+    /// When the timers wake next.
+    armed: Option<Instant>,
+    /// Requests of the other end that we owe an answer.
+    serving: BTreeSet<u64>,
+    draining: bool,
+}
+
+pub(crate) struct Shared {
+    id: u64,
+    identity: Identity,
+    name: OnceLock<Arc<str>>,
+    target: Arc<str>,
+    peer: OnceLock<PeerIdentity>,
+    bounds: Bounds,
+    units: Arc<Semaphore>,
+    inner: Mutex<Inner>,
+    /// Work for the writer, or for whoever connects.
+    pub work: Notify,
+    timers: Notify,
+    resume: Notify,
+    stop: Notify,
+    stopped: AtomicBool,
+    paused: AtomicBool,
+    held: AtomicU64,
+    dropped_casts: Arc<AtomicU64>,
+    born: Instant,
+    read_ms: AtomicU64,
+    write_ms: AtomicU64,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shared({} {})", self.id, self.name())
+    }
+}
+
+impl Shared {
+    /// `target` names the other end until it has said who it is.
+    pub fn new(
+        identity: Identity,
+        target: Arc<str>,
+        bounds: Bounds,
+        units: Arc<Semaphore>,
+        dropped_casts: Arc<AtomicU64>,
+    ) -> Self {
+        static ID_LAST: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: ID_LAST.fetch_add(1, Ordering::Relaxed) + 1,
+            identity,
+            name: OnceLock::new(),
+            target,
+            peer: OnceLock::new(),
+            bounds,
+            units,
+            inner: Mutex::new(Inner {
+                phase: Phase::Waiting,
+                queue: VecDeque::new(),
+                queued_bytes: 0,
+                request_last: 0,
+                calls: HashMap::new(),
+                deadlines: BTreeSet::new(),
+                armed: None,
+                serving: BTreeSet::new(),
+                draining: false,
+            }),
+            work: Notify::new(),
+            timers: Notify::new(),
+            resume: Notify::new(),
+            stop: Notify::new(),
+            stopped: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            held: AtomicU64::new(0),
+            dropped_casts,
+            born: Instant::now(),
+            read_ms: AtomicU64::new(0),
+            write_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// The bound of a connection as a semaphore of units.
+    pub fn semaphore(bounds: &Bounds) -> Arc<Semaphore> {
+        // Every frame that is allowed must fit, or it would wait for ever.
+        let least = units(limits::MESSAGE_BYTES_MAX + limits::PAYLOAD_BYTES_MAX);
+        Arc::new(Semaphore::new((bounds.bytes_max / UNIT_BYTES).max(least) as usize))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no code of others runs under this lock")
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    pub fn peer(&self) -> Option<PeerIdentity> {
+        self.peer.get().copied()
+    }
+
+    /// Whom we talk to, for errors and logs.
+    pub fn name(&self) -> Arc<str> {
+        self.name.get().unwrap_or(&self.target).clone()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        matches!(self.lock().phase, Phase::Closed(_))
+    }
+
+    /// Both sides have said hello.
+    pub fn up(&self, peer: PeerIdentity) {
+        self.name.set(peer.to_string().into()).expect("one hello per connection");
+        self.peer.set(peer).expect("one hello per connection");
+        self.touch_read();
+        self.touch_write();
+        let mut inner = self.lock();
+        if matches!(inner.phase, Phase::Waiting) {
+            inner.phase = Phase::Up;
+        }
+    }
+
+    /// Completes everything that waits with an error; later calls fail at once.
+    pub fn close(&self, end: &End) {
+        let (calls, queue) = {
+            let mut inner = self.lock();
+            if matches!(inner.phase, Phase::Closed(_)) {
+                return;
+            }
+            inner.phase = Phase::Closed(end.clone());
+            inner.deadlines.clear();
+            inner.serving.clear();
+            inner.queued_bytes = 0;
+            (std::mem::take(&mut inner.calls), std::mem::take(&mut inner.queue))
+        };
+        let casts = queue.iter().filter(|out| out.header.kind == FrameKind::OneWay).count();
+        self.dropped_casts.fetch_add(casts as u64, Ordering::Relaxed);
+        drop(queue);
+        self.stop();
+        for call in calls.into_values() {
+            let error = self.ended(end, call.sent);
+            call.completion.run(Err(error));
+        }
+    }
+
+    /// Closes when a panic of a handler takes the connection's task down, so that nobody waits for it for ever.
+    pub fn close_if_panicking(&self, reason: Arc<str>) {
+        if std::thread::panicking() {
+            self.close(&End::Closed(reason));
+        }
+    }
+
+    fn ended(&self, end: &End, sent: bool) -> RpcError {
+        match end {
+            End::Unreachable(source) => RpcError::Unreachable { peer: self.name(), source: source.clone() },
+            End::Closed(reason) => RpcError::Closed { peer: self.name(), sent, reason: reason.clone() },
+        }
+    }
+
+    /// Asks the connection's task to end.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.stop.notify_one();
+    }
+
+    pub async fn until_stopped(&self) {
+        while !self.stopped.load(Ordering::Acquire) {
+            self.stop.notified().await;
+        }
+    }
+
+    // ---- our calls
+
+    /// Room for a call, if there is some now.
+    pub fn try_units(&self, draft: &Draft) -> Result<OwnedSemaphorePermit, RpcError> {
+        check_lengths(&draft.message, &draft.payload).map_err(RpcError::TooLarge)?;
+        self.units.clone().try_acquire_many_owned(draft.units()).map_err(|_| RpcError::Full { peer: self.name() })
+    }
+
+    /// Queues a call, or gives it back with the reason when the connection is closed or the queue is full.
+    pub fn submit(
+        &self,
+        draft: Draft,
+        completion: Completion,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<u64, Returned> {
+        let mut inner = self.lock();
+        if let Phase::Closed(end) = &inner.phase {
+            return Err((self.ended(end, false), draft, completion, permit));
+        }
+        // Only calls that were cancelled while queued can bring it there: live ones are bounded by their permits.
+        if inner.queued_bytes > 3 * self.bounds.bytes_max {
+            return Err((RpcError::Full { peer: self.name() }, draft, completion, permit));
+        }
+        inner.request_last += 1;
+        let request = inner.request_last;
+        let Draft { kind, message, payload, deadline, waited, trace } = draft;
+        inner.calls.insert(request, Call { completion, deadline, waited, sent: false, _permit: permit });
+        inner.deadlines.insert((deadline, request));
+        let mut header = self.header(FrameKind::Request, kind, request);
+        header.trace = trace;
+        let sooner = inner.armed.is_none_or(|armed| deadline < armed);
+        let idle = inner.push(Out { header, deadline: Some(deadline), message, payload });
+        drop(inner);
+        if idle {
+            self.work.notify_one();
+        }
+        if sooner {
+            self.timers.notify_one();
+        }
+        Ok(request)
+    }
+
+    /// The caller gave up.
+    pub fn cancel(&self, request: u64) {
+        let mut inner = self.lock();
+        let Some(call) = inner.remove(request) else { return };
+        let mut idle = false;
+        if call.sent {
+            idle = inner.push(Out::bare(self.header(FrameKind::Cancel, 0, request)));
+        }
+        drop(inner);
+        if idle {
+            self.work.notify_one();
+        }
+    }
+
+    /// An answer arrived. One that nobody waits for was cancelled or came too late.
+    pub fn answered(&self, request: u64, result: Result<Response, Refusal>) {
+        let Some(call) = self.lock().remove(request) else { return };
+        call.completion.run(result.map_err(|refusal| RpcError::Refused { peer: self.name(), refusal }));
+    }
+
+    /// Queues a one-way message.
+    pub fn cast(&self, kind: u16, message: Bytes, payload: Bytes, trace: TraceContext) -> Result<(), CastError> {
+        check_lengths(&message, &payload)?;
+        let mut inner = self.lock();
+        let result = if matches!(inner.phase, Phase::Closed(_)) {
+            Err(CastError::NotConnected)
+        } else if inner.queued_bytes > self.bounds.bytes_max {
+            self.dropped_casts.fetch_add(1, Ordering::Relaxed);
+            Err(CastError::Full)
+        } else {
+            let mut header = self.header(FrameKind::OneWay, kind, 0);
+            header.trace = trace;
+            Ok(inner.push(Out { header, deadline: None, message, payload }))
+        };
+        drop(inner);
+        if result? {
+            self.work.notify_one();
+        }
+        Ok(())
+    }
+
+    fn header(&self, kind: FrameKind, method: u16, request: u64) -> Header {
+        let mut header = Header::new(kind, self.identity.cluster(), self.identity.me().id);
+        header.method = method;
+        header.request = request;
+        header
+    }
+
+    /// The frame that says who we are.
+    pub fn hello(&self) -> Header {
+        self.header(FrameKind::Hello, self.identity.me().role as u16, 0)
+    }
+
+    // ---- their requests
+
+    /// Registers a request. False when it is refused because we are closing; an error when its id is in use.
+    pub fn begin(&self, request: u64) -> Result<bool, &'static str> {
+        let mut inner = self.lock();
+        if inner.draining {
+            return Ok(false);
+        }
+        if inner.serving.insert(request) { Ok(true) } else { Err("a request id was used twice") }
+    }
+
+    pub fn is_serving(&self, request: u64) -> bool {
+        self.lock().serving.contains(&request)
+    }
+
+    /// The other end gave up a request.
+    pub fn cancelled(&self, request: u64) {
+        self.lock().serving.remove(&request);
+        self.wake_if_drained();
+    }
+
+    pub fn answer(&self, request: u64, kind: u16, message: Bytes, payload: Bytes) {
+        if let Err(error) = check_lengths(&message, &payload) {
+            tracing::error!(peer = %self.name(), kind, %error, "answer is too large to be sent");
+            return self.refuse(request, Refusal::Other);
+        }
+        let header = self.header(FrameKind::Response, kind, request);
+        self.finish(request, Out { header, deadline: None, message, payload });
+    }
+
+    pub fn refuse(&self, request: u64, refusal: Refusal) {
+        self.finish(request, Out::bare(self.header(FrameKind::Failure, refusal as u16, request)));
+    }
+
+    /// Refuses a request that was never registered.
+    pub fn refuse_unseen(&self, request: u64, refusal: Refusal) {
+        let out = Out::bare(self.header(FrameKind::Failure, refusal as u16, request));
+        if self.lock().push(out) {
+            self.work.notify_one();
+        }
+    }
+
+    fn finish(&self, request: u64, out: Out) {
+        let mut inner = self.lock();
+        let idle = inner.serving.remove(&request) && inner.push(out);
+        drop(inner);
+        if idle {
+            self.work.notify_one();
+        }
+    }
+
+    /// Refuses new requests; the writer ends once the last answer is out.
+    pub fn drain(&self) {
+        self.lock().draining = true;
+        self.wake_if_drained();
+    }
+
+    fn wake_if_drained(&self) {
+        let inner = self.lock();
+        if inner.draining && inner.serving.is_empty() {
+            drop(inner);
+            self.work.notify_one();
+        }
+    }
+
+    // ---- back-pressure on reading
+
+    pub fn hold(&self, units: u64) {
+        self.held.fetch_add(units, Ordering::SeqCst);
+    }
+
+    pub fn release(&self, units: u64) {
+        self.held.fetch_sub(units, Ordering::SeqCst);
+        if self.paused.load(Ordering::SeqCst) {
+            self.resume.notify_one();
+        }
+    }
+
+    fn overloaded(&self) -> bool {
+        let units_max = 2 * units(self.bounds.bytes_max);
+        self.held.load(Ordering::SeqCst) > units_max || self.lock().queued_bytes > 2 * self.bounds.bytes_max
+    }
+
+    /// Waits until what was read has been worked on, and answers have been taken by the other end.
+    pub async fn until_room(&self) {
+        if !self.overloaded() {
+            return;
+        }
+        self.paused.store(true, Ordering::SeqCst);
+        while self.overloaded() {
+            self.resume.notified().await;
+        }
+        self.touch_read();
+        self.paused.store(false, Ordering::SeqCst);
+    }
+
+    // ---- the writer
+
+    /// Moves what can be sent into `batch`; false when there is nothing and will be nothing.
+    pub async fn take(&self, batch: &mut Vec<Out>) -> bool {
+        loop {
+            {
+                let mut inner = self.lock();
+                inner.take(Instant::now(), batch);
+                if !batch.is_empty() {
+                    break;
+                }
+                if matches!(inner.phase, Phase::Closed(_)) || inner.draining && inner.serving.is_empty() {
+                    return false;
+                }
+            }
+            self.work.notified().await;
+        }
+        if self.paused.load(Ordering::SeqCst) {
+            self.resume.notify_one();
+        }
+        true
+    }
+
+    pub fn has_work(&self) -> bool {
+        !self.lock().queue.is_empty()
+    }
+
+    // ---- time
+
+    fn now_ms(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
+    }
+
+    pub fn touch_read(&self) {
+        self.read_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    pub fn touch_write(&self) {
+        self.write_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// Ends calls whose time is over, says that we live; returns when the other end has been silent for too long.
+    pub async fn run_timers(&self) -> Arc<str> {
+        loop {
+            let now = Instant::now();
+            let (expired, next) = self.lock().expire(now, |request| self.header(FrameKind::Cancel, 0, request));
+            if !expired.is_empty() {
+                self.work.notify_one();
+            }
+            for call in expired {
+                let error = RpcError::Deadline { peer: self.name(), sent: call.sent, waited: call.waited };
+                call.completion.run(Err(error));
+            }
+            if let Some(reason) = self.check_silence() {
+                return reason;
+            }
+            let next = next.unwrap_or(now + DEADLINE_MAX).min(now + self.bounds.heartbeat / 2);
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = self.timers.notified() => {}
+            }
+        }
+    }
+
+    fn check_silence(&self) -> Option<Arc<str>> {
+        let mut inner = self.lock();
+        if !matches!(inner.phase, Phase::Up) {
+            return None;
+        }
+        let now = self.now_ms();
+        let silent = |since: &AtomicU64| Duration::from_millis(now.saturating_sub(since.load(Ordering::Relaxed)));
+        if silent(&self.read_ms) > self.bounds.idle_timeout && !self.paused.load(Ordering::SeqCst) {
+            return Some(format!("silent for {:?}", self.bounds.idle_timeout).into());
+        }
+        // With something queued there is no need, and no use if the writer is stuck.
+        if silent(&self.write_ms) >= self.bounds.heartbeat / 2 && inner.queue.is_empty() {
+            inner.push(Out::bare(self.header(FrameKind::Alive, 0, 0)));
+            drop(inner);
+            self.work.notify_one();
+        }
+        None
+    }
+}
+
+impl Out {
+    fn bare(header: Header) -> Self {
+        Self { header, deadline: None, message: Bytes::new(), payload: Bytes::new() }
+    }
+}
+
+impl Inner {
+    /// Queues a frame; true when the writer may be asleep.
+    fn push(&mut self, out: Out) -> bool {
+        if matches!(self.phase, Phase::Closed(_)) {
+            return false;
+        }
+        let idle = self.queue.is_empty();
+        self.queued_bytes += out.bytes();
+        self.queue.push_back(out);
+        idle
+    }
+
+    fn remove(&mut self, request: u64) -> Option<Call> {
+        let call = self.calls.remove(&request)?;
+        let listed = self.deadlines.remove(&(call.deadline, request));
+        assert!(listed, "call {request} has no deadline");
+        Some(call)
+    }
+
+    fn take(&mut self, now: Instant, batch: &mut Vec<Out>) {
+        let mut bytes = 0;
+        while bytes < BATCH_BYTES && batch.len() < BATCH_FRAMES {
+            let Some(mut out) = self.queue.pop_front() else { break };
+            self.queued_bytes -= out.bytes();
+            if let Some(deadline) = out.deadline {
+                let left = deadline.saturating_duration_since(now);
+                // Cancelled, or about to expire: the timers complete it as never sent.
+                let Some(call) = self.calls.get_mut(&out.header.request).filter(|_| !left.is_zero()) else { continue };
+                call.sent = true;
+                out.header.deadline_us = left.as_micros().max(1) as u64;
+            }
+            bytes += out.bytes();
+            batch.push(out);
+        }
+    }
+
+    /// Takes out the calls whose time is over and tells the other end; returns when the next one's is.
+    fn expire(&mut self, now: Instant, cancel: impl Fn(u64) -> Header) -> (Vec<Call>, Option<Instant>) {
+        let mut expired = Vec::new();
+        self.armed = loop {
+            let Some(&(deadline, request)) = self.deadlines.first() else { break None };
+            if deadline > now {
+                break Some(deadline);
+            }
+            let call = self.remove(request).expect("every deadline has its call");
+            if call.sent {
+                self.push(Out::bare(cancel(request)));
+            }
+            expired.push(call);
+        };
+        (expired, self.armed)
+    }
+}
+
+pub(crate) fn check_lengths(message: &[u8], payload: &[u8]) -> Result<(), FrameError> {
+    if message.len() as u64 > limits::MESSAGE_BYTES_MAX {
+        return Err(FrameError::MessageTooLong(message.len() as u64));
+    }
+    if payload.len() as u64 > limits::PAYLOAD_BYTES_MAX {
+        return Err(FrameError::PayloadTooLong(payload.len() as u64));
+    }
+    Ok(())
+}
