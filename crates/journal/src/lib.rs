@@ -1,5 +1,6 @@
 //! The log that both servers write, and the disk it is written on.
 //!
+//! * [`log`]: preallocated, recycled segments of summed records; group commit; recovery.
 //! * [`disk`]: one directory of files as a trait, so that a simulated disk can take its place.
 //! * [`directory`]: the real one.
 //! * [`memory`]: the simulated one: it keeps "seen" and "durable" apart and can lose power at any call.
@@ -8,8 +9,10 @@
 
 pub mod directory;
 pub mod disk;
+pub mod log;
 pub mod memory;
 
 pub use directory::{DirectoryDisk, Syncing};
 pub use disk::{Disk, DiskFile, Space};
+pub use log::{Journal, JournalConfig, JournalError, Position, ReplayError, Usage};
 pub use memory::MemoryDisk;
