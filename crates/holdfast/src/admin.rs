@@ -1,0 +1,272 @@
+//! `holdfast admin`: what an administrator sees and does.
+
+use crate::cli::{Admin, AdminCommand, VolumeCommand};
+use anyhow::{Context, Result, bail};
+use holdfast_client::{Cluster, ClusterFile, RequestError};
+use holdfast_types::ShardId;
+use holdfast_wire::admin::{AdminAnswer, AdminRequest, ClusterStatus, ServerStatus};
+use holdfast_wire::metadata::{Request, Response};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long the cluster's leader may take to answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long one server may take to say how it is.
+const SERVER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs an administrator's command.
+pub async fn run(admin: Admin) -> Result<ExitCode> {
+    let path = admin.cluster.context("say which cluster: --cluster FILE, or HOLDFAST_CLUSTER=FILE in the environment")?;
+    let mut file = ClusterFile::load(&path)?;
+    prefer_admin_certificate(&mut file);
+    let cluster = Cluster::connect(&file)?;
+    match admin.command {
+        AdminCommand::Status { json } => status(&file, &cluster, json).await,
+        AdminCommand::Volume(command) => volume(&cluster, command).await,
+    }
+}
+
+/// `init` writes the administrator's certificate beside the clients'. Where it is not there (a host that only mounts), the file's own is used.
+fn prefer_admin_certificate(file: &mut ClusterFile) {
+    let Some(base) = file.tls.certificate.parent().and_then(|p| p.parent()) else { return };
+    let (certificate, key) = (base.join("admin/cert.pem"), base.join("admin/key.pem"));
+    if certificate.is_file() && key.is_file() {
+        file.tls.certificate = certificate;
+        file.tls.key = key;
+    }
+}
+
+async fn volume(cluster: &Cluster, command: VolumeCommand) -> Result<ExitCode> {
+    let request = match &command {
+        VolumeCommand::Create { name } => Request::CreateVolume { name: name.clone() },
+        VolumeCommand::List => Request::ListVolumes,
+        VolumeCommand::Delete { name } => Request::DeleteVolume { name: name.clone() },
+    };
+    match cluster.request(ShardId::CLUSTER, request, PATIENCE).await? {
+        Response::Volumes(volumes) => {
+            for volume in volumes {
+                println!("{}", volume.name);
+            }
+        }
+        Response::Volume(volume) => println!("created volume {}", volume.name),
+        Response::Done => println!("deleted; its space is freed in the background"),
+        other => bail!("the leader answered something else: {other:?}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `status --json`; the shape is in docs/operations.md and only grows.
+#[derive(Serialize)]
+struct Report {
+    healthy: bool,
+    reasons: Vec<String>,
+    metadata: Vec<MetadataReport>,
+    storage: Vec<StorageReport>,
+    groups: GroupsReport,
+    /// How many.
+    sessions: usize,
+    session_list: Vec<SessionReport>,
+}
+
+#[derive(Serialize)]
+struct MetadataReport {
+    id: u64,
+    address: String,
+    pid: Option<u32>,
+    state: &'static str,
+    role: &'static str,
+    /// Shards that this server leads.
+    leads: Vec<usize>,
+}
+
+#[derive(Serialize)]
+struct StorageReport {
+    id: u64,
+    address: String,
+    pid: u32,
+    state: &'static str,
+    disks: Vec<DiskReport>,
+    primary_of: u32,
+    in_sync_of: u32,
+    syncing_of: u32,
+}
+
+#[derive(Serialize)]
+struct DiskReport {
+    id: u32,
+    state: &'static str,
+    capacity: u64,
+    free: u64,
+}
+
+#[derive(Serialize)]
+struct GroupsReport {
+    total: u32,
+    degraded: u32,
+    waiting: u32,
+}
+
+#[derive(Serialize)]
+struct SessionReport {
+    id: u64,
+    volume: u64,
+    host: String,
+    pid: u32,
+    mount_point: String,
+}
+
+async fn status(file: &ClusterFile, cluster: &Cluster, json: bool) -> Result<ExitCode> {
+    let mut servers = Vec::new();
+    for server in cluster.servers() {
+        let answer = cluster.ask_server(*server, AdminRequest::ServerStatus, SERVER_PATIENCE).await;
+        servers.push(match answer {
+            Some(AdminAnswer::Server(status)) => Some(status),
+            Some(AdminAnswer::Refused(_)) | None => None,
+        });
+    }
+    let whole = match cluster.request(ShardId::CLUSTER, Request::Status, PATIENCE).await {
+        Ok(Response::Status(status)) => Ok(*status),
+        Ok(other) => bail!("the leader answered something else: {other:?}"),
+        Err(error @ RequestError::Unavailable { .. }) => Err(error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    let asked = whole.is_ok();
+    let report = report(file, &servers, whole);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", picture(&report));
+    }
+    Ok(ExitCode::from(if report.healthy { 0 } else if asked { 1 } else { 2 }))
+}
+
+fn report(file: &ClusterFile, servers: &[Option<ServerStatus>], whole: Result<ClusterStatus, String>) -> Report {
+    let mut reasons = Vec::new();
+    let metadata: Vec<MetadataReport> =
+        file.metadata.iter().zip(servers).map(|(at, status)| metadata_report(at.id, &at.address, status.as_ref())).collect();
+    reasons.extend(
+        metadata.iter().filter(|s| s.state != "up").map(|s| format!("metadata server {} ({}) is {}", s.id, s.address, s.state)),
+    );
+    let mut report = Report {
+        healthy: false,
+        reasons,
+        metadata,
+        storage: Vec::new(),
+        groups: GroupsReport { total: 0, degraded: 0, waiting: 0 },
+        sessions: 0,
+        session_list: Vec::new(),
+    };
+    match whole {
+        Err(error) => report.reasons.push(error),
+        Ok(status) => add_cluster(&mut report, &status),
+    }
+    report.healthy = report.reasons.is_empty();
+    report
+}
+
+fn metadata_report(id: u64, address: &str, status: Option<&ServerStatus>) -> MetadataReport {
+    let leads = status.map_or_else(Vec::new, |s| {
+        (0..s.shards.len()).filter(|shard| s.shards[*shard].leader == Some(s.id)).collect::<Vec<_>>()
+    });
+    MetadataReport {
+        id,
+        address: address.to_owned(),
+        pid: status.map(|s| s.pid),
+        state: match status {
+            None => "unreachable",
+            Some(status) if status.halted.is_some() => "halted",
+            Some(_) => "up",
+        },
+        // Shard 0 decides views: its leader is what people mean by "the leader".
+        role: if leads.contains(&0) { "leader" } else { "follower" },
+        leads,
+    }
+}
+
+fn add_cluster(report: &mut Report, status: &ClusterStatus) {
+    report.groups =
+        GroupsReport { total: status.groups_total, degraded: status.groups_degraded, waiting: status.groups_waiting };
+    report.storage = status
+        .storage
+        .iter()
+        .map(|node| StorageReport {
+            id: node.id.0,
+            address: node.address.clone(),
+            pid: node.pid,
+            state: if node.alive { "up" } else { "silent" },
+            disks: node
+                .disks
+                .iter()
+                .map(|disk| DiskReport {
+                    id: disk.id.0,
+                    state: if disk.failed { "failed" } else { "up" },
+                    capacity: disk.capacity,
+                    free: disk.free,
+                })
+                .collect(),
+            primary_of: node.primary_of,
+            in_sync_of: node.in_sync_of,
+            syncing_of: node.syncing_of,
+        })
+        .collect();
+    report.sessions = status.sessions.len();
+    report.session_list = status
+        .sessions
+        .iter()
+        .map(|session| SessionReport {
+            id: session.id.0,
+            volume: session.volume.0,
+            host: session.host.clone(),
+            pid: session.pid,
+            mount_point: session.mount_point.clone(),
+        })
+        .collect();
+    if status.groups_total == 0 {
+        report.reasons.push("the pool is not formed yet: not all storage nodes have come".into());
+    }
+    if status.groups_waiting > 0 {
+        report.reasons.push(format!("{} groups have too few members in sync: their writes wait", status.groups_waiting));
+    }
+    if status.groups_degraded > 0 {
+        report.reasons.push(format!("{} of {} groups have fewer copies than they should", status.groups_degraded, status.groups_total));
+    }
+    for node in report.storage.iter().filter(|node| node.state != "up") {
+        report.reasons.push(format!("storage node {} ({}) is {}", node.id, node.address, node.state));
+    }
+}
+
+fn picture(report: &Report) -> String {
+    let mut text = String::new();
+    let mut line = |args: std::fmt::Arguments<'_>| {
+        text.write_fmt(args).expect("a string takes everything");
+        text.push('\n');
+    };
+    line(format_args!("{}", if report.healthy { "healthy" } else { "NOT HEALTHY" }));
+    for reason in &report.reasons {
+        line(format_args!("  ! {reason}"));
+    }
+    line(format_args!("metadata"));
+    for server in &report.metadata {
+        let pid = server.pid.map_or("-".to_owned(), |pid| pid.to_string());
+        let (id, address, state, role) = (server.id, &server.address, server.state, server.role);
+        line(format_args!("  {id:>3}  {address:<22} pid {pid:<8} {state:<12} {role}"));
+    }
+    line(format_args!("storage"));
+    for node in &report.storage {
+        let (free, capacity) = node.disks.iter().fold((0, 0), |sum, disk| (sum.0 + disk.free, sum.1 + disk.capacity));
+        line(format_args!(
+            "  {:>3}  {:<22} pid {:<8} {:<12} primary of {:>4}, in sync {:>4}, catching up {:>4}; {} of {} GiB free",
+            node.id, node.address, node.pid, node.state, node.primary_of, node.in_sync_of, node.syncing_of,
+            free >> 30, capacity >> 30,
+        ));
+    }
+    let groups = &report.groups;
+    line(format_args!("groups    {} in all, {} degraded, {} waiting", groups.total, groups.degraded, groups.waiting));
+    line(format_args!("sessions  {}", report.sessions));
+    for session in &report.session_list {
+        line(format_args!("  {:>3}  {} on {} pid {}", session.id, session.mount_point, session.host, session.pid));
+    }
+    text
+}

@@ -1,0 +1,142 @@
+//! The command line, exactly as the README and scripts rely on it.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A fault-tolerant distributed POSIX file system for containers.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, about, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One subcommand per role.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a replicated cluster in this one process and mount its volume `main`: for a laptop, a demo or a test.
+    Up(Up),
+    /// Write the configuration and certificates of a new cluster into a directory.
+    Init(Init),
+    /// Run a metadata server in the foreground.
+    Metadata(Server),
+    /// Run a storage node in the foreground.
+    Storage(Server),
+    /// Mount a volume.
+    Mount(Mount),
+    /// Look at and change a running cluster.
+    Admin(Admin),
+}
+
+/// Sizes of a cluster.
+#[derive(Clone, Debug, Args)]
+pub struct Sizes {
+    /// Metadata servers (an odd number: 1, 3 or 5).
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub metadata: u32,
+    /// Storage nodes.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub storage: u32,
+    /// Copies of each chunk.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub replicas: u32,
+}
+
+/// `holdfast up`
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Where everything is kept; started again on it, everything is there.
+    #[arg(long, default_value = "./holdfast-data", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Where to mount; DATA/mnt if not given.
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+    /// Sizes, used when DIR is new.
+    #[command(flatten)]
+    pub sizes: Sizes,
+}
+
+/// `holdfast init`
+#[derive(Debug, Args)]
+pub struct Init {
+    /// New or empty directory to write to.
+    pub directory: PathBuf,
+    /// Sizes.
+    #[command(flatten)]
+    pub sizes: Sizes,
+    /// Groups of the pool: a power of two, about 100 for each disk.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub groups: u32,
+    /// Host of the servers; repeated: the servers of each kind are spread over the hosts in turn.
+    #[arg(long = "address", value_name = "HOST")]
+    pub addresses: Vec<String>,
+}
+
+/// `holdfast metadata`, `holdfast storage`
+#[derive(Debug, Args)]
+pub struct Server {
+    /// Its config.toml, as `holdfast init` writes it.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// `holdfast mount`
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// The cluster's cluster.toml.
+    #[arg(long, env = "HOLDFAST_CLUSTER", value_name = "FILE")]
+    pub cluster: PathBuf,
+    /// Name of the volume.
+    pub volume: String,
+    /// Directory to mount on.
+    pub directory: PathBuf,
+    /// Mount options, separated by commas.
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+    /// Return when the mount is usable, and go on in the background.
+    #[arg(long)]
+    pub background: bool,
+}
+
+/// `holdfast admin`
+#[derive(Debug, Args)]
+pub struct Admin {
+    /// The cluster's cluster.toml.
+    #[arg(long, env = "HOLDFAST_CLUSTER", value_name = "FILE", global = true)]
+    pub cluster: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: AdminCommand,
+}
+
+/// What administrators do.
+#[derive(Debug, Subcommand)]
+pub enum AdminCommand {
+    /// The cluster on one screen; exit status 0 if healthy, 1 if not, 2 if it cannot be asked.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Volumes.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+}
+
+/// What is done with volumes.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Create a volume.
+    Create {
+        /// Its name.
+        name: String,
+    },
+    /// List volumes, one a line.
+    List,
+    /// Delete a volume and everything in it.
+    Delete {
+        /// Its name.
+        name: String,
+    },
+}

@@ -1,0 +1,225 @@
+//! `holdfast init`: the directory of a new cluster.
+//!
+//! ```text
+//! DIR/cluster.toml            what mounts and administrators need to know; its certificate is in DIR/client
+//! DIR/ca/{ca.pem,ca.key}      the cluster's authority; the key (0600) signs new members and never leaves this directory
+//! DIR/client/                 cert.pem, key.pem, ca.pem of mounts
+//! DIR/admin/                  the same of administrators
+//! DIR/metadata-1/ ...         config.toml, certificate, key and data of a server: copy the directory to its host
+//! DIR/storage-1/ ...
+//! ```
+//!
+//! Ports are free ones of this machine, chosen once and kept. The last thing written is `cluster.toml`, under another name first: a directory
+//! without it is not a cluster, and `init` that was cut short can be repeated.
+
+use crate::cli::Sizes;
+use anyhow::{Context, Result, bail, ensure};
+use holdfast_client::{ClusterFile, MetadataAddress, TlsFiles};
+use holdfast_rpc::ca::Authority;
+use holdfast_rpc::{PeerIdentity, Role};
+use holdfast_types::ClusterId;
+use std::io::{Read, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Name of the file that makes a directory a cluster.
+pub const CLUSTER_FILE: &str = "cluster.toml";
+
+/// What a new cluster is to look like.
+pub struct Plan<'a> {
+    /// Servers and copies.
+    pub sizes: &'a Sizes,
+    /// Groups of the pool.
+    pub groups: u32,
+    /// Hosts, used in turn. Empty: this machine's loopback.
+    pub hosts: &'a [String],
+}
+
+impl Plan<'_> {
+    fn check(&self) -> Result<()> {
+        let Sizes { metadata, storage, replicas } = *self.sizes;
+        ensure!(metadata % 2 == 1 && metadata <= 7, "--metadata {metadata}: use 1, 3, 5 or 7, so that a majority is clear");
+        ensure!(replicas >= 1 && replicas <= 7, "--replicas {replicas}: use 1 to 7");
+        ensure!(storage >= replicas, "--storage {storage}: {replicas} replicas need at least {replicas} storage nodes");
+        ensure!(self.groups.is_power_of_two() && self.groups <= 65_536, "--groups {}: use a power of two up to 65536", self.groups);
+        Ok(())
+    }
+
+    fn host(&self, number: u32) -> &str {
+        if self.hosts.is_empty() { "127.0.0.1" } else { &self.hosts[(number as usize - 1) % self.hosts.len()] }
+    }
+
+    /// What a user should know about the redundancy asked for.
+    pub fn warning(&self) -> Option<String> {
+        let Sizes { metadata, replicas, .. } = *self.sizes;
+        match (metadata, replicas) {
+            (_, 1) => Some("one replica: NOT redundant, the loss of a disk loses data".into()),
+            (1, _) => Some("one metadata server: NOT redundant, its loss stops the cluster".into()),
+            (_, 2) => Some("two replicas: writes wait while one of them is away".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a directory holds a cluster.
+pub fn exists(directory: &Path) -> bool {
+    directory.join(CLUSTER_FILE).is_file()
+}
+
+/// Writes a new cluster into a directory that is new, empty, or left half-way by an earlier attempt.
+pub fn create(directory: &Path, plan: &Plan<'_>) -> Result<()> {
+    plan.check()?;
+    if exists(directory) {
+        bail!("{} holds a cluster already; choose another directory, or start that one", directory.display());
+    }
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    refuse_foreign_content(directory)?;
+    let cluster = ClusterId(draw()?);
+    let authority = Authority::create(cluster)?;
+    let ports = Ports::reserve(plan)?;
+    write_authority(directory, &authority)?;
+    for (name, role) in [("client", Role::Client), ("admin", Role::Admin)] {
+        issue(&directory.join(name), &authority, PeerIdentity { role, id: 1 })?;
+    }
+    let servers: Vec<holdfast_metadata_server::config::Server> = (1..=plan.sizes.metadata)
+        .map(|n| holdfast_metadata_server::config::Server {
+            id: u64::from(n),
+            address: format!("{}:{}", plan.host(n), ports.metadata[n as usize - 1].1),
+        })
+        .collect();
+    for server in &servers {
+        let at = directory.join(format!("metadata-{}", server.id));
+        issue(&at, &authority, PeerIdentity { role: Role::Metadata, id: server.id })?;
+        write(&at.join("config.toml"), &toml::to_string(&metadata_config(cluster, server, &servers, plan))?)?;
+    }
+    for n in 1..=plan.sizes.storage {
+        let at = directory.join(format!("storage-{n}"));
+        issue(&at, &authority, PeerIdentity { role: Role::Storage, id: u64::from(n) })?;
+        let address = format!("{}:{}", plan.host(n), ports.storage[n as usize - 1].1);
+        write(&at.join("config.toml"), &toml::to_string(&storage_config(cluster, n, address, &servers))?)?;
+    }
+    let file = ClusterFile {
+        cluster,
+        tls: TlsFiles { authority: "client/ca.pem".into(), certificate: "client/cert.pem".into(), key: "client/key.pem".into() },
+        metadata: servers.iter().map(|s| MetadataAddress { id: s.id, address: s.address.clone() }).collect(),
+    };
+    let text = format!(
+        "# A Holdfast cluster: `holdfast mount --cluster` and `holdfast admin --cluster` take this file.\n{}",
+        file.to_toml()
+    );
+    let partial = directory.join("cluster.toml.new");
+    write(&partial, &text)?;
+    std::fs::rename(&partial, directory.join(CLUSTER_FILE))?;
+    std::fs::File::open(directory)?.sync_all()?;
+    Ok(())
+}
+
+fn metadata_config(
+    cluster: ClusterId,
+    server: &holdfast_metadata_server::config::Server,
+    servers: &[holdfast_metadata_server::config::Server],
+    plan: &Plan<'_>,
+) -> holdfast_metadata_server::config::Config {
+    holdfast_metadata_server::config::Config {
+        cluster: cluster.to_string(),
+        id: server.id,
+        address: server.address.clone(),
+        data: "data".into(),
+        authority: "ca.pem".into(),
+        certificate: "cert.pem".into(),
+        key: "key.pem".into(),
+        replicas: plan.sizes.replicas,
+        groups: plan.groups,
+        storage_expected: plan.sizes.storage,
+        cache_mib: 64,
+        test_skip_sync: false,
+        servers: servers.to_vec(),
+    }
+}
+
+fn issue(directory: &Path, authority: &Authority, who: PeerIdentity) -> Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    authority.issue(who)?.write(directory)?;
+    Ok(())
+}
+
+fn write_authority(directory: &Path, authority: &Authority) -> Result<()> {
+    let at = directory.join("ca");
+    std::fs::create_dir_all(&at)?;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(at.join("ca.key"))?;
+    file.write_all(authority.key().as_bytes())?;
+    file.sync_all()?;
+    write(&at.join("ca.pem"), authority.certificate())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    let mut file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    Ok(())
+}
+
+/// A directory with anything that `init` does not write is somebody else's.
+fn refuse_foreign_content(directory: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        let ours = ["ca", "client", "admin", "mnt", "lock", "cluster.toml.new", "lost+found"].contains(&&*text)
+            || text.starts_with("metadata-")
+            || text.starts_with("storage-");
+        if !ours {
+            bail!(
+                "{} is not empty ({text} is there) and is no Holdfast cluster; choose a new or empty directory",
+                directory.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// 128 random bits from the kernel.
+fn draw() -> Result<u128> {
+    let mut bytes = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+/// Free ports of this machine, held until the configuration is written so that none is given twice.
+struct Ports {
+    metadata: Vec<(UdpSocket, u16)>,
+    storage: Vec<(TcpListener, u16)>,
+}
+
+impl Ports {
+    fn reserve(plan: &Plan<'_>) -> Result<Self> {
+        let udp = |_| {
+            let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+            let port = socket.local_addr()?.port();
+            Ok::<_, std::io::Error>((socket, port))
+        };
+        let tcp = |_| {
+            let socket = TcpListener::bind(("0.0.0.0", 0))?;
+            let port = socket.local_addr()?.port();
+            Ok::<_, std::io::Error>((socket, port))
+        };
+        Ok(Self {
+            metadata: (0..plan.sizes.metadata).map(udp).collect::<Result<_, _>>()?,
+            storage: (0..plan.sizes.storage).map(tcp).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Directories of the servers of one kind, by number.
+pub fn servers(directory: &Path, kind: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for n in 1.. {
+        let config = directory.join(format!("{kind}-{n}")).join("config.toml");
+        if !config.is_file() {
+            break;
+        }
+        found.push(config);
+    }
+    ensure!(!found.is_empty(), "{} has no {kind}-1/config.toml", directory.display());
+    Ok(found)
+}

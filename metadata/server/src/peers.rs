@@ -1,0 +1,93 @@
+//! Connections to the other metadata servers, and to storage nodes for the service's own deletes and cuts.
+
+use crate::node::{Arrival, CHUNK_DEADLINE};
+use bytes::Bytes;
+use holdfast_metadata_core::{ChunkFailure, Input};
+use holdfast_rpc::{Address, Identity, Peer, PeerIdentity, PeerOptions, Role, Transport};
+use holdfast_types::{NodeId, ServerId};
+use holdfast_wire::chunk::{ChunkAnswer, ChunkRequest};
+use holdfast_wire::codec;
+use holdfast_wire::kind::Kind;
+use holdfast_wire::peer::PeerMessage;
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+/// Whom this server calls.
+pub struct Peers {
+    identity: Identity,
+    servers: BTreeMap<ServerId, Peer>,
+    storage: BTreeMap<NodeId, (String, Peer)>,
+    inbox: Sender<Arrival>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Peers {
+    /// Prepares connections to the other servers; must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A sentence naming the address that is none.
+    pub fn new(
+        identity: Identity,
+        servers: impl Iterator<Item = (ServerId, String)>,
+        inbox: Sender<Arrival>,
+    ) -> Result<Self, String> {
+        let me = ServerId(identity.me().id);
+        let mut peers = BTreeMap::new();
+        for (id, address) in servers.filter(|(id, _)| *id != me) {
+            let address: Address = address.parse().map_err(|error| format!("metadata server {id}: {error}"))?;
+            // Raft repeats itself; after a pause it should find the other as soon as it is back.
+            let options =
+                PeerOptions { keep_connected: true, pause_most: Duration::from_millis(250), ..PeerOptions::default() };
+            let expected = Some(PeerIdentity { role: Role::Metadata, id: id.0 });
+            peers.insert(id, Peer::new(identity.clone(), Transport::Quic, vec![address], expected, options));
+        }
+        let runtime = tokio::runtime::Handle::current();
+        Ok(Self { identity, servers: peers, storage: BTreeMap::new(), inbox, runtime })
+    }
+
+    /// Sends a message to another server; it may be lost, and then the core sends it, or a newer one, again.
+    pub fn send(&self, to: ServerId, message: &PeerMessage) {
+        if let Some(peer) = self.servers.get(&to)
+            && let Err(error) = peer.cast(Kind::Peer as u16, codec::encode(message), Bytes::new())
+        {
+            tracing::trace!(%to, %error, "message to peer dropped");
+        }
+    }
+
+    /// Asks a storage node; the answer becomes an input.
+    pub fn chunk(&mut self, job: u64, node: NodeId, address: &str, request: &ChunkRequest) {
+        let inbox = self.inbox.clone();
+        let done = move |result| {
+            // The loop may have ended; then nobody waits.
+            let _ = inbox.send(Arrival::Input(Input::ChunkDone { job, result }));
+        };
+        let failed = |reason: String| Err(ChunkFailure { reason });
+        let peer = match self.storage_peer(node, address) {
+            Ok(peer) => peer,
+            Err(reason) => return done(failed(reason)),
+        };
+        peer.call_then(Kind::Chunk as u16, codec::encode(request), Bytes::new(), CHUNK_DEADLINE, move |result| {
+            done(match result {
+                Ok(response) => {
+                    codec::decode::<ChunkAnswer>(&response.message).or_else(|error| failed(error.to_string()))
+                }
+                Err(error) => failed(error.to_string()),
+            });
+        });
+    }
+
+    fn storage_peer(&mut self, node: NodeId, address: &str) -> Result<Peer, String> {
+        if let Some((known, peer)) = self.storage.get(&node)
+            && known == address
+        {
+            return Ok(peer.clone());
+        }
+        let parsed: Address = address.parse().map_err(|error| format!("storage node {node}: {error}"))?;
+        let expected = Some(PeerIdentity { role: Role::Storage, id: node.0 });
+        let _guard = self.runtime.enter();
+        let peer = Peer::new(self.identity.clone(), Transport::Tls, vec![parsed], expected, PeerOptions::default());
+        self.storage.insert(node, (address.to_owned(), peer.clone()));
+        Ok(peer)
+    }
+}

@@ -1,0 +1,174 @@
+//! A metadata server from its start to its stop.
+
+use crate::config::Config;
+use crate::disk::{self, DiskError, Shard};
+use crate::log_writer;
+use crate::node::{Arrival, Node, Workers, now};
+use crate::peers::Peers;
+use crate::service::Service;
+use holdfast_metadata_core::{Config as CoreConfig, Input, MetadataCore, Recovered, RecoveredShard, StartError};
+use holdfast_rpc::{Address, ConnectError, Identity, IdentityError, Server, ServerOptions, Transport};
+use holdfast_store::Table;
+use holdfast_types::{LogIndex, ServerId, ShardId, prng};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long answers under way may take at a stop.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Why a server does not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Certificate, key or authority.
+    #[error("certificate: {0}")]
+    Identity(#[from] IdentityError),
+    /// The certificate is another process's.
+    #[error("the certificate is {found}'s, the configuration is metadata-{expected}'s")]
+    WrongCertificate {
+        /// Whose it is.
+        found: String,
+        /// Whose it should be.
+        expected: u64,
+    },
+    /// The data directory.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Log and table do not fit together.
+    #[error("{0}; this server must be replaced by a new one, it must not guess")]
+    Start(#[from] StartError),
+    /// The address.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] ConnectError),
+    /// An address in the configuration.
+    #[error("configuration: {0}")]
+    Address(String),
+    /// The system has no thread to give.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The loop ended by itself: a bug, and the log says where.
+    #[error("the server's loop ended unexpectedly")]
+    Died,
+}
+
+/// Runs a metadata server until `shutdown` becomes true. `ready` is called once, with the address, when it listens.
+///
+/// # Errors
+/// [`Error`]
+pub async fn run(
+    config: Config,
+    mut shutdown: watch::Receiver<bool>,
+    ready: impl FnOnce(String) + Send,
+) -> Result<(), Error> {
+    let identity = identity(&config)?;
+    let opened = {
+        let config = config.clone();
+        // Opening replays logs and may take a while: not on the runtime's threads.
+        tokio::task::spawn_blocking(move || disk::open(&config)).await.map_err(|_| Error::Died)??
+    };
+    let (inbox, arrivals) = channel();
+    let (node, threads) = assemble(&config, &identity, opened, &inbox, arrivals)?;
+    let (ended, mut end) = watch::channel(false);
+    let main = std::thread::Builder::new().name("metadata".into()).spawn(move || {
+        node.run();
+        ended.send_replace(true);
+    })?;
+    let address: Address = config.address.parse()?;
+    let handler = Arc::new(Service { inbox: inbox.clone() });
+    let server = Server::bind(Transport::Quic, &address, identity, handler, ServerOptions::default()).await?;
+    ready(server.local_address().to_string());
+    let died = tokio::select! {
+        _ = shutdown.wait_for(|stop| *stop) => false,
+        _ = end.wait_for(|ended| *ended) => true,
+    };
+    let _ = inbox.send(Arrival::Stop);
+    server.shutdown(GRACE).await;
+    let joined = tokio::task::spawn_blocking(move || {
+        let result = main.join();
+        drop(inbox);
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+        result.is_ok()
+    });
+    if died || !joined.await.unwrap_or(false) { Err(Error::Died) } else { Ok(()) }
+}
+
+fn identity(config: &Config) -> Result<Identity, Error> {
+    let identity = Identity::load(&config.certificate, &config.key, &config.authority)?;
+    let me = identity.me();
+    if me.role != holdfast_rpc::Role::Metadata || me.id != config.id || identity.cluster() != config.cluster_id() {
+        let found = format!("{me} of {}", identity.cluster());
+        return Err(Error::WrongCertificate { found, expected: config.id });
+    }
+    Ok(identity)
+}
+
+fn assemble(
+    config: &Config,
+    identity: &Identity,
+    opened: [Shard; 2],
+    inbox: &Sender<Arrival>,
+    arrivals: Receiver<Arrival>,
+) -> Result<(Node, Vec<JoinHandle<()>>), Error> {
+    let [cluster, volumes] = opened;
+    let tables = [cluster.table.clone(), volumes.table.clone()];
+    let recovered = |shard: &Shard| RecoveredShard {
+        hard_state: shard.recovered.hard_state,
+        base: shard.recovered.base,
+        entries: shard.recovered.entries.clone(),
+        table: shard.table.clone(),
+    };
+    let recovered = Recovered { cluster: recovered(&cluster), volumes: recovered(&volumes) };
+    let core = MetadataCore::new(core_config(config), recovered, now())?;
+    let servers = config.servers.iter().map(|server| (ServerId(server.id), server.address.clone()));
+    let peers = Peers::new(identity.clone(), servers, inbox.clone()).map_err(Error::Address)?;
+    let confirm = || {
+        let inbox = inbox.clone();
+        move |input: Input| {
+            // Fails only when the loop has ended.
+            let _ = inbox.send(Arrival::Input(input));
+        }
+    };
+    let (log_0, thread_0) = log_writer::start(ShardId::CLUSTER, cluster.log, confirm())?;
+    let (log_1, thread_1) = log_writer::start(ShardId::VOLUMES, volumes.log, confirm())?;
+    let [table_0, table_1] = tables;
+    let (persist_0, thread_2) = table_persister(ShardId::CLUSTER, table_0, confirm())?;
+    let (persist_1, thread_3) = table_persister(ShardId::VOLUMES, table_1, confirm())?;
+    let workers = Workers { logs: [log_0, log_1], tables: [persist_0, persist_1], peers };
+    Ok((Node::new(core, arrivals, workers), vec![thread_0, thread_1, thread_2, thread_3]))
+}
+
+fn core_config(config: &Config) -> CoreConfig {
+    let voters = config.servers.iter().map(|server| ServerId(server.id)).collect();
+    // Different on each server and at each start, so that two never stand for election in step for long.
+    let seed = prng::mix(config.id ^ now().0 ^ u64::from(std::process::id()) << 32);
+    CoreConfig {
+        replicas: config.replicas,
+        groups: config.groups,
+        storage_expected: config.storage_expected,
+        ..CoreConfig::new(config.server_id(), config.cluster_id(), voters, seed)
+    }
+}
+
+/// The thread that persists a table when asked; requests that wait together are served by one persist.
+fn table_persister(
+    shard: ShardId,
+    table: Arc<dyn Table>,
+    confirm: impl Fn(Input) + Send + 'static,
+) -> Result<(Sender<LogIndex>, JoinHandle<()>), std::io::Error> {
+    let (sender, queue) = channel::<LogIndex>();
+    let thread = std::thread::Builder::new().name(format!("table-{}", shard.0)).spawn(move || {
+        while let Ok(first) = queue.recv() {
+            let waiting: Vec<LogIndex> = std::iter::once(first).chain(queue.try_iter()).collect();
+            if let Err(error) = table.persist() {
+                tracing::error!(%shard, %error, "table cannot be persisted; this shard stops on this server");
+                return confirm(Input::PersistFailed { shard, reason: error.to_string() });
+            }
+            for applied in waiting {
+                confirm(Input::TablesPersisted { shard, applied });
+            }
+        }
+    })?;
+    Ok((sender, thread))
+}

@@ -1,0 +1,67 @@
+//! What arrives over the control transport becomes an [`Arrival`] of the loop. Runs on the connections' tasks and never blocks.
+
+use crate::node::Arrival;
+use holdfast_metadata_core::{Caller, Input};
+use holdfast_rpc::{Handler, Incoming, PeerIdentity, Refusal, Responder, Role};
+use holdfast_types::{NodeId, ServerId};
+use holdfast_wire::admin::{AdminAnswer, AdminRequest};
+use holdfast_wire::codec;
+use holdfast_wire::kind::Kind;
+use holdfast_wire::metadata::Envelope;
+use std::sync::mpsc::Sender;
+
+/// Gives requests and peers' messages to the loop.
+pub struct Service {
+    /// The loop's inbox.
+    pub inbox: Sender<Arrival>,
+}
+
+fn caller(peer: &PeerIdentity) -> Caller {
+    match peer.role {
+        Role::Metadata => Caller::Server(ServerId(peer.id)),
+        Role::Storage => Caller::Storage(NodeId(peer.id)),
+        Role::Client => Caller::Client,
+        Role::Admin => Caller::Admin,
+    }
+}
+
+impl Handler for Service {
+    fn handle(&self, from: &PeerIdentity, request: Incoming, respond: Responder) {
+        let arrival = match Kind::from_u16(request.kind) {
+            Some(Kind::Metadata) => match codec::decode::<Envelope>(&request.message) {
+                Ok(envelope) => Arrival::Request {
+                    from: caller(from),
+                    envelope: Box::new(envelope),
+                    deadline: request.deadline,
+                    respond,
+                },
+                Err(error) => {
+                    tracing::warn!(%from, %error, "request not understood");
+                    return respond.refuse(Refusal::Unhandled);
+                }
+            },
+            Some(Kind::Admin) => match codec::decode::<AdminRequest>(&request.message) {
+                Ok(AdminRequest::ServerStatus) => Arrival::Status(respond),
+                Err(error) => {
+                    let answer = AdminAnswer::Refused(error.to_string());
+                    return respond.send(codec::encode(&answer), bytes::Bytes::new());
+                }
+            },
+            Some(Kind::Chunk | Kind::Group | Kind::Peer) | None => return respond.refuse(Refusal::Unhandled),
+        };
+        // Fails only when the loop has ended; then the responder was dropped, and the caller is told.
+        let _ = self.inbox.send(arrival);
+    }
+
+    fn one_way(&self, from: &PeerIdentity, message: Incoming) {
+        if message.kind != Kind::Peer as u16 || from.role != Role::Metadata {
+            return tracing::warn!(%from, kind = message.kind, "one-way message that is none of ours");
+        }
+        match codec::decode(&message.message) {
+            Ok(decoded) => {
+                let _ = self.inbox.send(Arrival::Input(Input::Peer { from: ServerId(from.id), message: decoded }));
+            }
+            Err(error) => tracing::warn!(%from, %error, "peer's message not understood"),
+        }
+    }
+}
