@@ -212,6 +212,9 @@ fn many_readers_and_a_writer(fixture: &mut dyn Fixture) {
                         let now = values.first().map_or(0, |v| u64::from_be_bytes(v[..].try_into().unwrap()));
                         assert!(now >= last, "the table went back from {last} to {now}");
                         last = now;
+                        // The keys are set in order, so one read after another may find a later commit, never an earlier.
+                        let singles = [4u8, 0].map(|key| table.get(&[key]).unwrap());
+                        assert!(singles[0] <= singles[1], "the last key was set before the first: {singles:?}");
                     }
                 })
             })

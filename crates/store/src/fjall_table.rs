@@ -198,7 +198,8 @@ impl Drop for Content {
 
 impl View for FjallTable {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.shared.live().parts().keyspace.get(key)?.map(detach))
+        // Through a snapshot: fjall shows a batch key by key while it is being applied, and a commit is one step for us.
+        self.snapshot().get(key)
     }
 
     fn range(&self, range: KeyRange) -> Pairs {

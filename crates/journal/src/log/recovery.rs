@@ -195,7 +195,8 @@ fn check_no_live_record<D: Disk>(segments: &Segments<D>, slot: &Slot<D::File>) -
     let bytes = read_at(&slot.file, &slot.name, segments.body_bytes(), BLOCK_BYTES)?;
     let position = u64::from_le_bytes(std::array::from_fn(|at| bytes[8 + at]));
     let starts_segment = position.is_multiple_of(segments.body_bytes());
-    if starts_segment && position >= segments.facts.head && decode_record(&bytes, segments.facts.id, position).is_some() {
+    if starts_segment && position >= segments.facts.head && decode_record(&bytes, segments.facts.id, position).is_some()
+    {
         let what = "the segment's header is gone but its records are live".to_owned();
         return Err(JournalError::Damaged { file: slot.name.clone(), offset: 0, position: Position(position), what });
     }

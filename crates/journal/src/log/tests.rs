@@ -149,6 +149,28 @@ fn a_failed_sync_ends_the_journal_and_what_a_restart_replays_is_durable() {
 }
 
 #[test]
+fn what_an_opening_replays_is_durable_without_another_append() {
+    for seed in 0..40 {
+        let disk = MemoryDisk::new(seed);
+        let (mut journal, _) = open(&disk).unwrap();
+        journal.append(&[b"first"]).unwrap();
+        journal.sync().unwrap();
+        journal.append(&[b"second"]).unwrap();
+        // Either the process dies between write and sync, or the sync fails and cleans the page without writing it.
+        if seed % 2 == 0 {
+            journal.write_pending().unwrap();
+        } else {
+            disk.fail_sync(1);
+            journal.sync().unwrap_err();
+        }
+        let disk = disk.restart(Loss::Process);
+        let (_, replayed) = open(&disk).unwrap();
+        assert_eq!(replayed.len(), 2, "the page cache still has it");
+        assert_eq!(open(&disk.restart(Loss::Power)).unwrap().1, replayed, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_refused_record_stops_the_opening_and_changes_nothing() {
     let disk = MemoryDisk::new(1);
     let (mut journal, _) = open(&disk).unwrap();

@@ -33,7 +33,11 @@ impl Model {
             for _ in 0..prng.between(1, 3) {
                 let mut bytes = vec![0; prng.below(1500) as usize];
                 // Half of all records are alike, so that stale ones can pass for new ones if anything lets them.
-                if prng.chance(1, 2) { bytes.truncate(100) } else { prng.fill(&mut bytes) }
+                if prng.chance(1, 2) {
+                    bytes.truncate(100)
+                } else {
+                    prng.fill(&mut bytes)
+                }
                 match journal.append(&[&bytes]) {
                     Ok(position) => self.appended.push((position, bytes)),
                     Err(JournalError::Full(_)) => self.release(journal, prng),
@@ -67,7 +71,12 @@ impl Model {
 }
 
 /// Opens, with crashes during the opening too, and checks.
-fn recover(mut disk: MemoryDisk, model: &mut Model, prng: &mut Prng, context: &str) -> (MemoryDisk, Journal<MemoryDisk>) {
+fn recover(
+    mut disk: MemoryDisk,
+    model: &mut Model,
+    prng: &mut Prng,
+    context: &str,
+) -> (MemoryDisk, Journal<MemoryDisk>) {
     for attempt in 0.. {
         disk = disk.restart(if prng.chance(1, 4) { Loss::Process } else { Loss::Power });
         if attempt < 4 && prng.chance(1, 3) {
