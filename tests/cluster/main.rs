@@ -1,1 +1,8 @@
-//! Being written.
+//! Clusters of real processes on a real mount: what happens when parts of them die.
+//!
+//! Run by `cargo xtask test --only cluster`, one test at a time; as root, since power cuts need loop devices.
+
+mod power_loss;
+mod process_loss;
+mod two_mounts;
+mod up;

@@ -1,1 +1,86 @@
-//! Being written.
+//! POSIX suites on a mount. Each failing case is listed with its cause in `docs/posix.md`; the list must be the truth.
+//!
+//! Run by `cargo xtask posix`, which installs the suite and names it in `$HOLDFAST_TEST_PJDFSTEST`.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+use holdfast_tests::command::{repository, run, shell};
+use holdfast_tests::{Up, can_mount, note, skip};
+
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What a run of pjdfstest printed, sorted out.
+#[derive(Debug, Default)]
+struct Outcome {
+    passed: usize,
+    failed: BTreeSet<String>,
+    skipped: usize,
+    /// The line that it prints at its end; without it the run did not get there.
+    summary: Option<String>,
+}
+
+fn sort_out(output: &str) -> Outcome {
+    let mut outcome = Outcome::default();
+    for line in output.lines() {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next(), words.next()) {
+            (Some(name), Some("ok"), None) if name.contains("::") => outcome.passed += 1,
+            (Some(name), Some("FAILED"), None) => drop(outcome.failed.insert(name.to_string())),
+            (Some(_), Some("skipped"), None) => outcome.skipped += 1,
+            (Some("Summary:"), _, _) => outcome.summary = Some(line.to_string()),
+            _ => {}
+        }
+    }
+    outcome
+}
+
+/// Cases that `docs/posix.md` lists as failing: rows of its table that begin with a case in backticks.
+fn listed(page: &str) -> BTreeSet<String> {
+    page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(name, _)| name.to_string()).collect()
+}
+
+#[test]
+fn pjdfstest_runs_to_its_end_and_each_failure_is_listed_with_its_cause() {
+    let name = "pjdfstest_runs_to_its_end_and_each_failure_is_listed_with_its_cause";
+    if !can_mount(name, &["getfacl", "useradd"]) {
+        return;
+    }
+    let Some(program) = std::env::var_os("HOLDFAST_TEST_PJDFSTEST") else {
+        skip(name, "pjdfstest is not installed (cargo xtask posix installs it)");
+        return;
+    };
+    // The suite switches to two users; Debian has `nobody`, the other one is ours to make.
+    shell("id tests >/dev/null 2>&1 || useradd --system --user-group --no-create-home --shell /usr/sbin/nologin tests", LIMIT).expect("user");
+    let up = Up::start(&[]).expect("up is ready");
+    let second = tempfile::tempdir().expect("a folder on another file system");
+    let mut command = Command::new(program);
+    command.arg("-c").arg(repository().join("tests/posix/pjdfstest.toml")).arg("-p").arg(up.mount());
+    command.arg("-s").arg(second.path()).env("NO_COLOR", "1").env("RUST_BACKTRACE", "0");
+    let said = run(&mut command, LIMIT).expect("runs to its end");
+    let outcome = sort_out(&said.stdout);
+    let summary = outcome.summary.clone().unwrap_or_else(|| panic!("no summary:\n{}{}", said.stdout, said.stderr));
+    note(&format!("pjdfstest: {} passed, {} failed, {} skipped", outcome.passed, outcome.failed.len(), outcome.skipped));
+    assert!(outcome.passed > 200, "hardly anything ran: {summary}");
+    let page = std::fs::read_to_string(repository().join("docs/posix.md")).unwrap_or_default();
+    let listed = listed(&page);
+    let new: Vec<&String> = outcome.failed.difference(&listed).collect();
+    let gone: Vec<&String> = listed.difference(&outcome.failed).collect();
+    if !new.is_empty() {
+        println!("{}", said.stdout);
+    }
+    assert!(new.is_empty(), "not listed in docs/posix.md: {new:#?}");
+    assert!(gone.is_empty(), "listed in docs/posix.md but no longer failing: {gone:#?}");
+}
+
+#[test]
+fn a_run_of_pjdfstest_is_read_as_it_was_meant() {
+    let outcome = sort_out(
+        "chmod::errno::a    ok\nchmod::b  FAILED\n\tassertion failed: ok\nopen::c   skipped\n\trequires features: x\n\nSummary: 1 failed, 1 skipped, 1 passed, 0 expected failures, 3 total\n",
+    );
+    assert_eq!((outcome.passed, outcome.failed.len(), outcome.skipped), (1, 1, 1));
+    assert!(outcome.summary.is_some() && outcome.failed.contains("chmod::b"));
+    let page = "| case | cause |\n| --- | --- |\n| `chmod::b` | not yet |\ntext with `other::case`\n";
+    assert_eq!(listed(page), outcome.failed);
+}

@@ -16,10 +16,10 @@ pub mod process;
 pub mod report;
 pub mod up;
 
-//pub use cluster::{Cluster, Options};
+pub use cluster::{Cluster, Options};
 pub use janitor::Janitor;
 pub use report::{can_mount, note, skip};
-//pub use up::Up;
+pub use up::Up;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,59 @@
+//! Power loss of everything at once: what was synced is there afterwards; with syncs skipped it is not, or this test
+//! would prove nothing.
+
+use holdfast_tests::load::Load;
+use holdfast_tests::{Cluster, Options, can_mount, note};
+
+fn options() -> Options {
+    Options { power_loss: true, ..Options::default() }
+}
+
+#[test]
+fn what_was_synced_survives_power_loss_of_everything_at_once() {
+    let name = "what_was_synced_survives_power_loss_of_everything_at_once";
+    if !can_mount(name, &["mkfs.ext4", "losetup", "python3"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&options()).expect("a healthy cluster");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let mut reports = Vec::new();
+    let cuts = if holdfast_tests::report::long() { 20 } else { 2 };
+    for cut in 1..=cuts {
+        let load = Load::start(&at, &format!("load-{cut}")).expect("starts");
+        load.wait_for(500 + 137 * cut).expect("acknowledged");
+        cluster.cut_power().expect("cut");
+        reports.push(load.stop());
+        cluster.restore_power().expect("comes back");
+        for (number, report) in reports.iter().enumerate() {
+            let missing = report.missing();
+            assert!(missing.is_empty(), "cut {cut}, load {}: lost after an acknowledged sync: {missing:#?}", number + 1);
+        }
+        note(&format!("power cut {cut} of {cuts}: {} acknowledged writes all there", reports[reports.len() - 1].acknowledged()));
+    }
+}
+
+/// The control: the same run with every fdatasync of the servers made a no-op.
+#[test]
+fn a_power_cut_with_syncs_skipped_loses_data() {
+    let name = "a_power_cut_with_syncs_skipped_loses_data";
+    if !can_mount(name, &["mkfs.ext4", "losetup", "python3"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options { skip_sync: true, ..options() }).expect("a healthy cluster");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let load = Load::start(&at, "load").expect("starts");
+    load.wait_for(600).expect("acknowledged");
+    cluster.cut_power().expect("cut");
+    let report = load.stop();
+    // Servers whose whole state is gone may not even start: that is loss, too.
+    let came_back = cluster.restore_power();
+    let lost = match &came_back {
+        Ok(()) => !report.missing().is_empty(),
+        Err(_) => true,
+    };
+    assert!(lost, "nothing was lost although nothing was synced: the power cut does not test syncs");
+    let how = came_back.map_or_else(|error| error.root_cause().to_string().lines().next().unwrap_or_default().to_string(), |()| "writes are missing".to_string());
+    note(&format!("control run without syncs lost data, as it must: {how}"));
+}

@@ -1,0 +1,61 @@
+//! `kill -9` of one process under load, started again later: no call fails, nothing acknowledged is lost.
+
+use holdfast_tests::load::Failover;
+use holdfast_tests::{Cluster, Options, can_mount};
+
+/// Kills the process that `choose` names 5 s into a load, starts it again, and checks everything.
+fn lose(label: &str, choose: impl FnOnce(&Cluster) -> String) {
+    if !can_mount(label, &["python3"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let victim = choose(&cluster);
+    let pid = cluster.server(&victim).expect("chosen from the cluster").pid().expect("it runs");
+    let work = cluster.folder().to_path_buf();
+    let run = Failover { mount: &at, work: &work, fault: format!("kill -9 {pid}"), heal_after_s: 15, duration_s: 25 };
+    run.run(label, || cluster.restart(&victim)).expect("no error, no loss, no hang");
+    cluster.wait_healthy(std::time::Duration::from_secs(60)).expect("whole again");
+    cluster.mounted(mount).unmount().expect("unmounts");
+}
+
+#[test]
+fn loss_of_a_metadata_follower_is_not_noticed() {
+    lose("loss_of_a_metadata_follower_is_not_noticed", |cluster| {
+        let leader = cluster.leader().expect("somebody leads");
+        (1..=3).map(|n| format!("metadata-{n}")).find(|name| *name != leader).expect("two follow")
+    });
+}
+
+#[test]
+fn loss_of_the_metadata_leader_is_a_pause() {
+    lose("loss_of_the_metadata_leader_is_a_pause", |cluster| cluster.leader().expect("somebody leads"));
+}
+
+#[test]
+fn loss_of_a_storage_node_is_a_pause() {
+    lose("loss_of_a_storage_node_is_a_pause", |_| "storage-2".to_string());
+}
+
+#[test]
+fn a_cluster_whose_servers_all_die_comes_back_with_everything() {
+    let name = "a_cluster_whose_servers_all_die_comes_back_with_everything";
+    if !can_mount(name, &[]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let load = holdfast_tests::load::Load::start(&at, "load").expect("starts");
+    load.wait_for(300).expect("acknowledged");
+    for server in cluster.servers() {
+        server.kill().expect("killed");
+    }
+    // The mount stays: calls wait, and go on when the servers are back.
+    cluster.start_all().expect("healthy again");
+    load.wait_for(100).expect("writers go on by themselves");
+    let report = load.stop();
+    assert_eq!(report.errors(), Vec::<String>::new());
+    assert_eq!(report.missing(), Vec::<String>::new());
+}
