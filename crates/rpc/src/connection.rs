@@ -1,14 +1,15 @@
 //! The life of one connection: hello, then frames both ways until somebody ends it. One task reads, writes and keeps time.
 
+use crate::dial::quic_refused;
 use crate::error::{ConnectError, Refusal};
 use crate::handler::{Handler, Hold, Incoming, Link, Responder, Response};
 use crate::identity::{Expect, PeerIdentity, Role};
 use crate::reader::{ReadError, Reader};
-use crate::shared::{Out, Shared, units};
+use crate::shared::{End, Out, Shared, units};
 use crate::stream::Stream;
 use crate::writer::Writer;
 use bytes::Bytes;
-use holdfast_wire::frame::{FrameKind, Header};
+use holdfast_wire::frame::{FrameError, FrameKind, Header};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 const LINGER: Duration = Duration::from_millis(500);
 /// Stands in for a request without a deadline.
 const DEADLINE_NONE: Duration = Duration::from_secs(3600);
+
+/// Which end of a connection we are.
+#[derive(Clone, Copy)]
+pub(crate) enum Side {
+    /// We called, and expect somebody.
+    Dialled(Expect),
+    /// We were called.
+    Answered,
+}
 
 /// A connection after the hello, ready to run.
 pub(crate) struct Connection {
@@ -32,34 +42,45 @@ pub(crate) struct Connection {
 impl Connection {
     /// Says hello and hears one. Afterwards both ends know, and where certificates exist have proved, who the other is.
     ///
+    /// The end that dialled speaks first; the other's hello says that it is let in, or shows in what the two do not agree.
+    ///
     /// # Errors
     /// [`ConnectError`] when the other end is not of our cluster, not whom we expect, or does not speak our language.
-    pub async fn introduce(stream: Stream, shared: Arc<Shared>, expected: Expect) -> Result<Self, ConnectError> {
+    pub async fn introduce(stream: Stream, shared: Arc<Shared>, side: Side) -> Result<Self, ConnectError> {
         let Stream { read, write, proven, covered, remote, quic } = stream;
         let (mut reader, mut writer) = (Reader::new(read), Writer::new(write, covered));
-        let broken = |source| ConnectError::Io { address: remote.clone(), source };
         let hello = Out { header: shared.hello(), deadline: None, message: Bytes::new(), payload: Bytes::new() };
-        writer.encode(hello).map_err(broken)?;
-        let sent = writer.write(|| ()).await;
-        // What the other end said before it closed explains more than the failure to write.
-        let header = match reader.header(|| ()).await {
-            Ok(header) => header,
-            Err(ReadError::Frame(error)) => return Err(error.into()),
-            Err(ReadError::Io(error)) => return Err(refused(&remote, error)),
-            Err(ReadError::End) => {
-                return Err(refused(&remote, sent.err().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())));
+        writer.encode(hello).map_err(|source| ConnectError::Io { address: remote.clone(), source })?;
+        let peer = match side {
+            Side::Dialled(expected) => {
+                let sent = writer.write(|| ()).await;
+                // What the other end said before it closed explains more than the failure to write.
+                let header = hear(&mut reader, &remote, sent.err()).await?;
+                let peer = check_hello(&header, &shared, proven)?;
+                if !expected.accepts(peer) {
+                    return Err(ConnectError::Stranger { address: remote, expected, found: peer });
+                }
+                peer
+            }
+            Side::Answered => {
+                let heard = hear(&mut reader, &remote, None).await;
+                let checked = heard.and_then(|header| check_hello(&header, &shared, proven));
+                let may_know = matches!(
+                    checked,
+                    Ok(_) | Err(ConnectError::Cluster { .. } | ConnectError::Frame(FrameError::Version { .. }))
+                );
+                if may_know {
+                    writer.write(|| ()).await.map_err(|error| refused(&remote, error))?;
+                }
+                checked?
             }
         };
-        let peer = check_hello(&header, &shared, proven)?;
-        if !expected.accepts(peer) {
-            return Err(ConnectError::Stranger { address: remote, expected, found: peer });
-        }
         shared.up(peer);
         Ok(Self { shared, peer, reader, writer, quic, remote })
     }
 
-    /// Runs until either end is done, and says why. The caller then closes `shared`.
-    pub async fn run(self, handler: Option<&dyn Handler>) -> Arc<str> {
+    /// Runs until either end is done. `ended` is told why and closes `shared`; after that the handler is told.
+    pub async fn run(self, handler: Option<&dyn Handler>, ended: impl FnOnce(End)) {
         let Self { shared, peer, mut reader, mut writer, quic, remote } = self;
         let link = Link { shared: shared.clone() };
         tracing::debug!(peer = %peer, %remote, connection = shared.id(), "connected");
@@ -85,11 +106,11 @@ impl Connection {
             quic.close(0u32.into(), b"");
         }
         tracing::debug!(peer = %peer, %remote, connection = shared.id(), %reason, "disconnected");
-        reason
+        ended(End::Closed(reason));
     }
 }
 
-/// Tells the handler, also when the handler itself panicked.
+/// Tells the handler, also when the task is cancelled or the handler itself panicked.
 struct Goodbye<'a> {
     handler: Option<&'a dyn Handler>,
     peer: PeerIdentity,
@@ -98,8 +119,8 @@ struct Goodbye<'a> {
 
 impl Drop for Goodbye<'_> {
     fn drop(&mut self) {
-        let reason = "the connection ended".into();
-        self.link.shared.close_if_panicking(reason);
+        // Does nothing where the connection came to its regular end.
+        self.link.shared.close(&End::Closed("the connection was dropped".into()));
         let Some(handler) = self.handler else { return };
         // A second panic while the first unwinds would end the process.
         let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -109,6 +130,19 @@ impl Drop for Goodbye<'_> {
             tracing::error!(peer = %self.peer, "a handler panicked when told of a lost connection");
         }
     }
+}
+
+/// The other end's first header; `earlier` is what went wrong before.
+async fn hear<R: AsyncRead + Unpin>(
+    reader: &mut Reader<R>,
+    remote: &str,
+    earlier: Option<io::Error>,
+) -> Result<Header, ConnectError> {
+    reader.header(|| ()).await.map_err(|error| match error {
+        ReadError::Frame(error) => error.into(),
+        ReadError::Io(error) => refused(remote, error),
+        ReadError::End => refused(remote, earlier.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())),
+    })
 }
 
 fn check_hello(header: &Header, shared: &Shared, proven: Option<PeerIdentity>) -> Result<PeerIdentity, ConnectError> {
@@ -128,10 +162,15 @@ fn check_hello(header: &Header, shared: &Shared, proven: Option<PeerIdentity>) -
 
 /// TLS 1.3 lets a client send before the server has judged its certificate, so the verdict arrives as a failed read.
 fn refused(remote: &str, error: io::Error) -> ConnectError {
-    if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-        return ConnectError::Tls { address: remote.into(), reason: error.to_string() };
+    let address = remote.into();
+    match error.get_ref() {
+        Some(inner) if inner.is::<rustls::Error>() => ConnectError::Tls { address, reason: inner.to_string() },
+        Some(inner) => match inner.downcast_ref::<quinn::ReadError>() {
+            Some(quinn::ReadError::ConnectionLost(lost)) => quic_refused(address, lost),
+            _ => ConnectError::Io { address, source: error },
+        },
+        None => ConnectError::Io { address, source: error },
     }
-    ConnectError::Io { address: remote.into(), source: error }
 }
 
 async fn read_frames<R: AsyncRead + Unpin>(
@@ -227,6 +266,6 @@ fn incoming(shared: &Arc<Shared>, header: &Header, message: Bytes, payload: Byte
         deadline: Instant::now() + left,
         trace: header.trace,
         link: Link { shared: shared.clone() },
-        hold: Hold::new(shared.clone(), units),
+        _hold: Hold::new(shared.clone(), units),
     }
 }

@@ -117,12 +117,24 @@ async fn quic(
     let name = expected.server_name(identity.cluster());
     let connecting =
         endpoint.connect_with(config, address, &name.to_str()).map_err(|e| failed(e.to_string()))?;
-    let connection = connecting.await.map_err(|error| match error {
-        quinn::ConnectionError::TransportError(e) => ConnectError::Tls { address: remote.into(), reason: e.to_string() },
-        other => failed(other.to_string()),
-    })?;
+    let connection = connecting.await.map_err(|error| quic_refused(remote.into(), &error))?;
     let streams = connection.open_bi().await.map_err(|e| failed(e.to_string()))?;
     quic_stream(identity, connection, streams, remote.into())
+}
+
+/// Tells a refused identity from other failures: TLS alerts travel as codes of their own.
+pub(crate) fn quic_refused(address: String, error: &quinn::ConnectionError) -> ConnectError {
+    let code = match error {
+        quinn::ConnectionError::TransportError(ours) => ours.code.into(),
+        quinn::ConnectionError::ConnectionClosed(theirs) => theirs.error_code.into(),
+        _ => 0u64,
+    };
+    let reason = error.to_string();
+    if (0x100..0x200).contains(&code) {
+        ConnectError::Tls { address, reason }
+    } else {
+        ConnectError::Quic { address, reason }
+    }
 }
 
 /// Wraps the one stream that a QUIC connection of ours has.

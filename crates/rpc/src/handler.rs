@@ -52,7 +52,7 @@ pub struct Incoming {
     pub trace: TraceContext,
     /// The connection it came over.
     pub link: Link,
-    pub(crate) hold: Hold,
+    pub(crate) _hold: Hold,
 }
 
 /// Counts bytes against the connection's bound as long as it lives.

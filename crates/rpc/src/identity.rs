@@ -140,7 +140,7 @@ pub struct Identity {
 struct Inner {
     cluster: ClusterId,
     me: PeerIdentity,
-    tls: Option<tls::Configs>,
+    tls: Option<Arc<tls::Configs>>,
 }
 
 impl fmt::Debug for Identity {
@@ -172,12 +172,18 @@ impl Identity {
             .map_err(|error| IdentityError::Pem { what: "key", reason: error.to_string() })?;
         let (me, cluster) = PeerIdentity::from_certificate(&chain[0]).ok_or(IdentityError::Nameless)?;
         let tls = tls::Configs::new(chain, key, roots)?;
-        Ok(Self { inner: Arc::new(Inner { cluster, me, tls: Some(tls) }) })
+        Ok(Self { inner: Arc::new(Inner { cluster, me, tls: Some(Arc::new(tls)) }) })
     }
 
     /// An identity that proves nothing: enough for [`crate::Transport::Plain`], refused by every other.
     pub fn unproven(cluster: ClusterId, me: PeerIdentity) -> Self {
         Self { inner: Arc::new(Inner { cluster, me, tls: None }) }
+    }
+
+    /// A liar: proves one thing and says another.
+    #[cfg(test)]
+    pub(crate) fn claiming(&self, me: PeerIdentity) -> Self {
+        Self { inner: Arc::new(Inner { cluster: self.inner.cluster, me, tls: self.inner.tls.clone() }) }
     }
 
     /// The cluster it belongs to.
@@ -191,7 +197,7 @@ impl Identity {
     }
 
     pub(crate) fn tls(&self) -> Result<&tls::Configs, IdentityError> {
-        self.inner.tls.as_ref().ok_or(IdentityError::Nameless)
+        self.inner.tls.as_deref().ok_or(IdentityError::Nameless)
     }
 }
 

@@ -14,6 +14,8 @@
 
 pub mod ca;
 mod connection;
+#[cfg(test)]
+mod contract;
 mod dial;
 mod error;
 mod handler;

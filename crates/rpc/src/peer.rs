@@ -10,13 +10,13 @@
 //! * A call made while the peer is unreachable shares the fate of the next attempt; that is at most [`PeerOptions::pause_most`]
 //!   away, so callers learn soon enough to go elsewhere, and a dead peer costs one attempt per pause however many callers it has.
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Side};
 use crate::dial::{dial, quic_endpoint};
 use crate::error::{CastError, ConnectError, RpcError};
 use crate::handler::{Handler, Link, Response};
 use crate::identity::{Expect, Identity, PeerIdentity};
 use crate::retry::Backoff;
-use crate::shared::{Bounds, Completion, Draft, End, Shared, check_lengths};
+use crate::shared::{Bounds, Completion, Draft, End, Shared};
 use crate::stream::{Address, Transport};
 use bytes::Bytes;
 use holdfast_wire::frame::TraceContext;
@@ -498,7 +498,7 @@ impl Driver {
             attempt = self.attempt(&shared) => attempt,
             _ = shared.run_timers() => unreachable!("nobody is silent before the hello"),
         };
-        let end = match attempt {
+        match attempt {
             Err(error) => {
                 self.not_before = Instant::now() + self.backoff.failed();
                 self.turn += 1;
@@ -506,20 +506,18 @@ impl Driver {
                     tracing::warn!(peer = %lane.target.name, %error, "cannot connect; trying on");
                 }
                 self.failing = true;
-                End::Unreachable(Arc::new(error))
+                lane.renew(&shared, &End::Unreachable(Arc::new(error)));
             }
             Ok(connection) => {
                 self.failing = false;
                 let began = Instant::now();
-                let reason = connection.run(lane.target.options.handler.as_deref()).await;
+                connection.run(lane.target.options.handler.as_deref(), |end| lane.renew(&shared, &end)).await;
                 if began.elapsed() > lane.target.options.pause_most {
                     self.backoff.reset();
                 }
                 self.not_before = Instant::now() + self.backoff.failed();
-                End::Closed(reason)
             }
-        };
-        lane.renew(&shared, &end);
+        }
     }
 
     async fn attempt(&mut self, shared: &Arc<Shared>) -> Result<Connection, ConnectError> {
@@ -547,6 +545,6 @@ impl Driver {
     async fn attempt_one(&self, shared: &Arc<Shared>, address: &Address) -> Result<Connection, ConnectError> {
         let Target { identity, transport, expected, .. } = &*self.lane.target;
         let stream = dial(identity, *transport, address, *expected, self.endpoint.as_ref()).await?;
-        Connection::introduce(stream, shared.clone(), *expected).await
+        Connection::introduce(stream, shared.clone(), Side::Dialled(*expected)).await
     }
 }

@@ -1,15 +1,15 @@
 //! Being called: one listening socket, its connections, and their end.
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Side};
 use crate::error::ConnectError;
 use crate::handler::Handler;
-use crate::identity::{Expect, Identity};
+use crate::identity::Identity;
 use crate::listen::{Knock, Listener};
 use crate::shared::{Bounds, End, Shared};
 use crate::stream::{Address, Transport};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -68,7 +68,7 @@ impl Server {
         let (listener, address) = Listener::bind(&identity, transport, address).await?;
         tracing::debug!(%address, %transport, "listening");
         let (stop, stopped) = watch::channel(None);
-        let host = Arc::new(Host { identity, handler, options, open: Mutex::new(BTreeMap::new()) });
+        let host = Arc::new(Host { identity, handler, options, open: Mutex::default() });
         let task = tokio::spawn(accept(listener, host, stopped));
         Ok(Self { address, stop, task: Some(task) })
     }
@@ -111,7 +111,14 @@ struct Host {
     identity: Identity,
     handler: Arc<dyn Handler>,
     options: ServerOptions,
-    open: Mutex<BTreeMap<u64, Arc<Shared>>>,
+    open: Mutex<Open>,
+}
+
+/// The connections there are, strangers included.
+#[derive(Default)]
+struct Open {
+    connections: BTreeMap<u64, Arc<Shared>>,
+    draining: bool,
 }
 
 async fn accept(listener: Listener, host: Arc<Host>, mut stopped: watch::Receiver<Option<Duration>>) {
@@ -140,8 +147,7 @@ async fn accept(listener: Listener, host: Arc<Host>, mut stopped: watch::Receive
             _ = stopped.changed() => break stopped.borrow().unwrap_or_default(),
         }
     };
-    let drain = |shared: &Arc<Shared>| shared.drain();
-    host.open.lock().expect("nothing panics under this lock").values().for_each(drain);
+    host.drain();
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(grace, all).await.is_err() {
         connections.shutdown().await;
@@ -157,12 +163,30 @@ struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.host.open.lock().expect("nothing panics under this lock").remove(&self.shared.id());
+        self.host.open().connections.remove(&self.shared.id());
         self.shared.close(&End::Closed("the connection ended".into()));
     }
 }
 
 impl Host {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().expect("nothing panics under this lock")
+    }
+
+    fn enter(&self, shared: &Arc<Shared>) {
+        let mut open = self.open();
+        open.connections.insert(shared.id(), shared.clone());
+        if open.draining {
+            shared.drain();
+        }
+    }
+
+    fn drain(&self) {
+        let mut open = self.open();
+        open.draining = true;
+        open.connections.values().for_each(|shared| shared.drain());
+    }
+
     async fn receive(self: Arc<Self>, knock: Knock, permit: tokio::sync::OwnedSemaphorePermit) {
         let remote = knock.remote();
         let bounds = Bounds {
@@ -173,11 +197,11 @@ impl Host {
         let units = Shared::semaphore(&bounds);
         let name: Arc<str> = remote.as_str().into();
         let shared = Arc::new(Shared::new(self.identity.clone(), name, bounds, units, Arc::new(AtomicU64::new(0))));
-        self.open.lock().expect("nothing panics under this lock").insert(shared.id(), shared.clone());
+        self.enter(&shared);
         let _entry = Entry { host: self.clone(), shared: shared.clone() };
         let admit = async {
             let stream = knock.admit(&self.identity).await?;
-            Connection::introduce(stream, shared.clone(), Expect::Anyone).await
+            Connection::introduce(stream, shared.clone(), Side::Answered).await
         };
         let timeout = self.options.hello_timeout;
         let admitted = tokio::time::timeout(timeout, admit).await.unwrap_or(Err(ConnectError::Timeout(timeout)));
@@ -185,8 +209,7 @@ impl Host {
         match admitted {
             Err(error) => tracing::info!(remote, %error, "turned away"),
             Ok(connection) => {
-                let reason = connection.run(Some(&*self.handler)).await;
-                shared.close(&End::Closed(reason));
+                connection.run(Some(&*self.handler), |end| shared.close(&end)).await;
             }
         }
     }

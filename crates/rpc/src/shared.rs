@@ -36,6 +36,8 @@ pub(crate) struct Bounds {
 
 /// One unit of [`Bounds::bytes_max`], in bytes. A frame costs one unit more than its bodies, so empty ones are bounded as well.
 const UNIT_BYTES: u64 = 1024;
+/// Largest frame, in bytes.
+const FRAME_BYTES_MAX: u64 = limits::FRAME_HEADER_BYTES + limits::MESSAGE_BYTES_MAX + limits::PAYLOAD_BYTES_MAX;
 /// No call waits longer.
 const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 /// Most bytes and frames that the writer takes at once: enough to fill a socket, few enough that a cancelled call is not sent.
@@ -212,7 +214,7 @@ impl Shared {
     /// The bound of a connection as a semaphore of units.
     pub fn semaphore(bounds: &Bounds) -> Arc<Semaphore> {
         // Every frame that is allowed must fit, or it would wait for ever.
-        let least = units(limits::MESSAGE_BYTES_MAX + limits::PAYLOAD_BYTES_MAX);
+        let least = units(FRAME_BYTES_MAX);
         Arc::new(Semaphore::new((bounds.bytes_max / UNIT_BYTES).max(least) as usize))
     }
 
@@ -226,10 +228,6 @@ impl Shared {
 
     pub fn identity(&self) -> &Identity {
         &self.identity
-    }
-
-    pub fn bounds(&self) -> &Bounds {
-        &self.bounds
     }
 
     pub fn peer(&self) -> Option<PeerIdentity> {
@@ -280,13 +278,6 @@ impl Shared {
         }
     }
 
-    /// Closes when a panic of a handler takes the connection's task down, so that nobody waits for it for ever.
-    pub fn close_if_panicking(&self, reason: Arc<str>) {
-        if std::thread::panicking() {
-            self.close(&End::Closed(reason));
-        }
-    }
-
     fn ended(&self, end: &End, sent: bool) -> RpcError {
         match end {
             End::Unreachable(source) => RpcError::Unreachable { peer: self.name(), source: source.clone() },
@@ -326,7 +317,7 @@ impl Shared {
             return Err((self.ended(end, false), draft, completion, permit));
         }
         // Only calls that were cancelled while queued can bring it there: live ones are bounded by their permits.
-        if inner.queued_bytes > 3 * self.bounds.bytes_max {
+        if inner.queued_bytes > 3 * self.bounds.bytes_max.max(FRAME_BYTES_MAX) {
             return Err((RpcError::Full { peer: self.name() }, draft, completion, permit));
         }
         inner.request_last += 1;
