@@ -1,0 +1,535 @@
+//! One sample of each message, with a different number in each field so that exchanged fields are noticed.
+
+use bytes::Bytes;
+use holdfast_types::{
+    ChunkIndex, ChunkKey, ClusterId, DiskId, Epoch, FileName, Generation, GroupId, Incarnation, InodeId, InstanceGeneration,
+    LogIndex, MapVersion, MemberId, NodeId, OpCount, OpNumber, Sequence, ServerId, SessionId, ShardId, SnapshotNumber, Term,
+    Timestamp, VolumeId,
+};
+use holdfast_wire::admin::{AdminAnswer, ClusterStatus, DiskStatus, ServerStatus, SessionStatus, ShardStatus, StorageStatus};
+use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
+use holdfast_wire::group::{ChunkDigest, Difference, GroupBody, GroupChange, GroupMessage, KeyRange};
+use holdfast_wire::map::{ClusterMap, DiskRecord, MapDelta, MapUpdate, NodeRecord, SessionGrant, View};
+use holdfast_wire::metadata::{
+    Answer, ClientRecord, DiskState, Envelope, Event, Heartbeat, MetadataError, Request, Response,
+};
+use holdfast_wire::namespace::{
+    Attributes, DirectoryEntry, FileKind, Lease, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode, SetAttributes,
+    SetTime, VolumeRecord, VolumeUsage, XattrMode,
+};
+use holdfast_wire::peer::{PeerMessage, SnapshotPart};
+
+type Named<T> = Vec<(&'static str, T)>;
+
+fn name(text: &str) -> FileName {
+    FileName::new(text.as_bytes()).expect("a name")
+}
+
+fn member(node: u64) -> MemberId {
+    MemberId { node: NodeId(node), disk: DiskId(2), incarnation: Incarnation(3) }
+}
+
+fn chunk() -> ChunkKey {
+    ChunkKey {
+        volume: VolumeId(4),
+        inode: InodeId(500),
+        generation: Generation(6),
+        index: ChunkIndex(7),
+        born: SnapshotNumber(0),
+    }
+}
+
+fn number() -> OpNumber {
+    OpNumber { epoch: Epoch(8), count: OpCount(900) }
+}
+
+fn view() -> View {
+    View { epoch: Epoch(9), primary: member(1), in_sync: vec![member(1), member(2)], syncing: vec![member(3)] }
+}
+
+fn client() -> ClientRecord {
+    ClientRecord {
+        host: "host".into(),
+        pid: 77,
+        mount_point: "/mnt".into(),
+        instance: "db-0".into(),
+        instance_generation: InstanceGeneration(3),
+    }
+}
+
+fn volume() -> VolumeRecord {
+    VolumeRecord {
+        id: VolumeId(4),
+        name: "main".into(),
+        groups: 256,
+        placement_version: 1,
+        snapshot: SnapshotNumber(0),
+        origin: Some((VolumeId(2), SnapshotNumber(5))),
+        bytes_max: Some(1 << 40),
+        inodes_max: None,
+        shard: ShardId(1),
+    }
+}
+
+fn attributes() -> Attributes {
+    Attributes {
+        inode: InodeId(500),
+        kind: FileKind::File,
+        mode: 0o4755,
+        links: 2,
+        uid: 1000,
+        gid: 1001,
+        rdev: 0,
+        size: 123_456,
+        atime: Timestamp { seconds: -1, nanos: 1 },
+        mtime: Timestamp { seconds: 2, nanos: 2 },
+        ctime: Timestamp { seconds: 3, nanos: 3 },
+        btime: Timestamp { seconds: 4, nanos: 4 },
+        generation: Generation(6),
+        trim_from: Some(4096),
+        size_bound: 64 << 20,
+        parent: InodeId(0),
+    }
+}
+
+fn lease() -> Option<Lease> {
+    Some(Lease { exclusive: true, term: Term(5), map_min: MapVersion(60), snapshot: SnapshotNumber(0) })
+}
+
+fn node() -> NodeRecord {
+    NodeRecord {
+        id: NodeId(1),
+        address: "10.0.0.1:5000".into(),
+        labels: vec![("rack".into(), "r1".into())],
+        disks: vec![DiskRecord { id: DiskId(2), incarnation: Incarnation(3), capacity: 1 << 40 }],
+        alive: true,
+    }
+}
+
+fn map() -> ClusterMap {
+    let grant = SessionGrant { volume: VolumeId(4), read_only: false };
+    ClusterMap {
+        version: MapVersion(60),
+        feature_level: 1,
+        replicas: 3,
+        min_in_sync: 2,
+        nodes: [(NodeId(1), node())].into(),
+        views: vec![view(), view()],
+        sessions: [(SessionId(10), grant)].into(),
+        session_newest: SessionId(11),
+    }
+}
+
+fn delta() -> MapDelta {
+    MapDelta {
+        from: MapVersion(59),
+        to: MapVersion(60),
+        nodes: vec![node()],
+        nodes_removed: vec![NodeId(9)],
+        views: vec![(GroupId(1), view())],
+        sessions_opened: vec![(SessionId(10), SessionGrant { volume: VolumeId(4), read_only: true })],
+        sessions_ended: vec![SessionId(9)],
+        session_newest: SessionId(11),
+    }
+}
+
+pub fn envelope(request: Request) -> Envelope {
+    Envelope {
+        shard: ShardId(1),
+        session: SessionId(10),
+        sequence: Sequence(20),
+        answered_below: Sequence(19),
+        term: Term(5),
+        request,
+    }
+}
+
+pub fn answer(result: Result<Response, MetadataError>) -> Answer {
+    Answer { term: Term(5), applied: LogIndex(1000), result }
+}
+
+pub fn requests() -> Named<Request> {
+    let mut all = cluster_requests();
+    all.extend(queries().into_iter().map(|(name, query)| (name, Request::Query(query))));
+    all.extend(mutations().into_iter().map(|(name, mutation)| (name, Request::Mutate(mutation))));
+    all
+}
+
+fn cluster_requests() -> Named<Request> {
+    let disk = DiskState {
+        id: DiskId(2),
+        incarnation: Incarnation(3),
+        capacity: 100,
+        free: 50,
+        oldest_operation_ms: 7,
+        failed: false,
+    };
+    let heartbeat = Heartbeat {
+        node: NodeId(1),
+        address: "10.0.0.1:5000".into(),
+        labels: vec![("zone".into(), "z".into())],
+        pid: 78,
+        disks: vec![disk],
+        acknowledged: MapVersion(58),
+        leaving: false,
+    };
+    let (group, epoch) = (GroupId(1), Epoch(9));
+    vec![
+        ("open-session", Request::OpenSession { volume: "main".into(), client: client(), read_only: false, nonce: 1 << 100 }),
+        ("fence-session", Request::FenceSession { session: SessionId(9) }),
+        ("get-map", Request::GetMap { have: MapVersion(58), wait: true }),
+        ("heartbeat", Request::Heartbeat(heartbeat)),
+        ("promote", Request::Promote { group, epoch, member: member(3) }),
+        ("evict", Request::Evict { group, epoch, member: member(3), reporter: member(1) }),
+        ("leave-views", Request::LeaveViews { node: NodeId(1) }),
+        ("create-volume", Request::CreateVolume { name: "v".into() }),
+        ("delete-volume", Request::DeleteVolume { name: "v".into() }),
+        ("list-volumes", Request::ListVolumes),
+        ("status", Request::Status),
+        ("attach", Request::Attach { volume: volume(), client: client(), read_only: true }),
+        ("detach", Request::Detach),
+        ("renew", Request::Renew { seen: 4, wait: true }),
+        ("stopped-caching", Request::StoppedCaching { event: 4, open: vec![InodeId(500)] }),
+    ]
+}
+
+fn queries() -> Named<Query> {
+    let inode = InodeId(500);
+    vec![
+        ("lookup", Query::Lookup { parent: InodeId(1), name: name("a") }),
+        ("get-attributes", Query::GetAttributes { inode }),
+        ("read-directory", Query::ReadDirectory { inode, after: 3, limit: 100, plus: true }),
+        ("read-link", Query::ReadLink { inode }),
+        ("get-xattr", Query::GetXattr { inode, name: Bytes::from_static(b"user.a") }),
+        ("list-xattrs", Query::ListXattrs { inode }),
+        ("stat-volume", Query::StatVolume),
+        ("await-trim", Query::AwaitTrim { inode }),
+    ]
+}
+
+fn create(node: NewNode) -> Mutation {
+    Mutation::Create {
+        parent: InodeId(1),
+        name: name("a"),
+        node,
+        mode: 0o644,
+        uid: 1000,
+        gid: 1001,
+        exclusive: true,
+        open: false,
+    }
+}
+
+fn mutations() -> Named<Mutation> {
+    let (inode, parent, generation) = (InodeId(500), InodeId(1), Generation(6));
+    let set = SetAttributes {
+        mode: Some(0o600),
+        uid: Some(1),
+        gid: Some(2),
+        size: Some(3),
+        atime: Some(SetTime::Now),
+        mtime: Some(SetTime::At(Timestamp { seconds: -5, nanos: 6 })),
+        clear_set_ids: true,
+    };
+    let rename = |mode| Mutation::Rename {
+        from_parent: InodeId(1),
+        from_name: name("a"),
+        to_parent: InodeId(2),
+        to_name: name("b"),
+        mode,
+        open: Some(InodeId(501)),
+    };
+    let xattr = |mode| Mutation::SetXattr {
+        inode,
+        name: Bytes::from_static(b"user.a"),
+        value: Bytes::from_static(b"v"),
+        mode,
+    };
+    vec![
+        ("create-file", create(NewNode::File)),
+        ("create-directory", create(NewNode::Directory)),
+        ("create-symlink", create(NewNode::Symlink(Bytes::from_static(b"../t")))),
+        ("create-fifo", create(NewNode::Fifo)),
+        ("create-socket", create(NewNode::Socket)),
+        ("create-char", create(NewNode::CharDevice(0x105))),
+        ("create-block", create(NewNode::BlockDevice(0x801))),
+        ("link", Mutation::Link { inode, parent, name: name("l") }),
+        ("unlink", Mutation::Unlink { parent, name: name("a"), open: Some(inode) }),
+        ("remove-directory", Mutation::RemoveDirectory { parent, name: name("d") }),
+        ("rename", rename(RenameMode::Replace)),
+        ("rename-noreplace", rename(RenameMode::NoReplace)),
+        ("rename-exchange", rename(RenameMode::Exchange)),
+        ("set-attributes", Mutation::SetAttributes { inode, set }),
+        ("reserve", Mutation::Reserve { inode, generation, bound: 1 << 30 }),
+        (
+            "publish",
+            Mutation::Publish {
+                inode,
+                generation,
+                size: 4096,
+                mtime: Timestamp { seconds: 1, nanos: 2 },
+                release: true,
+                clear_set_ids: false,
+            },
+        ),
+        ("open", Mutation::Open { inode }),
+        ("close", Mutation::Close { inode }),
+        ("set-xattr", xattr(XattrMode::Set)),
+        ("set-xattr-create", xattr(XattrMode::Create)),
+        ("set-xattr-replace", xattr(XattrMode::Replace)),
+        ("remove-xattr", Mutation::RemoveXattr { inode, name: Bytes::from_static(b"user.a") }),
+    ]
+}
+
+pub fn results() -> Named<Result<Response, MetadataError>> {
+    let mut all: Named<Result<Response, MetadataError>> =
+        responses().into_iter().map(|(name, response)| (name, Ok(response))).collect();
+    all.extend(outcomes().into_iter().map(|(name, outcome)| (name, Ok(Response::Outcome(outcome)))));
+    all.extend(errors().into_iter().map(|(name, error)| (name, Err(error))));
+    all
+}
+
+fn responses() -> Named<Response> {
+    let now = Timestamp { seconds: 1_700_000_000, nanos: 5 };
+    let events =
+        vec![(1, Event::StopCaching), (2, Event::StartCaching), (3, Event::Ended { reason: "fenced".into() })];
+    vec![
+        ("done", Response::Done),
+        ("session-opened", Response::SessionOpened { session: SessionId(10), volume: volume(), map_min: MapVersion(60) }),
+        ("fenced", Response::Fenced { version: MapVersion(61) }),
+        ("map-unchanged", Response::Map(MapUpdate::Unchanged)),
+        ("map-full", Response::Map(MapUpdate::Full(Box::new(map())))),
+        ("map-delta", Response::Map(MapUpdate::Delta(Box::new(delta())))),
+        ("heard", Response::Heard { version: MapVersion(60), now }),
+        ("view", Response::View { group: GroupId(1), view: view(), version: MapVersion(60) }),
+        ("volume", Response::Volume(volume())),
+        ("volumes", Response::Volumes(vec![volume()])),
+        ("status", Response::Status(Box::new(cluster_status()))),
+        ("attached", Response::Attached { root: attributes(), caching: true, now, event: 2 }),
+        ("renewed", Response::Renewed { events, caching: false, now }),
+    ]
+}
+
+fn outcomes() -> Named<Outcome> {
+    let entry = DirectoryEntry {
+        name: name("a"),
+        inode: InodeId(500),
+        kind: FileKind::Symlink,
+        cookie: 3,
+        attributes: Some(attributes()),
+    };
+    let usage = VolumeUsage { bytes_used: 1, inodes_used: 2, bytes_max: 3, inodes_max: 4 };
+    vec![
+        ("outcome-done", Outcome::Done),
+        ("outcome-entry", Outcome::Entry { attributes: attributes(), lease: lease() }),
+        ("outcome-attributes", Outcome::Attributes { attributes: attributes(), lease: None }),
+        ("outcome-created", Outcome::Created { attributes: attributes(), new: true, lease: lease() }),
+        ("outcome-removed", Outcome::Removed { attributes: attributes(), orphan: true }),
+        ("outcome-renamed", Outcome::Renamed { moved: attributes(), replaced: Some(attributes()), orphan: false }),
+        ("outcome-directory", Outcome::Directory { entries: vec![entry], end: true, parent: InodeId(1), lease: lease() }),
+        ("outcome-bytes", Outcome::Bytes(Bytes::from_static(b"target"))),
+        ("outcome-names", Outcome::Names(vec![Bytes::from_static(b"user.a")])),
+        ("outcome-usage", Outcome::Usage(usage)),
+    ]
+}
+
+fn errors() -> Named<MetadataError> {
+    let text = || "why".to_owned();
+    vec![
+        ("not-leader", MetadataError::NotLeader { hint: Some(ServerId(2)) }),
+        ("unavailable", MetadataError::Unavailable { reason: text() }),
+        ("stale-sequence", MetadataError::StaleSequence),
+        ("backpressure", MetadataError::Backpressure),
+        ("session-ended", MetadataError::SessionEnded { reason: text() }),
+        ("superseded", MetadataError::Superseded { by: InstanceGeneration(4) }),
+        ("no-volume", MetadataError::NoVolume { name: text() }),
+        ("volume-exists", MetadataError::VolumeExists { name: text() }),
+        ("invalid", MetadataError::Invalid { reason: text() }),
+        ("busy", MetadataError::Busy { name: text(), sessions: 2 }),
+        ("forbidden", MetadataError::Forbidden),
+        ("not-found", NamespaceError::NotFound.into()),
+        ("exists", NamespaceError::Exists.into()),
+        ("not-directory", NamespaceError::NotDirectory.into()),
+        ("is-directory", NamespaceError::IsDirectory.into()),
+        ("not-empty", NamespaceError::NotEmpty.into()),
+        ("namespace-invalid", NamespaceError::Invalid.into()),
+        ("not-permitted", NamespaceError::NotPermitted.into()),
+        ("too-many-links", NamespaceError::TooManyLinks.into()),
+        ("too-large", NamespaceError::TooLarge.into()),
+        ("no-attribute", NamespaceError::NoAttribute.into()),
+        ("no-space", NamespaceError::NoSpace.into()),
+        ("quota", NamespaceError::Quota.into()),
+        ("name-too-long", NamespaceError::NameTooLong.into()),
+        ("read-only", NamespaceError::ReadOnly.into()),
+        ("stale", NamespaceError::Stale.into()),
+    ]
+}
+
+pub fn chunk_request(op: ChunkOp) -> ChunkRequest {
+    ChunkRequest {
+        session: SessionId(10),
+        sequence: Sequence(20),
+        floor: Sequence(18),
+        map_min: MapVersion(60),
+        term: Term(5),
+        snapshot: SnapshotNumber(0),
+        group: GroupId(1),
+        epoch: Epoch(9),
+        op,
+    }
+}
+
+pub fn chunk_ops() -> Named<ChunkOp> {
+    let (volume, inode, generation) = (VolumeId(4), InodeId(500), Generation(6));
+    let from = ChunkIndex(7);
+    vec![
+        ("write", ChunkOp::Write { chunk: chunk(), offset: 4095, sums: vec![1, 0xffff_ffff] }),
+        ("zero", ChunkOp::Zero { chunk: chunk(), offset: 1, length: 2 }),
+        ("cut", ChunkOp::Cut { chunk: chunk(), length: 3 }),
+        ("delete", ChunkOp::Delete { volume, inode, generation, from }),
+        ("delete-volume", ChunkOp::DeleteVolume { volume }),
+        ("read", ChunkOp::Read { chunk: chunk(), offset: 4, length: 5 }),
+        ("highest", ChunkOp::Highest { volume, inode, generation, from }),
+    ]
+}
+
+pub fn chunk_answers() -> Named<ChunkAnswer> {
+    let refused = ChunkAnswer::Refused;
+    vec![
+        ("done", ChunkAnswer::Done { number: number() }),
+        ("data", ChunkAnswer::Data { sums: vec![5] }),
+        ("highest", ChunkAnswer::Highest { found: Some((ChunkIndex(7), 8)) }),
+        (
+            "wrong-epoch",
+            refused(Refusal::WrongEpoch { asked: Epoch(8), current: Epoch(9), version: MapVersion(60) }),
+        ),
+        ("not-primary", refused(Refusal::NotPrimary)),
+        ("old-map", refused(Refusal::OldMap { have: MapVersion(59) })),
+        ("session-ended", refused(Refusal::SessionEnded)),
+        ("stale-sequence", refused(Refusal::StaleSequence)),
+        ("forbidden", refused(Refusal::Forbidden)),
+        ("damaged", refused(Refusal::Damaged)),
+        ("malformed", refused(Refusal::Malformed)),
+        ("no-space", refused(Refusal::NoSpace)),
+        ("bad-block", refused(Refusal::BadBlock)),
+        ("not-serving", refused(Refusal::NotServing { reason: "why".into() })),
+        ("io", refused(Refusal::Io)),
+    ]
+}
+
+pub fn group_message(body: GroupBody) -> GroupMessage {
+    GroupMessage {
+        group: GroupId(1),
+        epoch: Epoch(9),
+        from: member(1),
+        to: member(2),
+        map: MapVersion(60),
+        settled: number(),
+        body,
+    }
+}
+
+pub fn group_bodies() -> Named<GroupBody> {
+    let (stream, id) = (30, 31);
+    let range = KeyRange::chunk(chunk());
+    let digest = ChunkDigest { chunk: chunk(), length: 32, digest: 33 };
+    let difference = Difference { chunk: chunk(), length: 34, sums: vec![35] };
+    let mut all = vec![
+        ("here", GroupBody::Here),
+        ("stale", GroupBody::Stale),
+        ("idle", GroupBody::Idle { stream, position: 2 }),
+        (
+            "persisted",
+            GroupBody::Persisted { stream, durable: 1, received: 2, gap: true, low: false, stuck: true },
+        ),
+        ("query", GroupBody::Query { stream }),
+        ("report", GroupBody::Report { stream, last: number(), settled: number(), changed: vec![range] }),
+        ("compare", GroupBody::Compare { stream, id, range, chunks: vec![digest] }),
+        ("differences", GroupBody::Differences { stream, id, through: chunk(), chunks: vec![difference] }),
+        ("confirm", GroupBody::Confirm { round: 36 }),
+        ("confirmed", GroupBody::Confirmed { round: 37 }),
+    ];
+    let operation = |change| GroupBody::Operation {
+        stream,
+        position: 1,
+        number: number(),
+        origin: (SessionId(10), Sequence(20)),
+        change,
+    };
+    all.extend(group_changes().into_iter().map(|(name, change)| (name, operation(change))));
+    all
+}
+
+fn group_changes() -> Named<GroupChange> {
+    let (volume, inode, generation) = (VolumeId(4), InodeId(500), Generation(6));
+    vec![
+        ("operation-write", GroupChange::Write { chunk: chunk(), offset: 1, sums: vec![2] }),
+        ("operation-zero", GroupChange::Zero { chunk: chunk(), offset: 1, length: 2 }),
+        ("operation-cut", GroupChange::Cut { chunk: chunk(), length: 3 }),
+        ("operation-delete", GroupChange::Delete { volume, inode, generation, from: ChunkIndex(7) }),
+        ("operation-delete-chunk", GroupChange::DeleteChunk { chunk: chunk() }),
+        ("operation-delete-volume", GroupChange::DeleteVolume { volume }),
+        ("operation-mark", GroupChange::Mark),
+    ]
+}
+
+pub fn peer_messages() -> Named<PeerMessage> {
+    let part = SnapshotPart {
+        shard: ShardId(1),
+        transfer: 40,
+        term: Term(5),
+        index: LogIndex(1000),
+        index_term: Term(4),
+        part: 2,
+        rows: vec![(Bytes::from_static(b"k"), Bytes::from_static(b"v"))],
+        last: true,
+    };
+    vec![
+        ("raft", PeerMessage::Raft { shard: ShardId(1), bytes: Bytes::from_static(b"\x08\x01") }),
+        ("forward", PeerMessage::Forward { id: 41, envelope: envelope(Request::FenceSession { session: SessionId(9) }) }),
+        (
+            "forwarded",
+            PeerMessage::Forwarded { id: 41, answer: answer(Ok(Response::Fenced { version: MapVersion(61) })) },
+        ),
+        ("snapshot", PeerMessage::Snapshot(part)),
+        ("snapshot-seen", PeerMessage::SnapshotSeen { shard: ShardId(1), transfer: 40, next: 3, done: false }),
+    ]
+}
+
+pub fn admin_answers() -> Named<AdminAnswer> {
+    let shard = ShardStatus { leader: Some(ServerId(1)), term: Term(5), applied: LogIndex(6), last: LogIndex(7) };
+    let server = ServerStatus { id: ServerId(1), pid: 79, shards: vec![shard], halted: Some("at @9".into()) };
+    vec![("server", AdminAnswer::Server(server)), ("refused", AdminAnswer::Refused("why".into()))]
+}
+
+fn cluster_status() -> ClusterStatus {
+    let disk = DiskStatus { id: DiskId(2), incarnation: Incarnation(3), capacity: 4, free: 5, failed: true };
+    let storage = StorageStatus {
+        id: NodeId(1),
+        address: "10.0.0.1:5000".into(),
+        pid: 80,
+        alive: true,
+        primary_of: 1,
+        in_sync_of: 2,
+        syncing_of: 3,
+        disks: vec![disk],
+    };
+    let session = SessionStatus {
+        id: SessionId(10),
+        volume: VolumeId(4),
+        host: "host".into(),
+        pid: 81,
+        mount_point: "/mnt".into(),
+    };
+    ClusterStatus {
+        cluster: ClusterId(1 << 120),
+        version: MapVersion(60),
+        replicas: 3,
+        groups_total: 256,
+        groups_degraded: 2,
+        groups_waiting: 1,
+        degraded: vec![GroupId(7)],
+        storage: vec![storage],
+        sessions: vec![session],
+    }
+}
