@@ -15,7 +15,14 @@
 //! * `apply` is a function of the log: two servers at one applied index hold the same rows.
 
 pub mod api;
+mod command;
 mod core;
+mod error;
+mod machine;
+mod ops;
+mod tables;
+mod txn;
+mod volumes;
 
 pub use api::{
     Caller, ChunkFailure, Config, Counters, Effect, HardState, Input, Limits, LogEntry, LogPosition, LogRecord, Mutations,

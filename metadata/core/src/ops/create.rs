@@ -1,0 +1,117 @@
+//! A new inode and its entry.
+
+use super::{Op, link_possible};
+use crate::error::Applied;
+use crate::tables::entry::COOKIE_FIRST;
+use crate::tables::inode::InodeRow;
+use crate::tables::{mark, volume};
+use bytes::Bytes;
+use holdfast_types::limits::PATH_BYTES_MAX;
+use holdfast_types::size::MIB;
+use holdfast_types::{FileName, Generation, InodeId};
+use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode, Outcome};
+
+/// How far a session may write into a file that it has just created, in bytes.
+pub(super) const BOUND_FIRST: u64 = 64 * MIB;
+const SET_GROUP_ID: u16 = 0o2000;
+
+/// What is created.
+pub(super) struct New<'m> {
+    pub(super) node: &'m NewNode,
+    pub(super) mode: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) exclusive: bool,
+    pub(super) open: bool,
+}
+
+impl Op<'_, '_> {
+    pub(super) fn create(&mut self, parent: InodeId, name: &FileName, new: &New<'_>) -> Applied<Outcome> {
+        let mut directory = self.directory(parent)?;
+        if let Some(entry) = self.entry(parent, name)? {
+            if new.exclusive {
+                return Err(NamespaceError::Exists.into());
+            }
+            let row = self.inode_of(parent, &entry)?;
+            if new.open && row.kind == FileKind::File && !self.caching {
+                self.add_opener(entry.inode);
+            }
+            return Ok(Outcome::Created { attributes: self.attributes(entry.inode, &row), new: false, lease: None });
+        }
+        let mut row = self.new_row(parent, &directory, new)?;
+        if row.kind == FileKind::Directory {
+            link_possible(&directory)?;
+        }
+        self.charge(0, 0, 1)?;
+        let inode = self.take_number()?;
+        if let NewNode::Symlink(target) = new.node {
+            self.txn.put_raw(mark::symlink(self.volume, inode), target.clone());
+        }
+        if new.open && row.kind == FileKind::File {
+            row.bounds.push((self.session, BOUND_FIRST));
+            self.txn.put_raw(mark::bound(self.session, self.volume, inode), Bytes::new());
+            if !self.caching {
+                self.add_opener(inode);
+            }
+        }
+        if row.kind == FileKind::Directory {
+            directory.links += 1;
+        }
+        self.add_entry(parent, &mut directory, name, (inode, row.kind));
+        self.put_inode(parent, &directory);
+        self.put_inode(inode, &row);
+        Ok(Outcome::Created { attributes: self.attributes(inode, &row), new: true, lease: None })
+    }
+
+    fn new_row(&self, parent: InodeId, directory: &InodeRow, new: &New<'_>) -> Applied<InodeRow> {
+        let (kind, rdev, size) = match new.node {
+            NewNode::File => (FileKind::File, 0, 0),
+            NewNode::Directory => (FileKind::Directory, 0, 0),
+            NewNode::Symlink(target) => (FileKind::Symlink, 0, symlink_length(target)?),
+            NewNode::Fifo => (FileKind::Fifo, 0, 0),
+            NewNode::Socket => (FileKind::Socket, 0, 0),
+            NewNode::CharDevice(rdev) => (FileKind::CharDevice, *rdev, 0),
+            NewNode::BlockDevice(rdev) => (FileKind::BlockDevice, *rdev, 0),
+        };
+        let is_directory = kind == FileKind::Directory;
+        let inherits = directory.mode & SET_GROUP_ID != 0;
+        let mode = if kind == FileKind::Symlink { 0o777 } else { new.mode & 0o7777 };
+        Ok(InodeRow {
+            kind,
+            mode: if inherits && is_directory { mode | SET_GROUP_ID } else { mode },
+            links: if is_directory { 2 } else { 1 },
+            uid: new.uid,
+            gid: if inherits { directory.gid } else { new.gid },
+            rdev,
+            size,
+            atime: self.stamp,
+            mtime: self.stamp,
+            ctime: self.stamp,
+            btime: self.stamp,
+            generation: Generation(1),
+            parent: if is_directory { parent } else { InodeId(0) },
+            cookie_next: COOKIE_FIRST,
+            trim: None,
+            bounds: Vec::new(),
+            stale_bound: 0,
+        })
+    }
+
+    fn take_number(&mut self) -> Applied<InodeId> {
+        let mut row = self.volume_row()?;
+        let inode = row.inode_next;
+        row.inode_next = inode.next();
+        self.txn.put(volume::key(self.volume), &row);
+        Ok(inode)
+    }
+}
+
+fn symlink_length(target: &Bytes) -> Applied<u64> {
+    if target.len() >= PATH_BYTES_MAX {
+        return Err(NamespaceError::NameTooLong.into());
+    }
+    if target.is_empty() || target.contains(&0) {
+        return Err(NamespaceError::Invalid.into());
+    }
+    Ok(target.len() as u64)
+}

@@ -1,0 +1,105 @@
+//! How long a file is, and how far a session may write beyond that.
+//!
+//! * A session writes at or above `size` only below its bound, and never at or above `trim_from`.
+//! * Bytes above `size` that an ended session may have written go before anybody may write there, unless others hold bounds.
+
+use super::set_attributes::without_set_ids;
+use super::{InodeRow, Op};
+use crate::error::{Applied, Fail};
+use crate::tables::mark;
+use holdfast_types::limits::FILE_BYTES_MAX;
+use holdfast_types::{Generation, InodeId, Timestamp};
+use holdfast_wire::namespace::{FileKind, NamespaceError, Outcome};
+
+/// What `Publish` says.
+pub(super) struct Published {
+    pub(super) generation: Generation,
+    pub(super) size: u64,
+    pub(super) mtime: Timestamp,
+    pub(super) release: bool,
+    pub(super) clear_set_ids: bool,
+}
+
+impl Op<'_, '_> {
+    fn file(&self, inode: InodeId) -> Applied<InodeRow> {
+        let row = self.inode(inode)?;
+        match row.kind {
+            FileKind::File => Ok(row),
+            FileKind::Directory => Err(NamespaceError::IsDirectory.into()),
+            FileKind::Symlink | FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => {
+                Err(NamespaceError::Invalid.into())
+            }
+        }
+    }
+
+    pub(super) fn reserve(&mut self, inode: InodeId, generation: Generation, bound: u64) -> Applied<Outcome> {
+        let mut row = self.file(inode)?;
+        if row.generation != generation {
+            return Err(NamespaceError::Stale.into());
+        }
+        if bound > FILE_BYTES_MAX {
+            return Err(NamespaceError::TooLarge.into());
+        }
+        if row.trim.is_some() {
+            return Err(Fail::Wait);
+        }
+        match row.bounds.binary_search_by_key(&self.session, |(holder, _)| *holder) {
+            Ok(at) => row.bounds[at].1 = row.bounds[at].1.max(bound),
+            Err(at) => {
+                row.bounds.insert(at, (self.session, bound));
+                self.txn.put_raw(mark::bound(self.session, self.volume, inode), bytes::Bytes::new());
+            }
+        }
+        self.put_inode(inode, &row);
+        Ok(Outcome::Attributes { attributes: self.attributes(inode, &row), lease: None })
+    }
+
+    pub(super) fn publish(&mut self, inode: InodeId, done: &Published) -> Applied<Outcome> {
+        let before = self.file(inode)?;
+        let mut row = before.clone();
+        if row.generation == done.generation {
+            if done.size > row.size {
+                // A truncation in between took the bound, and may take the bytes: they must be written again.
+                if row.bound_of(self.session) < done.size {
+                    return Err(NamespaceError::Stale.into());
+                }
+                row.size = done.size;
+            }
+            row.mtime = done.mtime;
+            if done.release {
+                self.release(inode, &mut row);
+            }
+        }
+        if done.clear_set_ids {
+            row.mode = without_set_ids(row.mode);
+        }
+        if (row.size, row.mtime, row.mode) != (before.size, before.mtime, before.mode) {
+            row.changed(self.stamp);
+        }
+        self.charge(before.charged(), row.charged(), 0)?;
+        self.put_inode(inode, &row);
+        Ok(Outcome::Attributes { attributes: self.attributes(inode, &row), lease: None })
+    }
+
+    /// The session wrote nothing above `size` and gives its bound back.
+    fn release(&mut self, inode: InodeId, row: &mut InodeRow) {
+        let before = row.bounds.len();
+        row.bounds.retain(|(holder, _)| *holder != self.session);
+        if row.bounds.len() < before {
+            self.txn.remove(mark::bound(self.session, self.volume, inode));
+            settle_bounds(self, inode, row);
+        }
+    }
+}
+
+/// When nobody holds a bound any more, what ended sessions may have written above `size` is trimmed.
+pub(crate) fn settle_bounds(op: &mut Op<'_, '_>, inode: InodeId, row: &mut InodeRow) {
+    if !row.bounds.is_empty() || row.stale_bound == 0 {
+        return;
+    }
+    let stale = std::mem::take(&mut row.stale_bound);
+    if stale > row.size {
+        let to = stale.max(row.end());
+        op.start_trim(inode, row, row.size, to);
+    }
+}

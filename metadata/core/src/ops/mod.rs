@@ -1,0 +1,231 @@
+//! What happens to a namespace, a file per operation.
+//!
+//! Every operation checks everything before it changes anything. Permissions are the kernel's affair; link counts, kinds,
+//! cycles and times are ours.
+//!
+//! Invariants (checked by `invariants`):
+//! * Every entry's inode exists; a directory has one entry, and 2 links and one more for each sub-directory.
+//! * An inode with no links is an orphan with openers, or does not exist.
+//! * A position in a directory names one entry for ever.
+//! * ctime never goes back.
+
+mod create;
+mod length;
+mod link;
+mod open;
+mod query;
+mod rename;
+mod set_attributes;
+mod unlink;
+mod xattr;
+
+pub(crate) use length::settle_bounds;
+pub(crate) use query::answer as query;
+
+use crate::error::{Applied, Fail, ensure};
+use crate::tables::entry::{self, CookieRow, EntryRow};
+use crate::tables::inode::{self, InodeRow};
+use crate::tables::volume::{self, VolumeRow};
+use crate::tables::{mark, purge};
+use crate::txn::Txn;
+use holdfast_types::limits::LINKS_MAX;
+use holdfast_types::{FileName, InodeId, SessionId, Timestamp, VolumeId};
+use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, Outcome};
+
+/// One operation on one volume on behalf of one session.
+pub(crate) struct Op<'t, 'a> {
+    pub(crate) txn: &'t mut Txn<'a>,
+    pub(crate) volume: VolumeId,
+    pub(crate) session: SessionId,
+    /// The session keeps track of what it has open by itself.
+    pub(crate) caching: bool,
+    pub(crate) stamp: Timestamp,
+}
+
+impl Op<'_, '_> {
+    /// Does what a mutation says.
+    pub(crate) fn mutate(&mut self, mutation: &Mutation) -> Applied<Outcome> {
+        match mutation {
+            Mutation::Create { parent, name, node, mode, uid, gid, exclusive, open } => {
+                let new = create::New { node, mode: *mode, uid: *uid, gid: *gid, exclusive: *exclusive, open: *open };
+                self.create(*parent, name, &new)
+            }
+            Mutation::Link { inode, parent, name } => self.link(*inode, *parent, name),
+            Mutation::Unlink { parent, name, open } => self.unlink(*parent, name, *open),
+            Mutation::RemoveDirectory { parent, name } => self.remove_directory(*parent, name),
+            Mutation::Rename { from_parent, from_name, to_parent, to_name, mode, open } => {
+                self.rename((*from_parent, from_name), (*to_parent, to_name), *mode, *open)
+            }
+            Mutation::SetAttributes { inode, set } => self.set_attributes(*inode, set),
+            Mutation::Reserve { inode, generation, bound } => self.reserve(*inode, *generation, *bound),
+            Mutation::Publish { inode, generation, size, mtime, release, clear_set_ids } => {
+                let done = length::Published {
+                    generation: *generation,
+                    size: *size,
+                    mtime: *mtime,
+                    release: *release,
+                    clear_set_ids: *clear_set_ids,
+                };
+                self.publish(*inode, &done)
+            }
+            Mutation::Open { inode } => self.open(*inode),
+            Mutation::Close { inode } => self.close(*inode),
+            Mutation::SetXattr { inode, name, value, mode } => self.set_xattr(*inode, name, value, *mode),
+            Mutation::RemoveXattr { inode, name } => self.remove_xattr(*inode, name),
+        }
+    }
+
+    /// An inode; `Stale` if there is none.
+    pub(crate) fn inode(&self, inode: InodeId) -> Applied<InodeRow> {
+        find_inode(self.txn, self.volume, inode)
+    }
+
+    pub(crate) fn put_inode(&mut self, inode: InodeId, row: &InodeRow) {
+        self.txn.put(inode::key(self.volume, inode), row);
+    }
+
+    /// A directory that entries can be made in and removed from.
+    fn directory(&self, inode: InodeId) -> Applied<InodeRow> {
+        let row = self.inode(inode)?;
+        if row.kind != FileKind::Directory {
+            return Err(NamespaceError::NotDirectory.into());
+        }
+        if row.links == 0 {
+            return Err(NamespaceError::NotFound.into());
+        }
+        Ok(row)
+    }
+
+    fn entry(&self, parent: InodeId, name: &FileName) -> Applied<Option<EntryRow>> {
+        self.txn.get(&entry::key(self.volume, parent, name))
+    }
+
+    /// The inode that an entry names, which exists.
+    fn inode_of(&self, parent: InodeId, entry: &EntryRow) -> Applied<InodeRow> {
+        let row: Option<InodeRow> = self.txn.get(&inode::key(self.volume, entry.inode))?;
+        row.ok_or_else(|| Fail::Broken(format!("{}: an entry of {parent} names {}, which is missing", self.volume, entry.inode)))
+    }
+
+    fn attributes(&self, inode: InodeId, row: &InodeRow) -> Attributes {
+        row.attributes(inode, self.session)
+    }
+
+    /// Adds an entry at a new position; the directory's row is the caller's to put.
+    fn add_entry(&mut self, parent: InodeId, directory: &mut InodeRow, name: &FileName, target: (InodeId, FileKind)) {
+        let cookie = directory.cookie_next;
+        directory.cookie_next += 1;
+        directory.size += 1;
+        self.put_entry(parent, name, EntryRow { inode: target.0, kind: target.1, cookie });
+        self.touch_directory(directory);
+    }
+
+    /// Writes an entry under its name and its position.
+    fn put_entry(&mut self, parent: InodeId, name: &FileName, row: EntryRow) {
+        self.txn.put(entry::key(self.volume, parent, name), &row);
+        let by_cookie = CookieRow { name: name.clone(), inode: row.inode, kind: row.kind };
+        self.txn.put(entry::cookie_key(self.volume, parent, row.cookie), &by_cookie);
+    }
+
+    /// Removes an entry; the directory's row is the caller's to put.
+    fn drop_entry(&mut self, parent: InodeId, directory: &mut InodeRow, name: &FileName, row: &EntryRow) -> Applied<()> {
+        ensure!(directory.size > 0, "{}: {parent} has an entry but counts none", self.volume);
+        directory.size -= 1;
+        self.txn.remove(entry::key(self.volume, parent, name));
+        self.txn.remove(entry::cookie_key(self.volume, parent, row.cookie));
+        self.touch_directory(directory);
+        Ok(())
+    }
+
+    fn touch_directory(&self, directory: &mut InodeRow) {
+        directory.mtime = self.stamp;
+        directory.changed(self.stamp);
+    }
+
+    fn volume_row(&self) -> Applied<VolumeRow> {
+        let row: Option<VolumeRow> = self.txn.get(&volume::key(self.volume))?;
+        row.ok_or_else(|| Fail::Broken(format!("{} has no row", self.volume)))
+    }
+
+    /// Changes a volume's totals.
+    fn charge(&mut self, bytes_before: u64, bytes_after: u64, inodes: i64) -> Applied<()> {
+        if bytes_before == bytes_after && inodes == 0 {
+            return Ok(());
+        }
+        let mut row = self.volume_row()?;
+        let bytes = i128::from(row.bytes_used) - i128::from(bytes_before) + i128::from(bytes_after);
+        let used = i128::from(row.inodes_used) + i128::from(inodes);
+        ensure!(bytes >= 0 && used >= 0, "{}: totals fall below zero", self.volume);
+        if bytes_after > bytes_before && row.record.bytes_max.is_some_and(|max| bytes > i128::from(max)) {
+            return Err(NamespaceError::Quota.into());
+        }
+        if inodes > 0 && row.record.inodes_max.is_some_and(|max| used > i128::from(max)) {
+            return Err(NamespaceError::Quota.into());
+        }
+        row.bytes_used = bytes as u64;
+        row.inodes_used = used as u64;
+        self.txn.put(volume::key(self.volume), &row);
+        Ok(())
+    }
+
+    /// An inode loses its last name: it becomes an orphan if somebody has it open, else it goes. Returns whether it is kept.
+    fn unname(&mut self, inode: InodeId, row: &mut InodeRow, open_here: bool) -> Applied<bool> {
+        row.links = 0;
+        if open_here {
+            self.add_opener(inode);
+        }
+        let kept = !self.txn.prefix(mark::openers(self.volume, inode), 1)?.is_empty();
+        if kept {
+            self.txn.put_raw(mark::orphan(self.volume, inode), bytes::Bytes::new());
+            self.put_inode(inode, row);
+        } else {
+            self.delete_inode(inode, row)?;
+        }
+        Ok(kept)
+    }
+
+    pub(crate) fn add_opener(&mut self, inode: InodeId) {
+        self.txn.put_raw(mark::opener(self.volume, inode, self.session), bytes::Bytes::new());
+        self.txn.put_raw(mark::opened(self.session, self.volume, inode), bytes::Bytes::new());
+    }
+
+    /// Removes an inode and all that hangs on it. Nobody has it open.
+    pub(crate) fn delete_inode(&mut self, inode: InodeId, row: &InodeRow) -> Applied<()> {
+        ensure!(row.kind != FileKind::Directory || row.size == 0, "{}: {inode} goes with entries in it", self.volume);
+        self.txn.remove(inode::key(self.volume, inode));
+        for (key, _) in self.txn.prefix(mark::xattrs(self.volume, inode), usize::MAX)? {
+            self.txn.remove(key.to_vec());
+        }
+        if row.kind == FileKind::Symlink {
+            self.txn.remove(mark::symlink(self.volume, inode));
+        }
+        for (holder, _) in &row.bounds {
+            self.txn.remove(mark::bound(*holder, self.volume, inode));
+        }
+        if row.kind == FileKind::File {
+            self.purge(inode, row);
+        }
+        self.charge(row.charged(), 0, -1)
+    }
+
+    /// The present generation's chunks are to go.
+    fn purge(&mut self, inode: InodeId, row: &InodeRow) {
+        if row.trim.is_some() {
+            self.txn.remove(purge::trim(self.volume, inode));
+        }
+        let end = row.end();
+        if end > 0 {
+            self.txn.put(purge::purge(self.volume, inode, row.generation), &purge::PurgeRow { end });
+        }
+    }
+}
+
+/// An inode; `Stale` if there is none.
+pub(crate) fn find_inode(txn: &Txn<'_>, volume: VolumeId, inode: InodeId) -> Applied<InodeRow> {
+    let row: Option<InodeRow> = txn.get(&inode::key(volume, inode))?;
+    row.ok_or_else(|| NamespaceError::Stale.into())
+}
+
+/// Room for one more link.
+fn link_possible(row: &InodeRow) -> Applied<()> {
+    if row.links >= LINKS_MAX { Err(NamespaceError::TooManyLinks.into()) } else { Ok(()) }
+}

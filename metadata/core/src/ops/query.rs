@@ -1,0 +1,110 @@
+//! Reads.
+
+use super::find_inode;
+use super::xattr::check_name;
+use crate::error::{Applied, Fail};
+use crate::tables::entry::{self, CookieRow, EntryRow};
+use crate::tables::mark;
+use crate::tables::volume::{self, VolumeRow};
+use crate::txn::{Txn, decode};
+use bytes::Bytes;
+use holdfast_types::{InodeId, SessionId, VolumeId};
+use holdfast_wire::namespace::{DirectoryEntry, FileKind, NamespaceError, Outcome, Query, VolumeUsage};
+
+/// Entries in one answer at the most.
+const DIRECTORY_LIMIT_MAX: u32 = 10_000;
+/// Inodes of a volume without a limit of its own.
+const INODES_MAX: u64 = 1_000_000_000;
+
+/// Answers a query of a session's volume. `pool_bytes` is what the pool holds after replication.
+pub(crate) fn answer(
+    txn: &Txn<'_>,
+    volume: VolumeId,
+    session: SessionId,
+    query: &Query,
+    pool_bytes: u64,
+) -> Applied<Outcome> {
+    match query {
+        Query::Lookup { parent, name } => {
+            if find_inode(txn, volume, *parent)?.kind != FileKind::Directory {
+                return Err(NamespaceError::NotDirectory.into());
+            }
+            let row: EntryRow = txn.get(&entry::key(volume, *parent, name))?.ok_or(NamespaceError::NotFound)?;
+            let attributes = named(txn, volume, row.inode)?.attributes(row.inode, session);
+            Ok(Outcome::Entry { attributes, lease: None })
+        }
+        Query::GetAttributes { inode } => {
+            let attributes = find_inode(txn, volume, *inode)?.attributes(*inode, session);
+            Ok(Outcome::Attributes { attributes, lease: None })
+        }
+        Query::AwaitTrim { inode } => {
+            let row = find_inode(txn, volume, *inode)?;
+            if row.trim.is_some() {
+                return Err(Fail::Wait);
+            }
+            Ok(Outcome::Attributes { attributes: row.attributes(*inode, session), lease: None })
+        }
+        Query::ReadDirectory { inode, after, limit, plus } => {
+            directory(txn, (volume, session), *inode, (*after, *limit), *plus)
+        }
+        Query::ReadLink { inode } => {
+            if find_inode(txn, volume, *inode)?.kind != FileKind::Symlink {
+                return Err(NamespaceError::Invalid.into());
+            }
+            let target = txn.get_raw(&mark::symlink(volume, *inode))?;
+            target.map(Outcome::Bytes).ok_or_else(|| Fail::Broken(format!("{volume}: symlink {inode} has no target")))
+        }
+        Query::GetXattr { inode, name } => {
+            check_name(name)?;
+            find_inode(txn, volume, *inode)?;
+            let value = txn.get_raw(&mark::xattr(volume, *inode, name))?.ok_or(NamespaceError::NoAttribute)?;
+            Ok(Outcome::Bytes(value))
+        }
+        Query::ListXattrs { inode } => {
+            find_inode(txn, volume, *inode)?;
+            let rows = txn.prefix(mark::xattrs(volume, *inode), usize::MAX)?;
+            Ok(Outcome::Names(rows.iter().map(|(key, _)| Bytes::copy_from_slice(mark::xattr_name(key))).collect()))
+        }
+        Query::StatVolume => {
+            let row: Option<VolumeRow> = txn.get(&volume::key(volume))?;
+            let row = row.ok_or_else(|| Fail::Broken(format!("{volume} has no row")))?;
+            Ok(Outcome::Usage(VolumeUsage {
+                bytes_used: row.bytes_used,
+                inodes_used: row.inodes_used,
+                bytes_max: row.record.bytes_max.unwrap_or(pool_bytes).max(row.bytes_used),
+                inodes_max: row.record.inodes_max.unwrap_or(INODES_MAX),
+            }))
+        }
+    }
+}
+
+fn named(txn: &Txn<'_>, volume: VolumeId, inode: InodeId) -> Applied<super::InodeRow> {
+    let row = txn.get(&super::inode::key(volume, inode))?;
+    row.ok_or_else(|| Fail::Broken(format!("{volume}: an entry names {inode}, which is missing")))
+}
+
+fn directory(
+    txn: &Txn<'_>,
+    (volume, session): (VolumeId, SessionId),
+    inode: InodeId,
+    (after, limit): (u64, u32),
+    plus: bool,
+) -> Applied<Outcome> {
+    let row = find_inode(txn, volume, inode)?;
+    if row.kind != FileKind::Directory {
+        return Err(NamespaceError::NotDirectory.into());
+    }
+    let limit = limit.clamp(1, DIRECTORY_LIMIT_MAX) as usize;
+    let from = entry::cookie_key(volume, inode, after);
+    // One more than asked for tells whether this is the end.
+    let mut rows = txn.prefix_after(entry::cookie_prefix(volume, inode), from, limit + 1)?;
+    let end = rows.len() <= limit;
+    rows.truncate(limit);
+    let mut entries = Vec::with_capacity(rows.len());
+    for (key, value) in rows {
+        let CookieRow { name, inode, kind } = decode(&key, &value)?;
+        let attributes = if plus { Some(named(txn, volume, inode)?.attributes(inode, session)) } else { None };
+        entries.push(DirectoryEntry { name, inode, kind, cookie: crate::tables::number_at(&key, 2), attributes });
+    }
+    Ok(Outcome::Directory { entries, end, parent: row.parent, lease: None })
+}

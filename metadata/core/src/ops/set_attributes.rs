@@ -1,0 +1,102 @@
+//! Attributes and truncation.
+
+use super::{InodeRow, Op};
+use crate::error::Applied;
+use crate::tables::{mark, purge};
+use holdfast_types::limits::FILE_BYTES_MAX;
+use holdfast_types::{InodeId, Timestamp};
+use holdfast_wire::namespace::{FileKind, NamespaceError, Outcome, SetAttributes, SetTime};
+
+const SET_USER_ID: u16 = 0o4000;
+const SET_GROUP_ID: u16 = 0o2000;
+const GROUP_EXECUTE: u16 = 0o0010;
+
+/// Mode after somebody without privilege wrote or changed the owner.
+pub(super) fn without_set_ids(mode: u16) -> u16 {
+    let mode = mode & !SET_USER_ID;
+    if mode & GROUP_EXECUTE != 0 { mode & !SET_GROUP_ID } else { mode }
+}
+
+impl Op<'_, '_> {
+    pub(super) fn set_attributes(&mut self, inode: InodeId, set: &SetAttributes) -> Applied<Outcome> {
+        let mut row = self.inode(inode)?;
+        let charged = row.charged();
+        if let Some(size) = set.size {
+            self.truncate(inode, &mut row, size)?;
+            row.mtime = self.stamp;
+        }
+        if set.clear_set_ids && row.kind != FileKind::Directory {
+            row.mode = without_set_ids(row.mode);
+        }
+        if let Some(mode) = set.mode {
+            row.mode = mode & 0o7777;
+        }
+        row.uid = set.uid.unwrap_or(row.uid);
+        row.gid = set.gid.unwrap_or(row.gid);
+        if let Some(time) = set.atime {
+            row.atime = self.time(time);
+        }
+        if let Some(time) = set.mtime {
+            row.mtime = self.time(time);
+        }
+        row.changed(self.stamp);
+        self.charge(charged, row.charged(), 0)?;
+        self.put_inode(inode, &row);
+        Ok(Outcome::Attributes { attributes: self.attributes(inode, &row), lease: None })
+    }
+
+    fn time(&self, time: SetTime) -> Timestamp {
+        match time {
+            SetTime::Now => self.stamp,
+            SetTime::At(time) => time,
+        }
+    }
+
+    /// A new size. Whatever may have been written at or above it goes: by a new generation, or by a trim.
+    fn truncate(&mut self, inode: InodeId, row: &mut InodeRow, size: u64) -> Applied<()> {
+        match row.kind {
+            FileKind::File => {}
+            FileKind::Directory => return Err(NamespaceError::IsDirectory.into()),
+            FileKind::Symlink | FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => {
+                return Err(NamespaceError::Invalid.into());
+            }
+        }
+        if size > FILE_BYTES_MAX {
+            return Err(NamespaceError::TooLarge.into());
+        }
+        let end = row.end();
+        if size == 0 && end > 0 {
+            self.purge(inode, row);
+            row.generation = row.generation.next();
+            row.trim = None;
+            row.stale_bound = 0;
+            // Whoever truncates goes on to write: its bound now is one of the new generation.
+            let own = row.bound_of(self.session);
+            self.drop_bounds(inode, row);
+            if own > 0 {
+                row.bounds.push((self.session, own));
+                self.txn.put_raw(mark::bound(self.session, self.volume, inode), bytes::Bytes::new());
+            }
+        } else if size < end && !(size >= row.size && row.bounds.is_empty()) {
+            // With no bound held, all above `size` is either nothing or being trimmed already.
+            self.start_trim(inode, row, size, end);
+        }
+        row.size = size;
+        Ok(())
+    }
+
+    /// Bytes in `[from, to)` are to go; nobody may write there until they have.
+    pub(super) fn start_trim(&mut self, inode: InodeId, row: &mut InodeRow, from: u64, to: u64) {
+        let from = row.trim.map_or(from, |(earlier, _)| earlier.min(from));
+        row.trim = Some((from, to));
+        row.stale_bound = 0;
+        self.drop_bounds(inode, row);
+        self.txn.put(purge::trim(self.volume, inode), &purge::TrimRow { generation: row.generation, from, to });
+    }
+
+    fn drop_bounds(&mut self, inode: InodeId, row: &mut InodeRow) {
+        for (holder, _) in std::mem::take(&mut row.bounds) {
+            self.txn.remove(mark::bound(holder, self.volume, inode));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Shard 0's rows: settings, nodes, groups, live sessions, volumes.
+
+use super::{Key, Row};
+use holdfast_types::{DiskId, GroupId, MapVersion, NodeId, SessionId, VolumeId};
+use holdfast_wire::map::{NodeRecord, SessionGrant, View};
+use holdfast_wire::metadata::ClientRecord;
+use holdfast_wire::namespace::VolumeRecord;
+use serde::{Deserialize, Serialize};
+
+/// What there is one of.
+pub(crate) const SETTINGS: u8 = 0x20;
+/// Storage nodes.
+pub(crate) const NODE: u8 = 0x21;
+/// Groups.
+pub(crate) const GROUP: u8 = 0x22;
+/// Live sessions.
+pub(crate) const LIVE: u8 = 0x23;
+/// Volumes.
+pub(crate) const VOLUME: u8 = 0x24;
+
+/// What there is one of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SettingsRow {
+    /// Version of the map.
+    pub(crate) version: MapVersion,
+    pub(crate) feature_level: u32,
+    pub(crate) replicas: u32,
+    pub(crate) min_in_sync: u32,
+    /// 0 until the pool is formed.
+    pub(crate) groups: u32,
+    /// The greatest session id given.
+    pub(crate) session_newest: SessionId,
+    /// The greatest volume id given.
+    pub(crate) volume_newest: VolumeId,
+}
+
+impl Row for SettingsRow {}
+
+/// A storage node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeRow {
+    pub(crate) record: NodeRecord,
+}
+
+impl Row for NodeRow {}
+
+/// A group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GroupRow {
+    pub(crate) view: View,
+    /// The map version that made the view.
+    pub(crate) changed: MapVersion,
+    /// Disks that the group was placed on: one that returns becomes a member again.
+    pub(crate) homes: Vec<(NodeId, DiskId)>,
+}
+
+impl Row for GroupRow {}
+
+/// A live session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LiveRow {
+    pub(crate) grant: SessionGrant,
+    pub(crate) client: ClientRecord,
+    /// Drawn by the client: a repetition of its request finds this session.
+    pub(crate) nonce: u128,
+    /// The map version that opened it.
+    pub(crate) opened: MapVersion,
+}
+
+impl Row for LiveRow {}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VolumeEntryRow {
+    pub(crate) record: VolumeRecord,
+    /// Its name is free again, and what it held is being removed.
+    pub(crate) deleting: bool,
+}
+
+impl Row for VolumeEntryRow {}
+
+/// Key of the settings.
+pub(crate) fn settings() -> Vec<u8> {
+    vec![SETTINGS]
+}
+
+/// Key of a node.
+pub(crate) fn node(node: NodeId) -> Vec<u8> {
+    Key::of(NODE).number(node.0).done()
+}
+
+/// Key of a group.
+pub(crate) fn group(group: GroupId) -> Vec<u8> {
+    Key::of(GROUP).number(u64::from(group.0)).done()
+}
+
+/// Key of a session.
+pub(crate) fn live(session: SessionId) -> Vec<u8> {
+    Key::of(LIVE).number(session.0).done()
+}
+
+/// Key of a volume.
+pub(crate) fn volume(volume: VolumeId) -> Vec<u8> {
+    Key::of(VOLUME).number(volume.0).done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_types::{Epoch, Incarnation, MemberId};
+
+    #[test]
+    fn round_trip() {
+        let member = MemberId { node: NodeId(1), disk: DiskId(0), incarnation: Incarnation(4) };
+        let view = View { epoch: Epoch(1), primary: member, in_sync: vec![member], syncing: vec![] };
+        super::super::assert_round_trip(GroupRow { view, changed: MapVersion(5), homes: vec![(NodeId(1), DiskId(0))] });
+        super::super::assert_round_trip(SettingsRow { groups: 8, ..SettingsRow::default() });
+        let record = NodeRecord { id: NodeId(1), address: "a:1".into(), labels: vec![], disks: vec![], alive: true };
+        super::super::assert_round_trip(NodeRow { record });
+        let grant = SessionGrant { volume: VolumeId(1), read_only: false };
+        let client = ClientRecord::default();
+        super::super::assert_round_trip(LiveRow { grant, client, nonce: 7, opened: MapVersion(2) });
+        let record = super::super::volume::example_record();
+        super::super::assert_round_trip(VolumeEntryRow { record, deleting: false });
+    }
+}

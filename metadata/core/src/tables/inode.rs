@@ -1,0 +1,128 @@
+//! An inode: attributes, and what sessions may do beyond its size.
+
+use super::{Key, Row};
+use holdfast_types::{Generation, InodeId, SessionId, Timestamp, VolumeId};
+use holdfast_wire::namespace::{Attributes, FileKind};
+use serde::{Deserialize, Serialize};
+
+/// Table of inodes.
+pub(crate) const INODE: u8 = 0x01;
+
+/// An inode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InodeRow {
+    pub(crate) kind: FileKind,
+    pub(crate) mode: u16,
+    pub(crate) links: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) rdev: u32,
+    /// Bytes of a file or symlink; entries of a directory.
+    pub(crate) size: u64,
+    pub(crate) atime: Timestamp,
+    pub(crate) mtime: Timestamp,
+    pub(crate) ctime: Timestamp,
+    pub(crate) btime: Timestamp,
+    pub(crate) generation: Generation,
+    /// Of a directory; itself for the root.
+    pub(crate) parent: InodeId,
+    /// Of a directory: the next entry's position. Never goes back, so a position is never used twice.
+    pub(crate) cookie_next: u64,
+    /// Bytes in this range are being removed.
+    pub(crate) trim: Option<(u64, u64)>,
+    /// How far sessions may write before they ask again. Sorted by session.
+    pub(crate) bounds: Vec<(SessionId, u64)>,
+    /// How far sessions that are over may have written. Set only while others hold bounds.
+    pub(crate) stale_bound: u64,
+}
+
+impl Row for InodeRow {}
+
+impl InodeRow {
+    /// A session's bound; 0 without one.
+    pub(crate) fn bound_of(&self, session: SessionId) -> u64 {
+        self.bounds.iter().find(|(holder, _)| *holder == session).map_or(0, |(_, bound)| *bound)
+    }
+
+    /// The end of everything that may have been written under this generation.
+    pub(crate) fn end(&self) -> u64 {
+        let bounds = self.bounds.iter().map(|(_, bound)| *bound).max().unwrap_or(0);
+        let trim = self.trim.map_or(0, |(_, to)| to);
+        self.size.max(bounds).max(trim).max(self.stale_bound)
+    }
+
+    /// As a session sees it.
+    pub(crate) fn attributes(&self, inode: InodeId, session: SessionId) -> Attributes {
+        Attributes {
+            inode,
+            kind: self.kind,
+            mode: self.mode,
+            links: self.links,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: self.rdev,
+            size: self.size,
+            atime: self.atime,
+            mtime: self.mtime,
+            ctime: self.ctime,
+            btime: self.btime,
+            generation: self.generation,
+            trim_from: self.trim.map(|(from, _)| from),
+            size_bound: self.bound_of(session),
+            parent: if self.kind == FileKind::Directory { self.parent } else { InodeId(0) },
+        }
+    }
+
+    /// Sets ctime, which never goes back.
+    pub(crate) fn changed(&mut self, stamp: Timestamp) {
+        self.ctime = self.ctime.max(stamp);
+    }
+
+    /// Bytes that count against a quota.
+    pub(crate) fn charged(&self) -> u64 {
+        match self.kind {
+            FileKind::File => self.size.div_ceil(holdfast_types::limits::BLOCK_BYTES) * holdfast_types::limits::BLOCK_BYTES,
+            _ => 0,
+        }
+    }
+}
+
+/// Key of an inode.
+pub(crate) fn key(volume: VolumeId, inode: InodeId) -> Vec<u8> {
+    Key::of(INODE).number(volume.0).number(inode.0).number(0).done()
+}
+
+#[cfg(test)]
+pub(crate) fn example() -> InodeRow {
+    let time = Timestamp { seconds: 5, nanos: 7 };
+    InodeRow {
+        kind: FileKind::File,
+        mode: 0o644,
+        links: 1,
+        uid: 1,
+        gid: 2,
+        rdev: 0,
+        size: 10_000,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+        generation: Generation(1),
+        parent: InodeId(0),
+        cookie_next: 3,
+        trim: Some((4, 9)),
+        bounds: vec![(SessionId(3), 1 << 26)],
+        stale_bound: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip() {
+        super::super::assert_round_trip(example());
+        assert_eq!((example().end(), example().bound_of(SessionId(3)), example().bound_of(SessionId(4))), (1 << 26, 1 << 26, 0));
+    }
+}

@@ -1,0 +1,135 @@
+//! Shard 1: the volumes' namespaces and the sessions attached to them.
+//!
+//! Invariants:
+//! * At most one session of a volume caches, and none does while another one is attached, but for one that was told to stop.
+//! * What an ending session held is given to nobody before every storage node refuses it.
+//! * A mutation of one `(session, sequence)` takes effect once; its first answer is kept until the session has it.
+
+pub(crate) mod answers;
+pub(crate) mod deletion;
+pub(crate) mod sessions;
+
+use crate::command::{Command, Trimmed, VolumesCommand};
+use crate::error::{Applied, Fail};
+use crate::machine::{Context, Machine, Output};
+use crate::tables::inode::{self, InodeRow};
+use crate::tables::purge::{self, TrimRow};
+use crate::tables::session::{self, SessionRow};
+use crate::tables::volume::{self, DroppedRow};
+use crate::tables::{Row, number_at};
+use crate::txn::{Txn, decode};
+use holdfast_store::{Batch, KeyRange, View};
+use holdfast_types::{Generation, InodeId, SessionId, VolumeId};
+use holdfast_wire::metadata::Response;
+use std::collections::BTreeMap;
+
+/// The machine. Its state is the table; a few rows are held decoded for the leader's many looks at them.
+#[derive(Debug, Default)]
+pub(crate) struct Volumes {
+    sessions: BTreeMap<SessionId, SessionRow>,
+    dropped: BTreeMap<VolumeId, DroppedRow>,
+}
+
+impl Volumes {
+    /// Sessions that are attached or ending.
+    pub(crate) fn sessions(&self) -> &BTreeMap<SessionId, SessionRow> {
+        &self.sessions
+    }
+
+    /// Volumes that were deleted.
+    pub(crate) fn dropped(&self) -> &BTreeMap<VolumeId, DroppedRow> {
+        &self.dropped
+    }
+
+    fn follow_row(&mut self, key: &[u8], value: Option<&bytes::Bytes>) -> Applied<()> {
+        match (key[0], value) {
+            (session::SESSION, Some(value)) => {
+                self.sessions.insert(SessionId(number_at(key, 0)), decode(key, value)?);
+            }
+            (session::SESSION, None) => {
+                self.sessions.remove(&SessionId(number_at(key, 0)));
+            }
+            (volume::DROPPED, Some(value)) => {
+                self.dropped.insert(VolumeId(number_at(key, 0)), decode(key, value)?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Machine for Volumes {
+    fn load(view: &dyn View) -> Applied<Self> {
+        let mut machine = Self::default();
+        for table in [session::SESSION, volume::DROPPED] {
+            for pair in view.range(KeyRange::prefix(vec![table])) {
+                let (key, value) = pair?;
+                machine.follow_row(&key, Some(&value))?;
+            }
+        }
+        Ok(machine)
+    }
+
+    fn apply(&mut self, txn: &mut Txn<'_>, context: &mut Context<'_>, command: &Command) -> Applied<Output> {
+        let Command::Volumes(command) = command else {
+            return Err(Fail::Broken("a command of shard 0 in the log of shard 1".into()));
+        };
+        let at = context.index;
+        let response = match command {
+            VolumesCommand::Mutate { session, sequence, answered_below, mutation } => {
+                return answers::mutate(txn, context, (*session, *sequence, *answered_below), mutation);
+            }
+            VolumesCommand::Attach { session, volume, client, read_only } => {
+                sessions::attach(txn, context, *session, volume, client, *read_only)?
+            }
+            VolumesCommand::Recall { session } => sessions::recall(txn, *session)?,
+            VolumesCommand::StoppedCaching { session, event, open } => {
+                sessions::stopped_caching(txn, context, (*session, *event), open)?
+            }
+            VolumesCommand::StartCaching { session } => sessions::start_caching(txn, *session)?,
+            VolumesCommand::End { sessions } => sessions::end(txn, sessions)?,
+            VolumesCommand::EndStep { session, rows } => sessions::end_step(txn, context, *session, *rows as usize)?,
+            VolumesCommand::Park { sessions } => sessions::park(txn, context, sessions)?,
+            VolumesCommand::Cleaned { purged, trimmed } => cleaned(txn, purged, trimmed)?,
+            VolumesCommand::DropVolume { volume } => deletion::drop_volume(txn, *volume)?,
+            VolumesCommand::DropStep { volume, rows } => deletion::drop_step(txn, *volume, *rows as usize)?,
+            VolumesCommand::Dropped { volume } => deletion::dropped(txn, *volume)?,
+        };
+        Ok(Output::done(at, response))
+    }
+
+    fn follow(&mut self, batch: &Batch) -> Applied<()> {
+        batch.iter().try_for_each(|(key, value)| self.follow_row(key, value))
+    }
+}
+
+/// Chunks are gone: purges leave the queue, and trims that are still the same end.
+fn cleaned(
+    txn: &mut Txn<'_>,
+    purged: &[(VolumeId, InodeId, Generation)],
+    trimmed: &[Trimmed],
+) -> Applied<Response> {
+    for (volume, inode, generation) in purged {
+        txn.remove(purge::purge(*volume, *inode, *generation));
+    }
+    for done in trimmed {
+        let key = purge::trim(done.volume, done.inode);
+        let row: Option<TrimRow> = txn.get(&key)?;
+        if row != Some(TrimRow { generation: done.generation, from: done.from, to: done.to }) {
+            continue;
+        }
+        txn.remove(key);
+        let key = inode::key(done.volume, done.inode);
+        let row: Option<InodeRow> = txn.get(&key)?;
+        let mut row = row.ok_or_else(|| Fail::Broken(format!("{}: {} is trimmed but missing", done.volume, done.inode)))?;
+        row.trim = None;
+        txn.put(key, &row);
+    }
+    Ok(Response::Done)
+}
+
+/// All rows of a type under a prefix, with their keys.
+pub(crate) fn rows<R: Row>(txn: &Txn<'_>, prefix: Vec<u8>, limit: usize) -> Applied<Vec<(Vec<u8>, R)>> {
+    let pairs = txn.prefix(prefix, limit)?;
+    pairs.into_iter().map(|(key, value)| Ok((key.to_vec(), decode(&key, &value)?))).collect()
+}
