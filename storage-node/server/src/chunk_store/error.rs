@@ -1,0 +1,32 @@
+//! Why a store could not be opened. What a running store answers is `storage_core::local::LocalError`.
+
+use holdfast_store::StoreError;
+use std::io;
+
+/// Why a disk's store could not be opened. In no case was anything on it changed that was not ours.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It belongs to another cluster, node or disk, or holds something else.
+    #[error("this is not our disk: {0}")]
+    Foreign(String),
+    /// A newer release made it.
+    #[error("the disk has format {found}; this release knows formats up to {known}")]
+    Format {
+        /// What it has.
+        found: u16,
+        /// What we know.
+        known: u16,
+    },
+    /// Something that was durable is not there. The disk must be replaced, or wiped and filled again from other members.
+    #[error("the disk is damaged: {0}")]
+    Damaged(String),
+    /// The index could not be read or written.
+    #[error("the index failed")]
+    Index(#[from] StoreError),
+    /// The disk could not be read or written.
+    #[error("the disk failed")]
+    Disk(#[from] io::Error),
+    /// The journal could not be opened.
+    #[error("the journal failed")]
+    Journal(#[from] holdfast_journal::JournalError),
+}

@@ -1,0 +1,69 @@
+//! How a store is laid out. What is chosen when a disk is made may differ from what later openings say, except as noted.
+
+use holdfast_journal::Space;
+use holdfast_types::size::{GIB, KIB, MIB};
+
+/// Sizes and bounds of a store, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// Writes up to this length travel through the journal; larger ones go to fresh extents. 256 KiB by the design: there
+    /// the second copy costs about what the second sync does.
+    pub inline_bytes_max: usize,
+    /// A segment of the journal. An existing journal keeps what it was made with.
+    pub segment_bytes: u64,
+    /// Segments, all made when the disk is: a journal that cannot grow cannot fail for want of space.
+    pub segments: u32,
+    /// An extent file at the most.
+    pub file_bytes: u64,
+    /// By how much an extent file grows at a time.
+    pub step_bytes: u64,
+    /// Kept free on the file system: the index grows too, and deletes must always work.
+    pub reserve_bytes: u64,
+    /// Below so much free space the store counts as nearly full.
+    pub low_bytes: u64,
+    /// Records of one batch, approximately, before it is made durable.
+    pub batch_bytes_max: usize,
+    /// Deliberate bugs, for tests of the tests.
+    pub mutations: Mutations,
+}
+
+/// Deliberate bugs that tests must find. Never set outside tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mutations {
+    /// Bytes in place are overwritten before their record is durable.
+    pub overwrite_before_durable: bool,
+}
+
+impl StoreOptions {
+    /// For a disk of that size. By eye: small disks get small steps, so that a test on a loop device has room to work.
+    pub fn for_disk(space: Space) -> Self {
+        let share = |part: u64, least: u64, most: u64| (space.total / part).clamp(least, most).next_power_of_two();
+        let segment_bytes = share(512, MIB, 16 * MIB);
+        Self {
+            inline_bytes_max: 256 * KIB as usize,
+            segment_bytes,
+            segments: 8,
+            file_bytes: share(16, 64 * MIB, 256 * MIB),
+            step_bytes: share(256, 4 * MIB, 16 * MIB),
+            reserve_bytes: (space.total / 50).min(256 * MIB),
+            low_bytes: (space.total / 20).max(GIB.min(space.total / 10)),
+            batch_bytes_max: (segment_bytes / 2) as usize,
+            mutations: Mutations::default(),
+        }
+    }
+
+    /// Tiny, so that a short simulation fills segments, files and disks.
+    pub fn for_simulation() -> Self {
+        Self {
+            inline_bytes_max: 32 * KIB as usize,
+            segment_bytes: 256 * KIB,
+            segments: 6,
+            file_bytes: 16 * MIB,
+            step_bytes: 4 * MIB,
+            reserve_bytes: 0,
+            low_bytes: 0,
+            batch_bytes_max: 128 * KIB as usize,
+            mutations: Mutations::default(),
+        }
+    }
+}

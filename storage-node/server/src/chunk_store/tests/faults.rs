@@ -1,0 +1,116 @@
+//! Full disks, failed syncs, rotten blocks, lost files, strangers.
+
+use super::*;
+
+fn fill(store: &mut Store, from: u64) -> u64 {
+    let mut count = from;
+    loop {
+        count += 1;
+        let bytes = vec![count as u8; if count.is_multiple_of(2) { 20_000 } else { 100_000 }];
+        match store.apply(&[op(0, count, write(chunk(count, 0), 0, bytes))])[0] {
+            Ok(()) => {}
+            Err(LocalError::NoSpace) => return count - 1,
+            Err(error) => panic!("{error}: {:?}", store.fault()),
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_and_deletes_make_room_again() {
+    let (disk, table, mut store) = fresh(1);
+    disk.set_capacity(Some(12 << 20));
+    let last = fill(&mut store, 0);
+    assert!(last > 50, "{last}");
+    assert_eq!(read(&store, 0, chunk(last, 0), 0, 10).unwrap().len(), 10);
+    // A change within space that is there already is no growth.
+    assert_eq!(store.apply(&[op(0, last + 1, write(chunk(2, 0), 10, vec![1; 100]))]), [Ok(())]);
+    assert_eq!(store.apply(&[op(0, last + 2, Change::Cut { chunk: chunk(4, 0), length: 5_000 })]), [Ok(())]);
+    assert_eq!(store.apply(&[op(0, last + 3, Change::DeleteChunk { chunk: chunk(5, 0) })]), [Ok(())]);
+    assert_eq!(store.apply(&[op(0, last + 4, write(chunk(last + 4, 0), 0, vec![1; 100_000]))]), [Ok(())]);
+    let again = fill(&mut store, last + 4);
+    assert!(again <= last + 5);
+    drop(store);
+    let store = open(&disk, &table).expect("a full disk opens");
+    assert_eq!(read(&store, 0, chunk(last + 4, 0), 0, 1 << 20).unwrap(), vec![1; 100_000]);
+}
+
+#[test]
+fn a_failed_sync_ends_the_life_of_the_store() {
+    let (disk, table, mut store) = fresh(1);
+    store.apply(&[op(0, 1, write(chunk(2, 0), 0, vec![1; 100]))]);
+    disk.fail_sync(1);
+    let batch = [op(0, 2, write(chunk(2, 0), 0, vec![2; 100])), op(0, 3, Change::Mark)];
+    assert_eq!(store.apply(&batch), [Err(LocalError::Failed), Err(LocalError::Failed)]);
+    assert_eq!(store.apply(&[op(0, 4, Change::Mark)]), [Err(LocalError::Failed)]);
+    assert_eq!(read(&store, 0, chunk(2, 0), 0, 1), Err(LocalError::Failed));
+    assert!(store.fault().expect("a reason").contains("journal"));
+    drop(store);
+    let store = open(&disk, &table).expect("the next life begins anew");
+    assert!(matches!(read(&store, 0, chunk(2, 0), 0, 1).unwrap()[0], 1 | 2));
+}
+
+fn extent_of(disk: &MemoryDisk, needle: &[u8]) -> u64 {
+    let (_, bytes) = disk.contents().into_iter().find(|(name, _)| name == "extent-00000000").expect("one extent file");
+    bytes.windows(needle.len()).position(|window| window == needle).expect("bytes are in place") as u64
+}
+
+#[test]
+fn a_rotten_block_is_never_served_merged_or_hidden_and_is_healed_by_a_whole_one() {
+    let (disk, _table, mut store) = fresh(1);
+    store.apply(&[op(0, 1, write(chunk(2, 0), 0, [vec![1; 4096], vec![0xab; 4096], vec![3; 4096]].concat()))]);
+    let sound = list(&store, 0)[0].digest;
+    disk.flip_bit("extent-00000000", extent_of(&disk, &[0xab; 4096])).unwrap();
+    assert_eq!(read(&store, 0, chunk(2, 0), 0, 4096).unwrap(), vec![1; 4096]);
+    assert_eq!(read(&store, 0, chunk(2, 0), 5_000, 1), Err(LocalError::BadBlock));
+    assert_ne!(list(&store, 0)[0].digest, sound, "a comparison with another member must show it");
+    // A part of the block cannot be merged with what is not known; operations around it go on.
+    let batch = [op(0, 2, write(chunk(2, 0), 5_000, vec![9; 10])), op(0, 3, write(chunk(2, 0), 0, vec![1; 10]))];
+    assert_eq!(store.apply(&batch), [Err(LocalError::BadBlock), Ok(())]);
+    assert_eq!(store.apply(&[op(0, 4, write(chunk(2, 0), 4096, vec![0xab; 4096]))]), [Ok(())]);
+    assert_eq!(list(&store, 0)[0].digest, sound);
+    assert_eq!(read(&store, 0, chunk(2, 0), 5_000, 2).unwrap(), vec![0xab; 2]);
+}
+
+#[test]
+fn an_unreadable_block_is_damage_and_not_the_end() {
+    let (disk, _table, mut store) = fresh(1);
+    store.apply(&[op(0, 1, write(chunk(2, 0), 0, [vec![1; 4096], vec![0xab; 4096]].concat()))]);
+    disk.fail_reads("extent-00000000", extent_of(&disk, &[0xab; 4096])).unwrap();
+    assert_eq!(read(&store, 0, chunk(2, 0), 0, 8192), Err(LocalError::BadBlock));
+    assert_eq!(store.apply(&[op(0, 2, write(chunk(2, 0), 4096, vec![7; 4096]))]), [Ok(())]);
+    assert_eq!(read(&store, 0, chunk(2, 0), 4000, 4000).unwrap().len(), 4000);
+}
+
+#[test]
+fn a_lost_index_journal_or_extent_file_is_damage_and_never_absence() {
+    let filled = || {
+        let (disk, table, mut store) = fresh(1);
+        store.apply(&[op(0, 1, write(chunk(2, 0), 0, vec![1; 100_000]))]);
+        drop(store);
+        (disk, table)
+    };
+    let (disk, _) = filled();
+    assert!(matches!(open(&disk, &MemoryTable::new()), Err(OpenError::Damaged(_))));
+    let remove = |prefix: &str| {
+        let (disk, table) = filled();
+        let names = holdfast_journal::Disk::list(&disk).unwrap();
+        for name in names.iter().filter(|name| name.starts_with(prefix)) {
+            holdfast_journal::Disk::remove(&disk, name).unwrap();
+        }
+        open(&disk, &table).err().map(|error| error.to_string())
+    };
+    for prefix in ["journal", "extent", "identity"] {
+        assert!(remove(prefix).is_some(), "{prefix} was removed, and nobody noticed");
+    }
+}
+
+#[test]
+fn the_disk_of_another_cluster_or_node_is_refused() {
+    let (disk, table, store) = fresh(1);
+    drop(store);
+    for owner in [DiskIdentity { cluster: ClusterId(78), ..OWNER }, DiskIdentity { node: NodeId(2), ..OWNER }] {
+        let opened = ChunkStore::open(disk.clone(), Arc::new(table.clone()), owner, StoreOptions::for_simulation());
+        assert!(matches!(opened.err(), Some(OpenError::Foreign(_))));
+    }
+    assert!(open(&disk, &table).is_ok());
+}
