@@ -163,13 +163,15 @@ fn check_hello(header: &Header, shared: &Shared, proven: Option<PeerIdentity>) -
 /// TLS 1.3 lets a client send before the server has judged its certificate, so the verdict arrives as a failed read.
 fn refused(remote: &str, error: io::Error) -> ConnectError {
     let address = remote.into();
-    match error.get_ref() {
-        Some(inner) if inner.is::<rustls::Error>() => ConnectError::Tls { address, reason: inner.to_string() },
-        Some(inner) => match inner.downcast_ref::<quinn::ReadError>() {
-            Some(quinn::ReadError::ConnectionLost(lost)) => quic_refused(address, lost),
-            _ => ConnectError::Io { address, source: error },
-        },
-        None => ConnectError::Io { address, source: error },
+    let Some(inner) = error.get_ref() else { return ConnectError::Io { address, source: error } };
+    if inner.is::<rustls::Error>() {
+        return ConnectError::Tls { address, reason: inner.to_string() };
+    }
+    match (inner.downcast_ref::<quinn::ReadError>(), inner.downcast_ref::<quinn::WriteError>()) {
+        (Some(quinn::ReadError::ConnectionLost(lost)), _) | (_, Some(quinn::WriteError::ConnectionLost(lost))) => {
+            quic_refused(address, lost)
+        }
+        _ => ConnectError::Io { address, source: error },
     }
 }
 

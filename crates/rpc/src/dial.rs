@@ -118,7 +118,7 @@ async fn quic(
     let connecting =
         endpoint.connect_with(config, address, &name.to_str()).map_err(|e| failed(e.to_string()))?;
     let connection = connecting.await.map_err(|error| quic_refused(remote.into(), &error))?;
-    let streams = connection.open_bi().await.map_err(|e| failed(e.to_string()))?;
+    let streams = connection.open_bi().await.map_err(|error| quic_refused(remote.into(), &error))?;
     quic_stream(identity, connection, streams, remote.into())
 }
 

@@ -4,21 +4,27 @@ use crate::dial::{TLS_READ_BYTES, TLS_WRITE_BYTES, plain, proven, quic_socket, q
 use crate::error::ConnectError;
 use crate::identity::Identity;
 use crate::stream::{Address, Stream, Transport};
+use quinn::{AsyncUdpSocket, Runtime};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
+
+/// Milliseconds to wait for a port of QUIC to become free; it has never taken more than a few.
+const FREE_WAITS: u32 = 1000;
 
 /// A listening socket.
 pub(crate) enum Listener {
     Tls(TcpListener),
     Plain(TcpListener),
     Unix(UnixListener),
-    Quic(quinn::Endpoint),
+    /// The endpoint, and its socket as long as any task of quinn still holds it.
+    Quic(quinn::Endpoint, Weak<dyn AsyncUdpSocket>),
 }
 
 /// Somebody who knocked; nothing is known about him yet.
@@ -56,10 +62,13 @@ impl Listener {
             config.transport_config(transport_config());
             let socket = quic_socket(at).map_err(broken)?;
             let runtime = Arc::new(quinn::TokioRuntime);
-            let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime)
-                .map_err(broken)?;
+            let socket = runtime.wrap_udp_socket(socket).map_err(broken)?;
+            let held = Arc::downgrade(&socket);
+            let defaults = quinn::EndpointConfig::default();
+            let endpoint = quinn::Endpoint::new_with_abstract_socket(defaults, Some(config), socket, runtime);
+            let endpoint = endpoint.map_err(broken)?;
             let local = endpoint.local_addr().map_err(broken)?.into();
-            return Ok((Self::Quic(endpoint), local));
+            return Ok((Self::Quic(endpoint, held), local));
         }
         let listener = TcpListener::bind(name).await.map_err(broken)?;
         let local = listener.local_addr().map_err(broken)?;
@@ -77,16 +86,24 @@ impl Listener {
             Self::Tls(listener) => listener.accept().await.map(|(stream, from)| Knock::Tls(stream, from))?,
             Self::Plain(listener) => listener.accept().await.map(|(stream, from)| Knock::Plain(stream, from))?,
             Self::Unix(listener) => Knock::Unix(listener.accept().await?.0),
-            Self::Quic(endpoint) => return Ok(endpoint.accept().await.map(Knock::Quic)),
+            Self::Quic(endpoint, _) => return Ok(endpoint.accept().await.map(Knock::Quic)),
         }))
     }
 
     /// Frees the port.
     pub async fn close(self) {
         match self {
-            Self::Quic(endpoint) => {
+            Self::Quic(endpoint, held) => {
                 endpoint.close(0u32.into(), b"");
                 endpoint.wait_idle().await;
+                drop(endpoint);
+                // quinn's own task lets the socket go a moment later, and tells nobody.
+                for _ in 0..FREE_WAITS {
+                    if held.strong_count() == 0 {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
             }
             Self::Unix(listener) => {
                 let path = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_owned));
