@@ -16,7 +16,7 @@ fn a_clone_of_this_repository_is_sound_and_can_be_worked_in() {
     assert_eq!(status, "", "the work tree differs from what was checked out");
     shell(
         &format!(
-            "cd {clone}; {git} checkout -q -b work; echo line >> README.md; mkdir sub; mv LICENSE sub/; {git} add -A
+            "cd {clone}; {git} checkout -q -b work; echo line >> Cargo.lock; mkdir sub; mv Cargo.toml sub/; {git} add -A
              {git} commit -q -m change; {git} gc -q; {git} fsck --full --strict --no-progress"
         ),
         LIMIT,

@@ -54,13 +54,18 @@ impl PowerDomain {
         self.janitor.promise(&format!(
             "umount -l {at_word}; losetup -j {image_word} -O NAME -n | xargs -r losetup -d; rm -f {image_word}"
         ))?;
+        // The first mount is inside a mount namespace of its own, so that it is gone however this ends.
+        let copy = format!(
+            "new=$(mktemp -d); trap 'rmdir $new' EXIT; mount -t ext4 $device $new; rmdir $new/lost+found
+             cp -a {at_word}/. $new/; umount $new"
+        );
         let device = shell(
             &format!(
                 "mkfs.ext4 -q -m 0 -E lazy_itable_init=1,lazy_journal_init=1 {image_word}
-                 device=$(losetup -f --show {image_word})
-                 new=$(mktemp -d); mount -t ext4 $device $new; rmdir $new/lost+found
-                 cp -a {at_word}/. $new/; sync -f $new; umount $new; rmdir $new
-                 mount -t ext4 $device {at_word}; printf %s $device"
+                 export device=$(losetup -f --show {image_word})
+                 unshare --mount --propagation private bash -e -c {}
+                 mount -t ext4 $device {at_word}; printf %s $device",
+                quote(&copy)
             ),
             LIMIT,
         )?;
