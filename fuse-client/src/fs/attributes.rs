@@ -1,0 +1,123 @@
+//! Attributes, extended attributes, totals.
+
+use super::names::permissions;
+use super::{FileSystem, Volume, is_empty, unexpected};
+use crate::device::{Answer, NewAttributes, Reply};
+use bytes::{BufMut, Bytes, BytesMut};
+use holdfast_client::{Call, Reply as Answered};
+use holdfast_types::InodeId;
+use holdfast_types::limits::{FILE_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
+use holdfast_wire::namespace::{FileKind, SetAttributes, XattrMode};
+use rustix::io::Errno;
+use std::sync::Arc;
+
+impl<V: Volume> FileSystem<V> {
+    pub(super) fn get_attributes(self: &Arc<Self>, reply: Reply, inode: InodeId) {
+        self.ask(reply, Call::GetAttributes { inode }, |fs, reply, answered| match answered {
+            Answered::Attributes(attributes) => fs.answer_attributes(reply, attributes),
+            _ => unexpected(reply),
+        });
+    }
+
+    pub(super) fn set_attributes(self: &Arc<Self>, reply: Reply, inode: InodeId, new: &NewAttributes) {
+        if is_empty(new) {
+            return self.get_attributes(reply, inode);
+        }
+        if new.size.is_some_and(|size| size > FILE_BYTES_MAX) {
+            return reply.error(Errno::FBIG);
+        }
+        // As Linux does it: a change of owner takes set-id bits from everything but directories, whoever makes it; a change of
+        // size takes them when the caller lacks the privilege, which the kernel tells. (It does not touch the mode itself,
+        // because HANDLE_KILLPRIV_V2 is negotiated.)
+        let owner_changes = new.uid.is_some() || new.gid.is_some();
+        let clear_owner = owner_changes && self.known.kind(inode) != Some(FileKind::Directory);
+        let set = SetAttributes {
+            mode: new.mode.map(permissions),
+            uid: new.uid,
+            gid: new.gid,
+            size: new.size,
+            atime: new.atime,
+            mtime: new.mtime,
+            clear_set_ids: new.mode.is_none() && (clear_owner || (new.size.is_some() && new.kill_set_ids)),
+        };
+        self.ask(reply, Call::SetAttributes { inode, set }, |fs, reply, answered| match answered {
+            Answered::Attributes(attributes) => fs.answer_attributes(reply, attributes),
+            _ => unexpected(reply),
+        });
+    }
+
+    pub(super) fn stat_volume(self: &Arc<Self>, reply: Reply) {
+        self.ask(reply, Call::StatVolume, |_, reply, answered| match answered {
+            Answered::Usage(usage) => reply.finish(Ok(Answer::Usage(usage))),
+            _ => unexpected(reply),
+        });
+    }
+
+    pub(super) fn set_xattr(self: &Arc<Self>, reply: Reply, inode: InodeId, name: &[u8], value: &[u8], flags: u32) {
+        let Some(reply) = xattr_name_allowed(name, reply) else { return };
+        if value.len() > XATTR_VALUE_BYTES_MAX {
+            return reply.error(Errno::TOOBIG);
+        }
+        let mode = match i32::try_from(flags) {
+            Ok(0) => XattrMode::Set,
+            Ok(libc::XATTR_CREATE) => XattrMode::Create,
+            Ok(libc::XATTR_REPLACE) => XattrMode::Replace,
+            _ => return reply.error(Errno::INVAL),
+        };
+        let (name, value) = (Bytes::copy_from_slice(name), Bytes::copy_from_slice(value));
+        self.ask_done(reply, Call::SetXattr { inode, name, value, mode });
+    }
+
+    pub(super) fn get_xattr(self: &Arc<Self>, reply: Reply, inode: InodeId, name: &[u8], size: u32) {
+        let Some(reply) = xattr_name_allowed(name, reply) else { return };
+        let call = Call::GetXattr { inode, name: Bytes::copy_from_slice(name) };
+        self.ask(reply, call, move |_, reply, answered| match answered {
+            Answered::Bytes(value) => reply.finish(sized(value, size)),
+            _ => unexpected(reply),
+        });
+    }
+
+    pub(super) fn list_xattrs(self: &Arc<Self>, reply: Reply, inode: InodeId, size: u32) {
+        self.ask(reply, Call::ListXattrs { inode }, move |_, reply, answered| match answered {
+            Answered::Names(names) => {
+                let mut list = BytesMut::with_capacity(names.iter().map(|name| name.len() + 1).sum());
+                for name in names {
+                    list.put(name);
+                    list.put_u8(0);
+                }
+                reply.finish(sized(list.freeze(), size));
+            }
+            _ => unexpected(reply),
+        });
+    }
+
+    pub(super) fn remove_xattr(self: &Arc<Self>, reply: Reply, inode: InodeId, name: &[u8]) {
+        let Some(reply) = xattr_name_allowed(name, reply) else { return };
+        self.ask_done(reply, Call::RemoveXattr { inode, name: Bytes::copy_from_slice(name) });
+    }
+}
+
+/// A value as `getxattr(2)` wants it: asked with size 0, its size; else the value if it fits.
+fn sized(value: Bytes, size: u32) -> Result<Answer, Errno> {
+    let length = u32::try_from(value.len()).map_err(|_| Errno::TOOBIG)?;
+    if size == 0 {
+        Ok(Answer::XattrSize(length))
+    } else if length > size {
+        Err(Errno::RANGE)
+    } else {
+        Ok(Answer::Data(vec![value]))
+    }
+}
+
+/// Answers `EOPNOTSUPP` for `system.*`: access control lists that are stored but not obeyed would be a lie.
+fn xattr_name_allowed(name: &[u8], reply: Reply) -> Option<Reply> {
+    if name.starts_with(b"system.") {
+        reply.error(Errno::OPNOTSUPP);
+        return None;
+    }
+    if name.is_empty() || name.len() > XATTR_NAME_BYTES_MAX {
+        reply.error(Errno::RANGE);
+        return None;
+    }
+    Some(reply)
+}

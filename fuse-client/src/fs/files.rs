@@ -1,0 +1,205 @@
+//! Open files: open, create, read, write, close, allocate.
+
+use super::names::permissions;
+use super::{FileSystem, Volume, name_of, unexpected};
+use crate::device::{Answer, Caller, OpenHints, Reply};
+use crate::errno;
+use crate::handles::ForWrite;
+use bytes::Bytes;
+use holdfast_client::{Call, ClientError, Durability, HandleId, OpenMode, Reply as Answered, ZeroMode};
+use holdfast_types::InodeId;
+use holdfast_types::limits::FILE_BYTES_MAX;
+use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode, SetAttributes};
+use rustix::io::Errno;
+use std::sync::Arc;
+
+/// `open(2)`: writes go to the end.
+pub(super) const O_APPEND: u32 = libc::O_APPEND.cast_unsigned();
+const O_TRUNC: u32 = libc::O_TRUNC.cast_unsigned();
+const O_EXCL: u32 = libc::O_EXCL.cast_unsigned();
+const O_SYNC: u32 = libc::O_SYNC.cast_unsigned();
+const O_DSYNC: u32 = libc::O_DSYNC.cast_unsigned();
+
+fn open_mode(flags: u32) -> OpenMode {
+    // O_SYNC contains the bit of O_DSYNC.
+    let durable = match flags & O_SYNC {
+        O_SYNC => Durability::Full,
+        O_DSYNC => Durability::Data,
+        _ => Durability::Buffered,
+    };
+    OpenMode { append: flags & O_APPEND != 0, durable }
+}
+
+impl<V: Volume> FileSystem<V> {
+    pub(super) fn open(self: &Arc<Self>, reply: Reply, inode: InodeId, flags: u32, kill_set_ids: bool) {
+        let mode = open_mode(flags);
+        self.ask(reply, Call::Open { inode, mode }, move |fs, reply, answered| {
+            let Answered::Opened { handle, keep_cache, .. } = answered else { return unexpected(reply) };
+            if flags & O_TRUNC == 0 {
+                return fs.answer_opened(reply, inode, handle, mode, keep_cache);
+            }
+            // Opened first: a file that cannot be opened is not truncated.
+            let set = SetAttributes { size: Some(0), clear_set_ids: kill_set_ids, ..SetAttributes::default() };
+            fs.ask_all(reply, Call::SetAttributes { inode, set }, move |fs, reply, result| match result {
+                Ok(_) => fs.answer_opened(reply, inode, handle, mode, false),
+                Err(error) => {
+                    fs.release_handle(handle);
+                    reply.error(errno::of_client(&error));
+                }
+            });
+        });
+    }
+
+    fn answer_opened(&self, reply: Reply, inode: InodeId, handle: HandleId, mode: OpenMode, keep: bool) {
+        let pass = self.pass();
+        let hints = self.hints(&pass, inode, keep);
+        let number = self.handles.opened(handle, inode, mode);
+        reply.finish(Ok(Answer::Opened(number, hints)));
+    }
+
+    /// How the kernel is to treat a file's pages. While caching, those of this stretch of caching are still right; else they are
+    /// bypassed.
+    fn hints(&self, pass: &super::Pass<'_>, inode: InodeId, keep: bool) -> OpenHints {
+        if pass.valid.is_zero() {
+            return OpenHints { direct: true, keep_pages: false };
+        }
+        let same_stretch = self.known.opened_cached(inode, pass.gate.stretch);
+        OpenHints { direct: false, keep_pages: keep && same_stretch }
+    }
+
+    /// `open(2)` of a name that the kernel looked up and did not find.
+    pub(super) fn create(
+        self: &Arc<Self>,
+        reply: Reply,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+        flags: u32,
+    ) {
+        let Some((name, reply)) = name_of(name, reply) else { return };
+        let open = open_mode(flags);
+        let call = Call::Create {
+            parent,
+            name: name.clone(),
+            node: NewNode::File,
+            mode: permissions(mode),
+            uid: caller.uid,
+            gid: caller.gid,
+            // Always: the kernel has not checked the permissions of a file made by somebody else meanwhile. It is told to look again.
+            exclusive: true,
+            open: Some(open),
+        };
+        self.ask_all(reply, call, move |fs, reply, result| match result {
+            Ok(Answered::Created { attributes, handle: Some(handle), .. }) if attributes.kind == FileKind::File => {
+                let pass = fs.pass();
+                let entry = fs.entry(&pass, parent, name.as_bytes(), attributes);
+                let hints = fs.hints(&pass, entry.attributes.inode, false);
+                let number = fs.handles.opened(handle, entry.attributes.inode, open);
+                reply.finish(Ok(Answer::Created(entry, number, hints)));
+            }
+            Ok(_) => unexpected(reply),
+            Err(ClientError::Namespace(NamespaceError::Exists)) if flags & O_EXCL == 0 => reply.error(Errno::STALE),
+            Err(error) => reply.error(errno::of_client(&error)),
+        });
+    }
+
+    pub(super) fn read(self: &Arc<Self>, reply: Reply, handle: u64, offset: u64, size: u32) {
+        let call = Call::Read { handle: HandleId(handle), offset, length: size };
+        self.ask(reply, call, |_, reply, answered| match answered {
+            Answered::Data(data) => reply.finish(Ok(Answer::Data(data.pieces))),
+            _ => unexpected(reply),
+        });
+    }
+
+    pub(super) fn write(
+        self: &Arc<Self>,
+        reply: Reply,
+        number: u64,
+        offset: u64,
+        data: Bytes,
+        append: bool,
+        clear_set_ids: bool,
+    ) {
+        if !append && offset.saturating_add(data.len() as u64) > FILE_BYTES_MAX {
+            return reply.error(Errno::FBIG);
+        }
+        match self.handles.for_write(number, append) {
+            ForWrite::Ready(handle) => self.write_through(reply, handle, offset, data, clear_set_ids),
+            ForWrite::Unknown => reply.error(Errno::BADF),
+            ForWrite::Open(inode, mode) => self.ask(reply, Call::Open { inode, mode }, move |fs, reply, answered| {
+                let Answered::Opened { handle: made, .. } = answered else { return unexpected(reply) };
+                let (usable, surplus) = fs.handles.set_other(number, made);
+                if let Some(surplus) = surplus {
+                    fs.release_handle(surplus);
+                }
+                match usable {
+                    Some(handle) => fs.write_through(reply, handle, offset, data, clear_set_ids),
+                    None => reply.error(Errno::BADF),
+                }
+            }),
+        }
+    }
+
+    fn write_through(self: &Arc<Self>, reply: Reply, handle: HandleId, offset: u64, data: Bytes, clear_set_ids: bool) {
+        let call = Call::Write { handle, offset, data, clear_set_ids };
+        self.ask(reply, call, |_, reply, answered| match answered {
+            Answered::Written { length, .. } => reply.finish(Ok(Answer::Written(length))),
+            _ => unexpected(reply),
+        });
+    }
+
+    pub(super) fn flush(self: &Arc<Self>, reply: Reply, handle: u64) {
+        self.ask_done(reply, Call::Flush { handle: HandleId(handle) });
+    }
+
+    pub(super) fn release(self: &Arc<Self>, reply: Reply, number: u64) {
+        for handle in self.handles.closed(number) {
+            self.release_handle(handle);
+        }
+        reply.done();
+    }
+
+    fn release_handle(&self, handle: HandleId) {
+        self.volume.call(
+            Call::Release { handle },
+            Box::new(|result| {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "release failed");
+                }
+            }),
+        );
+    }
+
+    /// `fallocate(2)`. Space is not reserved ahead; what can be done right is growing the file and zeroing a range.
+    pub(super) fn allocate(self: &Arc<Self>, reply: Reply, inode: InodeId, handle: u64, range: (u64, u64), mode: u32) {
+        const KEEP_SIZE: u32 = libc::FALLOC_FL_KEEP_SIZE.cast_unsigned();
+        const PUNCH_HOLE: u32 = libc::FALLOC_FL_PUNCH_HOLE.cast_unsigned() | KEEP_SIZE;
+        const ZERO_RANGE: u32 = libc::FALLOC_FL_ZERO_RANGE.cast_unsigned();
+        const ZERO_KEEP: u32 = ZERO_RANGE | KEEP_SIZE;
+        let (offset, length) = range;
+        let Some(end) = offset.checked_add(length).filter(|end| *end <= FILE_BYTES_MAX && length > 0) else {
+            return reply.error(Errno::FBIG);
+        };
+        let handle = HandleId(handle);
+        let zero_mode = match mode {
+            0 => return self.grow(reply, inode, handle, end),
+            PUNCH_HOLE | ZERO_KEEP => ZeroMode::KeepSize,
+            ZERO_RANGE => ZeroMode::Extend,
+            _ => return reply.error(Errno::OPNOTSUPP),
+        };
+        self.ask_done(reply, Call::Zero { handle, offset, length, mode: zero_mode });
+    }
+
+    /// Makes a file at least `end` bytes long. Not by setting its size, which would cut what another host appends meanwhile: its
+    /// last byte is made to read as zero, if the file does not reach that far.
+    fn grow(self: &Arc<Self>, reply: Reply, inode: InodeId, handle: HandleId, end: u64) {
+        self.ask(reply, Call::GetAttributes { inode }, move |fs, reply, answered| match answered {
+            Answered::Attributes(attributes) if attributes.size >= end => reply.done(),
+            Answered::Attributes(_) => {
+                fs.ask_done(reply, Call::Zero { handle, offset: end - 1, length: 1, mode: ZeroMode::Extend });
+            }
+            _ => unexpected(reply),
+        });
+    }
+}

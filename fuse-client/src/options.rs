@@ -1,0 +1,219 @@
+//! Mount options: the text after `-o`.
+//!
+//! Unknown options are errors that name the nearest known one: a misspelt `soft` must not become a hard mount. Generic options that
+//! other file systems take and that change nothing here (`defaults`, `noatime`, `_netdev`, ...) are accepted, so that `fstab` lines
+//! and container runtimes need no special case.
+
+use std::time::Duration;
+
+/// How a volume is to be mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Nothing can be changed.
+    pub read_only: bool,
+    /// Other users than the one who mounts may use it. `None`: as root yes, else no.
+    pub allow_other: Option<bool>,
+    /// Calls fail with `EIO` when the cluster has not answered for so long. `None`: they wait (`hard`).
+    pub soft: Option<Duration>,
+    /// Bytes of file data kept for reading. `None`: the client's default.
+    pub cache_bytes: Option<u64>,
+    /// Bytes of un-flushed writes at the most. `None`: the client's default.
+    pub write_buffer_bytes: Option<u64>,
+    /// How long a written byte may wait before it is sent. `None`: the client's default, 1 s.
+    pub writeback_delay: Option<Duration>,
+    /// Set-id bits of programs are honoured.
+    pub set_id: bool,
+    /// Device files work.
+    pub devices: bool,
+    /// Programs can be run.
+    pub execute: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            allow_other: None,
+            soft: None,
+            cache_bytes: None,
+            write_buffer_bytes: None,
+            writeback_delay: None,
+            set_id: false,
+            devices: false,
+            execute: true,
+        }
+    }
+}
+
+/// Why options cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// There is no such option.
+    #[error("unknown mount option {given:?}; did you mean {nearest:?}?")]
+    Unknown {
+        /// What was given.
+        given: String,
+        /// The known option most like it.
+        nearest: &'static str,
+    },
+    /// The value is missing or wrong.
+    #[error("mount option {name}: {value:?} is not {wanted}")]
+    Value {
+        /// Which option.
+        name: String,
+        /// What was given.
+        value: String,
+        /// What it takes.
+        wanted: &'static str,
+    },
+}
+
+/// Options that change something, as they are written.
+const KNOWN: &[&str] = &[
+    "ro", "rw", "allow_other", "noallow_other", "hard", "soft=SECONDS", "cache=SIZE", "write_buffer=SIZE",
+    "writeback_delay=DURATION", "suid", "nosuid", "dev", "nodev", "exec", "noexec",
+];
+
+/// Options that are accepted and change nothing: either they are always so, or they are for others to read.
+const IGNORED: &[&str] = &[
+    "defaults", "atime", "noatime", "relatime", "strictatime", "lazytime", "nodiratime", "diratime", "async", "auto", "noauto",
+    "user", "nouser", "users", "nofail", "_netdev", "default_permissions", "iversion", "noiversion",
+];
+
+impl Options {
+    /// Reads options separated by commas; later ones win.
+    ///
+    /// # Errors
+    /// [`OptionError`] naming the option at fault.
+    pub fn parse(text: &str) -> Result<Self, OptionError> {
+        let mut options = Self::default();
+        for given in text.split(',').map(str::trim).filter(|given| !given.is_empty()) {
+            options.apply(given)?;
+        }
+        Ok(options)
+    }
+
+    /// Adds further options.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn apply(&mut self, given: &str) -> Result<(), OptionError> {
+        let (name, value) = given.split_once('=').map_or((given, None), |(name, value)| (name, Some(value)));
+        let is_for_others = IGNORED.contains(&name) || name.starts_with("x-") || name == "comment";
+        match (name, value) {
+            ("ro", None) => self.read_only = true,
+            ("rw", None) => self.read_only = false,
+            ("allow_other", None) => self.allow_other = Some(true),
+            ("noallow_other", None) => self.allow_other = Some(false),
+            ("hard", None) => self.soft = None,
+            ("suid", None) => self.set_id = true,
+            ("nosuid", None) => self.set_id = false,
+            ("dev", None) => self.devices = true,
+            ("nodev", None) => self.devices = false,
+            ("exec", None) => self.execute = true,
+            ("noexec", None) => self.execute = false,
+            ("soft", value) => self.soft = Some(duration(name, value.unwrap_or(""))?),
+            ("writeback_delay", value) => self.writeback_delay = Some(duration(name, value.unwrap_or(""))?),
+            ("cache", value) => self.cache_bytes = Some(size(name, value.unwrap_or(""))?),
+            ("write_buffer", value) => self.write_buffer_bytes = Some(size(name, value.unwrap_or(""))?),
+            _ if is_for_others => {}
+            _ => return Err(OptionError::Unknown { given: given.into(), nearest: nearest(name) }),
+        }
+        Ok(())
+    }
+}
+
+/// Seconds, or a number with `ms`, `s`, `min`; more than zero.
+fn duration(name: &str, value: &str) -> Result<Duration, OptionError> {
+    let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &value[digits.len()..] {
+        "" | "s" => 1_000,
+        "ms" => 1,
+        "min" | "m" => 60_000,
+        _ => 0,
+    };
+    let millis = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).filter(|millis| *millis > 0);
+    millis.map(Duration::from_millis).ok_or_else(|| OptionError::Value {
+        name: name.into(),
+        value: value.into(),
+        wanted: "a number of seconds above 0 (units ms, s, min)",
+    })
+}
+
+/// Bytes, or a number with `K`, `M`, `G` (1024); more than zero.
+fn size(name: &str, value: &str) -> Result<u64, OptionError> {
+    let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match &value[digits.len()..] {
+        "" | "B" => 1,
+        "K" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        _ => 0,
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| OptionError::Value {
+        name: name.into(),
+        value: value.into(),
+        wanted: "a size above 0 (units K, M, G)",
+    })
+}
+
+/// The known option that takes the fewest changes of a letter to reach.
+fn nearest(given: &str) -> &'static str {
+    KNOWN
+        .iter()
+        .copied()
+        .min_by_key(|known| distance(given, known.split('=').next().unwrap_or(known)))
+        .expect("the table is not empty")
+}
+
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let change = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read_with_their_units_and_later_ones_win() {
+        let options = Options::parse("ro,soft=30,cache=64M, writeback_delay=250ms,rw,noatime,_netdev,x-systemd.automount,suid");
+        let expected = Options {
+            soft: Some(Duration::from_secs(30)),
+            cache_bytes: Some(64 << 20),
+            writeback_delay: Some(Duration::from_millis(250)),
+            set_id: true,
+            ..Options::default()
+        };
+        assert_eq!(options, Ok(expected));
+        assert_eq!(Options::parse(""), Ok(Options::default()));
+    }
+
+    #[test]
+    fn a_misspelt_option_is_an_error_that_names_the_nearest() {
+        let nearest = |text| match Options::parse(text) {
+            Err(OptionError::Unknown { nearest, .. }) => nearest,
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(nearest("sotf=3"), "soft=SECONDS");
+        assert_eq!(nearest("alow_other"), "allow_other");
+        assert_eq!(nearest("writeback=1"), "writeback_delay=DURATION");
+    }
+
+    #[test]
+    fn a_value_out_of_its_bounds_is_an_error() {
+        for text in ["soft", "soft=", "soft=0", "soft=-1", "soft=1h", "cache=1T", "cache=99999999999G"] {
+            assert!(matches!(Options::parse(text), Err(OptionError::Value { .. })), "{text}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! A mount from beginning to end.
+//!
+//! Invariants:
+//! * The mount appears only once the volume is attached: whoever sees it can use it.
+//! * However the mount ends (umount(8), SIGTERM), what was written is flushed before the session is given up, within
+//!   [`FLUSH_DEADLINE`]. `umount(8)` itself returns earlier: the kernel does not wait for a FUSE server there; the end of this
+//!   process, or of [`run`], says that all is durable. (Another host's mount waits for it.)
+//! * Caching stops only after the kernel has forgotten what it cached.
+
+use crate::config::Config;
+use crate::device::{Notifier, Session, SessionError};
+use crate::fs::{FileSystem, Server, Shared, Volume};
+use crate::invalidate::Invalidator;
+use crate::mount::{self, Mount, MountError};
+use holdfast_client::{Client, ClientError, MountError as ConnectError, MountOptions, Notice, Notices};
+use holdfast_types::SessionId;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::task::{JoinError, spawn_blocking};
+
+/// How long the flush at the end may take.
+pub const FLUSH_DEADLINE: Duration = Duration::from_secs(60);
+/// How long an unmount that we were asked for waits for open files to be closed before it uses force.
+const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+/// How often interrupted calls are looked at.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Why a mount could not be made, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The volume could not be attached.
+    #[error("cannot attach volume {volume:?}: {source}")]
+    Attach {
+        /// Which.
+        volume: String,
+        /// Why.
+        source: ConnectError,
+    },
+    /// There is no agreement with the kernel.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// What was written could not all be flushed.
+    #[error("not everything that was written could be flushed: {0}")]
+    Flush(ClientError),
+    /// Nor could it be within the deadline.
+    #[error("what was written could not be flushed within {FLUSH_DEADLINE:?}")]
+    FlushDeadline,
+    /// A task panicked.
+    #[error("a task of the mount panicked: {0}")]
+    Task(#[from] JoinError),
+}
+
+/// What is said when the mount is usable.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// Where, absolute.
+    pub mount_point: PathBuf,
+    /// Which volume.
+    pub volume: String,
+    /// Which session.
+    pub session: SessionId,
+}
+
+/// Mounts a volume and serves it until it is unmounted or `shutdown` completes; then flushes and ends the session.
+///
+/// `ready` is called once, when the mount can be used. Must be called within a multi-threaded tokio runtime.
+///
+/// # Errors
+/// [`Error`]; after [`Error::Flush`] or [`Error::FlushDeadline`] bytes written since the last `fsync` may be lost.
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: impl FnOnce(&Ready) + Send,
+) -> Result<(), Error> {
+    tokio::pin!(shutdown);
+    let point = config.mount_point.clone();
+    spawn_blocking(move || mount::repair(&point)).await??;
+    let options = mount_options(&config);
+    let connected = tokio::select! {
+        connected = Client::connect(&config.cluster, options) => connected,
+        () = &mut shutdown => return Ok(()),
+    };
+    let (client, notices) =
+        connected.map_err(|source| Error::Attach { volume: config.volume.clone(), source })?;
+    let (volume, session, _) = client.mounted();
+    let served = serve(&config, client.clone(), notices, session, volume.name, shutdown, ready).await;
+    let flushed = flush(&client).await;
+    served.and(flushed)
+}
+
+fn mount_options(config: &Config) -> MountOptions {
+    let mut options = MountOptions::new(config.volume.clone(), config.client_record());
+    options.read_only = config.options.read_only;
+    options.soft = config.options.soft;
+    options.write_buffer_bytes = config.options.write_buffer_bytes;
+    options.read_cache_bytes = config.options.cache_bytes;
+    options
+}
+
+async fn serve(
+    config: &Config,
+    client: Client,
+    notices: Notices,
+    session: SessionId,
+    volume: String,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: impl FnOnce(&Ready) + Send,
+) -> Result<(), Error> {
+    let fs = FileSystem::new(client);
+    let mounting = (config.mount_point.clone(), volume.clone(), config.options.clone());
+    let served = fs.clone();
+    let mounted = spawn_blocking(move || Mounted::start(&mounting.0, &mounting.1, &mounting.2, served)).await??;
+    let heed = tokio::spawn(heed(fs.clone(), notices, mounted.notifier()));
+    let sweep = tokio::spawn(sweep(fs));
+    ready(&Ready { mount_point: mounted.mount.point().into(), volume, session });
+    let ended = mounted.ended.clone();
+    tokio::select! {
+        () = ended.notified() => tracing::info!("unmounted"),
+        () = shutdown => {
+            let mount = mounted.mount.clone();
+            spawn_blocking(move || take_down(&mount)).await??;
+        }
+    }
+    // Ends at once: the mount is gone.
+    spawn_blocking(move || mounted.session.join()).await?;
+    sweep.abort();
+    // From now on the kernel has nothing to forget, but the cluster may still ask.
+    drop(heed);
+    Ok(())
+}
+
+/// A file system mounted and served: the part of a mount that needs no cluster.
+pub struct Mounted {
+    mount: Mount,
+    session: Session,
+    ended: Arc<Notify>,
+}
+
+impl Mounted {
+    /// Mounts and serves. Blocks for a moment.
+    ///
+    /// # Errors
+    /// [`Error::Mount`], [`Error::Session`]; nothing stays mounted then.
+    pub fn start<V: Volume>(
+        point: &std::path::Path,
+        volume: &str,
+        options: &crate::options::Options,
+        fs: Shared<V>,
+    ) -> Result<Self, Error> {
+        let (mount, channel) = Mount::new(point, volume, options)?;
+        let ended = Arc::new(Notify::new());
+        let signal = ended.clone();
+        let served = Session::negotiate(channel).and_then(|mut session| {
+            session.serve(Arc::new(Server(fs)), move || signal.notify_one())?;
+            Ok(session)
+        });
+        match served {
+            Ok(session) => Ok(Self { mount, session, ended }),
+            Err(error) => {
+                if let Err(error) = mount.unmount_by_force() {
+                    tracing::warn!(%error, "mount left behind");
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The mount.
+    pub fn mount(&self) -> &Mount {
+        &self.mount
+    }
+
+    /// For telling the kernel to forget.
+    pub fn notifier(&self) -> Notifier {
+        Notifier::new(self.session.channel(), self.session.negotiated())
+    }
+
+    /// Waits until it is unmounted. Blocks.
+    pub fn join(self) {
+        self.session.join();
+    }
+}
+
+/// Unmounts, with force if it stays in use.
+fn take_down(mount: &Mount) -> Result<(), MountError> {
+    let begun = std::time::Instant::now();
+    loop {
+        match mount.unmount() {
+            Err(MountError::InUse { point }) if begun.elapsed() >= BUSY_PATIENCE => {
+                tracing::warn!(point = %point.display(), "still in use: unmounted by force, open files are cut off");
+                return mount.unmount_by_force();
+            }
+            Err(MountError::InUse { .. }) => std::thread::sleep(Duration::from_millis(50)),
+            result => return result,
+        }
+    }
+}
+
+async fn flush(client: &Client) -> Result<(), Error> {
+    match tokio::time::timeout(FLUSH_DEADLINE, client.unmount()).await {
+        Ok(result) => result.map_err(Error::Flush),
+        Err(_) => Err(Error::FlushDeadline),
+    }
+}
+
+/// Does what the cluster asks of the mount as a whole.
+async fn heed<V: Volume>(fs: Shared<V>, mut notices: Notices, notifier: Notifier) {
+    let invalidator = match Invalidator::new(notifier) {
+        Ok(invalidator) => Arc::new(invalidator),
+        Err(error) => return tracing::error!(%error, "cannot start the invalidation threads: caching cannot be stopped"),
+    };
+    while let Some(notice) = notices.recv().await {
+        match notice {
+            Notice::StopCaching { event } => {
+                let (inodes, names) = fs.stop_caching();
+                tracing::info!(inodes = inodes.len(), names = names.len(), "another host wants the volume: caching stops");
+                let invalidator = invalidator.clone();
+                if let Err(error) = spawn_blocking(move || invalidator.run(inodes, names)).await {
+                    // Not confirmed: the cluster will treat us as one that does not answer, which is safe.
+                    tracing::error!(%error, "invalidation failed");
+                    continue;
+                }
+                fs.volume().invalidated(event);
+            }
+            Notice::StartCaching => {
+                tracing::info!("alone again: caching starts");
+                fs.start_caching();
+            }
+            Notice::SessionOver { reason, lost_bytes: 0 } => tracing::info!(reason, "session is over"),
+            Notice::SessionOver { reason, lost_bytes } => {
+                tracing::error!(reason, lost_bytes, "session is over and bytes are lost: every call fails until it is mounted again");
+            }
+            Notice::Reachable { reachable: true, detail } => tracing::info!(detail, "cluster answers again"),
+            Notice::Reachable { reachable: false, detail } => tracing::warn!(detail, "cluster does not answer: calls wait"),
+            Notice::WriteLost { inode, error } => tracing::error!(%inode, %error, "bytes written could not be stored"),
+        }
+    }
+}
+
+/// Lets interrupted calls go.
+async fn sweep<V: Volume>(fs: Shared<V>) {
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        interval.tick().await;
+        fs.sweep_interrupted();
+    }
+}
