@@ -2,6 +2,7 @@
 //!
 //! The slow part runs without the store, in whatever thread: writes go on meanwhile, with records after its position.
 
+use super::record::encode_checkpoint;
 use super::rows::{CHECKPOINT_KEY, encode_position};
 use super::{ChunkStore, Shared, cause};
 use holdfast_journal::{Disk, DiskFile, Position};
@@ -69,12 +70,21 @@ impl<D: Disk> ChunkStore<D> {
     }
 
     /// Ends a checkpoint whose [`CheckpointJob::run`] returned `Ok`. One that a newer one has overtaken changes nothing.
-    pub fn end_checkpoint(&mut self, job: &CheckpointJob<D>) {
-        if job.name == self.checkpoint {
-            self.journal.release_below(Position(job.position));
-            self.writer.free.checkpoint_ended();
-            self.syncing.clear();
+    ///
+    /// # Errors
+    /// [`LocalError::Failed`]: the store has failed.
+    pub fn end_checkpoint(&mut self, job: &CheckpointJob<D>) -> Result<(), LocalError> {
+        if job.name != self.checkpoint {
+            return Ok(());
         }
+        // Durable with the next sync, and so before any record that relies on the space set free here. It bears witness
+        // against an index that comes back older, and keeps the journal from ever being empty behind its head.
+        let witness = encode_checkpoint(job.position);
+        self.journal.append(&[&witness]).map_err(|error| self.fail_with("journal", &error))?;
+        self.journal.release_below(Position(job.position));
+        self.writer.free.checkpoint_ended();
+        self.syncing.clear();
+        Ok(())
     }
 
     /// A whole checkpoint at once.
@@ -84,7 +94,6 @@ impl<D: Disk> ChunkStore<D> {
     pub fn checkpoint(&mut self) -> Result<(), LocalError> {
         let job = self.begin_checkpoint();
         job.run()?;
-        self.end_checkpoint(&job);
-        Ok(())
+        self.end_checkpoint(&job)
     }
 }

@@ -6,6 +6,8 @@
 //! ranges:  { start length u16 | end length u16 | start | end }
 //! places:  { file u32 | start block u32 | blocks u32 }
 //! bytes of all places, in order
+//!
+//! format u8 (2) | position u64                a checkpoint: the index was persisted with this position
 //! ```
 //!
 //! * Redo is physical: rows as they are to be, whole blocks and where they go. It reads nothing and decides nothing, so
@@ -20,6 +22,7 @@ use holdfast_types::limits::BLOCK_BYTES;
 use super::keys::Keys;
 
 const FORMAT: u8 = 1;
+const FORMAT_CHECKPOINT: u8 = 2;
 const HEADER_BYTES: usize = 13;
 const REMOVED: u32 = u32::MAX;
 
@@ -116,6 +119,21 @@ impl Record {
             record.places.push(Placed { file, start, bytes });
         }
         rest.is_empty().then_some(record)
+    }
+}
+
+/// The record of a checkpoint: an index found with a lesser position has lost what was durable in it.
+pub(crate) fn encode_checkpoint(position: u64) -> [u8; 9] {
+    let mut out = [FORMAT_CHECKPOINT; 9];
+    out[1..].copy_from_slice(&position.to_le_bytes());
+    out
+}
+
+/// The position, if it is a checkpoint's record.
+pub(crate) fn decode_checkpoint(bytes: &[u8]) -> Option<u64> {
+    match bytes {
+        [FORMAT_CHECKPOINT, position @ ..] => Some(u64::from_le_bytes(position.try_into().ok()?)),
+        _ => None,
     }
 }
 

@@ -10,7 +10,7 @@ use super::error::OpenError;
 use super::extents::{Extents, GrowthLimits};
 use super::identity::{self, DiskIdentity, IdentityFile};
 use super::keys::{self, Keys};
-use super::record::Record;
+use super::record::{Record, decode_checkpoint};
 use super::rows::{self, APPLIED_KEY, CHECKPOINT_KEY, ChunkRow, GroupRow};
 use super::space::{self, FreeSpace, Run};
 use super::stage::{Staged, Writer};
@@ -53,12 +53,15 @@ impl<D: Disk + Clone> ChunkStore<D> {
             segments_min: options.segments,
             segments_max: options.segments,
         };
-        let mut positions = Vec::new();
-        let journal = Journal::open(disk.clone(), &config, |position, _| {
-            positions.push(position);
+        let (mut positions, mut witnessed) = (Vec::new(), 0);
+        let journal = Journal::open(disk.clone(), &config, |position, bytes| {
+            match decode_checkpoint(bytes) {
+                Some(checkpoint) => witnessed = witnessed.max(checkpoint),
+                None => positions.push(position),
+            }
             Ok(())
         })?;
-        let from = compare(table.as_ref(), &journal)?;
+        let from = compare(table.as_ref(), &journal, witnessed)?;
         let limits = GrowthLimits {
             file_bytes: options.file_bytes,
             step_bytes: options.step_bytes,
@@ -125,7 +128,7 @@ fn clear<D: Disk>(disk: &D, table: &dyn Table) -> Result<(), OpenError> {
 }
 
 /// From where to replay, if journal and index belong together.
-fn compare<D: Disk>(table: &dyn Table, journal: &Journal<D>) -> Result<u64, OpenError> {
+fn compare<D: Disk>(table: &dyn Table, journal: &Journal<D>, witnessed: u64) -> Result<u64, OpenError> {
     let position = |key: &'static [u8]| -> Result<u64, OpenError> {
         let value = table.get(key)?.ok_or_else(|| OpenError::Damaged("the index is empty".into()))?;
         rows::decode_position(key, &value).map_err(|error| OpenError::Damaged(error.to_string()))
@@ -136,6 +139,12 @@ fn compare<D: Disk>(table: &dyn Table, journal: &Journal<D>) -> Result<u64, Open
         return Err(OpenError::Damaged(format!(
             "the journal ends at {end}, but the index holds what was written up to {}: records are lost",
             applied.max(checkpoint)
+        )));
+    }
+    if checkpoint < witnessed.max(journal.head().0) {
+        return Err(OpenError::Damaged(format!(
+            "the index was persisted at {}, but has come back as it was at {checkpoint}",
+            witnessed.max(journal.head().0)
         )));
     }
     Ok(checkpoint)

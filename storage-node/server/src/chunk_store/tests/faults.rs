@@ -104,6 +104,27 @@ fn a_lost_index_journal_or_extent_file_is_damage_and_never_absence() {
     }
 }
 
+/// What fjall does when its own journal rots: it cuts it, and comes back older than it was persisted.
+#[test]
+fn an_index_that_comes_back_older_is_damage() {
+    let (disk, table, mut store) = fresh(1);
+    store.apply(&[op(0, 1, write(chunk(2, 0), 0, vec![1; 100]))]);
+    let old = MemoryTable::new();
+    let mut rows = holdfast_store::Batch::new();
+    for pair in holdfast_store::View::range(&table, holdfast_store::KeyRange::all()) {
+        let (key, value) = pair.unwrap();
+        rows.put(key, value);
+    }
+    holdfast_store::Table::commit(&old, rows).unwrap();
+    store.apply(&[op(0, 2, write(chunk(2, 0), 0, vec![2; 100]))]);
+    store.checkpoint().unwrap();
+    store.apply(&[op(0, 3, Change::Mark)]);
+    drop(store);
+    let opened = open(&disk, &old);
+    assert!(matches!(&opened, Err(OpenError::Damaged(reason)) if reason.contains("come back")), "{:?}", opened.err());
+    assert!(open(&disk, &table).is_ok());
+}
+
 #[test]
 fn the_disk_of_another_cluster_or_node_is_refused() {
     let (disk, table, store) = fresh(1);

@@ -134,7 +134,7 @@ fn random_operations_leave_what_the_model_says() {
                 store.apply(std::slice::from_ref(&more));
                 model.apply(&more);
                 job.run().expect("no fault was asked for");
-                store.end_checkpoint(&job);
+                store.end_checkpoint(&job).expect("no fault was asked for");
             }
             if workload.prng.chance(1, 10) {
                 drop(store);
