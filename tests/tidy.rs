@@ -46,15 +46,37 @@ const PURE: &[(&str, &str)] = &[
 
 /// Runtimes, sockets, files, clocks and randomness, as crates.
 const IMPURE: &[&str] = &[
-    "tokio", "mio", "socket2", "async-std", "smol", "quinn", "rustls", "hyper", "rand", "rand_core", "getrandom", "fastrand", "fjall",
-    "redb", "tempfile", "rustix", "nix", "memmap2", "io-uring", "fuser", "crossbeam-channel", "rayon", "chrono",
+    "tokio",
+    "mio",
+    "socket2",
+    "async-std",
+    "smol",
+    "quinn",
+    "rustls",
+    "hyper",
+    "rand",
+    "rand_core",
+    "getrandom",
+    "fastrand",
+    "fjall",
+    "redb",
+    "tempfile",
+    "rustix",
+    "nix",
+    "memmap2",
+    "io-uring",
+    "fuser",
+    "crossbeam-channel",
+    "rayon",
+    "chrono",
 ];
 
 /// The one exception: the raft crate draws election timeouts; our replicas leave it nothing to draw (STYLE, habit 12).
 const EXCEPTIONS: &[(&str, &str)] = &[("raft", "rand"), ("raft", "getrandom")];
 
 /// Modules that may contain unsafe code, each with its argument written down.
-const UNSAFE_MODULES: &[&str] = &["storage-node/server/src/disk/io_uring", "fuse-client/src/memfd", "fuse-client/src/device"];
+const UNSAFE_MODULES: &[&str] =
+    &["storage-node/server/src/disk/io_uring", "fuse-client/src/memfd", "fuse-client/src/device"];
 
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 80;
@@ -99,7 +121,8 @@ fn cargo(arguments: &[&str]) -> String {
 
 /// The workspace's packages, by short name: `holdfast-metadata-core` is `metadata-core`.
 fn packages() -> Vec<(String, serde_json::Value)> {
-    let metadata: serde_json::Value = serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1"])).expect("JSON");
+    let metadata: serde_json::Value =
+        serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1"])).expect("JSON");
     let list = metadata["packages"].as_array().expect("packages").clone();
     list.into_iter().map(|package| (short(package["name"].as_str().expect("name")), package)).collect()
 }
@@ -155,7 +178,18 @@ fn dependencies_follow_the_arrows() {
 fn pure_crates_have_nothing_impure_beneath_them() {
     let mut offences = Vec::new();
     for (name, _) in PURE {
-        let tree = cargo(&["tree", "--package", &format!("holdfast-{name}"), "--edges", "normal", "--prefix", "depth", "--no-dedupe", "--format", " {p}"]);
+        let tree = cargo(&[
+            "tree",
+            "--package",
+            &format!("holdfast-{name}"),
+            "--edges",
+            "normal",
+            "--prefix",
+            "depth",
+            "--no-dedupe",
+            "--format",
+            " {p}",
+        ]);
         offences.extend(impure_in(&tree).into_iter().map(|path| format!("{name} is pure but depends on {path}")));
     }
     report(&offences);
@@ -195,11 +229,19 @@ fn an_impure_crate_is_found_and_the_exception_covers_only_its_own_path() {
 #[test]
 fn pure_crates_ban_clocks_sockets_files_and_threads() {
     let mut offences = Vec::new();
-    let read = |folder: &str| std::fs::read_to_string(repository().join(folder).join("clippy.toml")).unwrap_or_default();
+    let read =
+        |folder: &str| std::fs::read_to_string(repository().join(folder).join("clippy.toml")).unwrap_or_default();
     let first = read(PURE[0].1);
     for (_, folder) in PURE {
         let text = read(folder);
-        for banned in ["std::time::Instant::now", "std::time::SystemTime::now", "std::thread::spawn", "std::fs::File", "std::net::TcpStream", "std::collections::HashMap"] {
+        for banned in [
+            "std::time::Instant::now",
+            "std::time::SystemTime::now",
+            "std::thread::spawn",
+            "std::fs::File",
+            "std::net::TcpStream",
+            "std::collections::HashMap",
+        ] {
             if !text.contains(&format!("\"{banned}\"")) {
                 offences.push(format!("{folder}/clippy.toml: ban {banned}"));
             }
@@ -237,12 +279,18 @@ fn long_functions(lines: &[&str]) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     for (at, line) in lines.iter().enumerate() {
         let code = line.trim_start();
-        let words: Vec<&str> = code.split(' ').take_while(|word| !word.contains('(')).chain(code.split(' ').find(|word| word.contains('('))).collect();
+        let words: Vec<&str> = code
+            .split(' ')
+            .take_while(|word| !word.contains('('))
+            .chain(code.split(' ').find(|word| word.contains('(')))
+            .collect();
         let begins = words.contains(&"fn") && !code.starts_with("//") && !code.starts_with('*');
         if !begins {
             continue;
         }
-        let Some(opens) = lines[at..].iter().position(|line| line.trim_end().ends_with(['{', ';', '}'])) else { continue };
+        let Some(opens) = lines[at..].iter().position(|line| line.trim_end().ends_with(['{', ';', '}'])) else {
+            continue;
+        };
         if !lines[at + opens].trim_end().ends_with('{') {
             continue;
         }
@@ -259,7 +307,8 @@ fn long_functions(lines: &[&str]) -> Vec<(usize, usize)> {
 #[test]
 fn a_long_function_is_found_and_a_reason_excuses_it() {
     let body = "        x();\n".repeat(FUNCTION_LINES_MAX);
-    let text = format!("impl A {{\n    pub fn long(\n        a: u8,\n    ) {{\n{body}    }}\n    fn short() {{\n    }}\n}}\n");
+    let text =
+        format!("impl A {{\n    pub fn long(\n        a: u8,\n    ) {{\n{body}    }}\n    fn short() {{\n    }}\n}}\n");
     assert_eq!(long_functions(&text.lines().collect::<Vec<_>>()), [(2, FUNCTION_LINES_MAX + 4)]);
     let excused = text.replace("    pub fn", &format!("    // {REASON} it is a table.\n    pub fn"));
     assert_eq!(long_functions(&excused.lines().collect::<Vec<_>>()), []);
@@ -275,7 +324,13 @@ fn each_file_says_what_it_is_for() {
 
 #[test]
 fn nothing_is_left_to_do_in_the_code() {
-    let words = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:"), concat!("to", "do!("), concat!("unimple", "mented!(")];
+    let words = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("XX", "X:"),
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+    ];
     let mut offences = Vec::new();
     for (name, text) in files(&[".rs", ".py", ".sh", ".toml", "run"]) {
         for (number, line) in text.lines().enumerate() {
@@ -417,7 +472,11 @@ fn test_exists(test: &str) -> bool {
     let lines: Vec<&str> = text.lines().collect();
     let wanted = format!("fn {name}(");
     lines.iter().enumerate().any(|(at, line)| {
-        let marked = lines[..at].iter().rev().take_while(|line| line.trim_start().starts_with(['#', '/'])).any(|line| line.contains("test]") || line.contains("test("));
+        let marked = lines[..at]
+            .iter()
+            .rev()
+            .take_while(|line| line.trim_start().starts_with(['#', '/']))
+            .any(|line| line.contains("test]") || line.contains("test("));
         line.contains(&wanted) && marked
     })
 }
@@ -427,7 +486,9 @@ fn a_promise_is_held_against_its_test() {
     assert!(test_exists("tests/tidy.rs::a_promise_is_held_against_its_test"));
     assert!(!test_exists("tests/tidy.rs::test_exists"), "not marked as a test");
     assert!(!test_exists("tests/nowhere.rs::x") && !test_exists("tests/tidy.rs"));
-    let rows = promises("| promise | what holds | test |\n| --- | --- | --- |\n| P3: one file system | all of it | `a.rs::b`, `c.rs::d` |\n| P9 | Not yet: x | |\n");
+    let rows = promises(
+        "| promise | what holds | test |\n| --- | --- | --- |\n| P3: one file system | all of it | `a.rs::b`, `c.rs::d` |\n| P9 | Not yet: x | |\n",
+    );
     assert_eq!(rows["P3"].1, ["a.rs::b", "c.rs::d"]);
     assert!(rows["P9"].1.is_empty());
 }

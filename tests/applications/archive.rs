@@ -62,11 +62,19 @@ fn a_tree_goes_through_tar_in_and_out_unchanged() {
     grow_tree(&source);
     let before = description(&source);
     let (from, on) = (quote(&source), quote(&at));
-    shell(&format!("cd {on}; mkdir out; tar --xattrs -C {from} -cf tree.tar .; tar --xattrs -xpf tree.tar -C out"), LIMIT).expect("in");
+    shell(
+        &format!("cd {on}; mkdir out; tar --xattrs -C {from} -cf tree.tar .; tar --xattrs -xpf tree.tar -C out"),
+        LIMIT,
+    )
+    .expect("in");
     let inside = description(&at.join("out"));
     assert!(inside == before, "the tree on the mount differs:\n{}", differing(&before, &inside));
     let back = local.path().join("back");
-    shell(&format!("mkdir {back}; tar --xattrs -C {on}/out -cf - . | tar --xattrs -xpf - -C {back}", back = quote(&back)), LIMIT).expect("out");
+    shell(
+        &format!("mkdir {back}; tar --xattrs -C {on}/out -cf - . | tar --xattrs -xpf - -C {back}", back = quote(&back)),
+        LIMIT,
+    )
+    .expect("out");
     let outside = description(&back);
     assert!(outside == before, "the tree that came back differs:\n{}", differing(&before, &outside));
 }
@@ -74,7 +82,10 @@ fn a_tree_goes_through_tar_in_and_out_unchanged() {
 fn differing(before: &str, after: &str) -> String {
     let old: std::collections::BTreeSet<&str> = before.lines().collect();
     let new: std::collections::BTreeSet<&str> = after.lines().collect();
-    let lines = old.difference(&new).map(|line| format!("- {line}")).chain(new.difference(&old).map(|line| format!("+ {line}")));
+    let lines = old
+        .difference(&new)
+        .map(|line| format!("- {line}"))
+        .chain(new.difference(&old).map(|line| format!("+ {line}")));
     lines.take(20).collect::<Vec<_>>().join("\n")
 }
 
@@ -90,7 +101,8 @@ fn a_second_rsync_finds_nothing_to_copy() {
     assert!(second.contains("Number of regular files transferred: 0"), "{second}");
     let items: Vec<&str> = second.lines().take_while(|line| !line.is_empty()).collect();
     assert!(items.is_empty(), "the second run changed something: {items:#?}");
-    let third = shell(&format!("rsync -aHAX --checksum --dry-run --itemize-changes {from}/ {to}/"), LIMIT).expect("summed");
+    let third =
+        shell(&format!("rsync -aHAX --checksum --dry-run --itemize-changes {from}/ {to}/"), LIMIT).expect("summed");
     assert_eq!(third, "", "contents differ");
     let (before, after) = (description(&source), description(&at.join("copy")));
     assert!(after == before, "the copy differs:\n{}", differing(&before, &after));
@@ -110,7 +122,8 @@ fn fio_reads_back_what_it_wrote() {
         ("sequential", "--rw=write --bs=1m --numjobs=2 --end_fsync=1"),
         ("mapped", "--rw=randwrite --bs=4k --ioengine=mmap --io_size=8m"),
     ] {
-        shell(&format!("fio --name={name} {common} {options}"), LIMIT).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        shell(&format!("fio --name={name} {common} {options}"), LIMIT)
+            .unwrap_or_else(|error| panic!("{name}: {error:#}"));
         note(&format!("fio {name}: every block verified"));
     }
 }

@@ -14,7 +14,8 @@ fn sqlite(name: &str, mode: &str) {
     let Some(at) = folder(name, &["sqlite3"]) else { return };
     let file = quote(at.join("test.db"));
     let sql = |text: &str| shell(&format!("sqlite3 -batch -cmd '.timeout 60000' {file} {}", quote(text)), LIMIT);
-    let said = sql(&format!("PRAGMA journal_mode={mode}; PRAGMA synchronous=FULL; CREATE TABLE t(writer, n, body);")).expect("created");
+    let said = sql(&format!("PRAGMA journal_mode={mode}; PRAGMA synchronous=FULL; CREATE TABLE t(writer, n, body);"))
+        .expect("created");
     assert!(said.trim().eq_ignore_ascii_case(mode), "journal mode is {said}");
     let insert = |writer: u32| -> String {
         (0..150).map(|n| format!("INSERT INTO t VALUES({writer}, {n}, hex(randomblob(400)));\n")).collect()
@@ -25,10 +26,15 @@ fn sqlite(name: &str, mode: &str) {
         std::fs::write(local.path().join(format!("{writer}.sql")), insert(writer)).expect("written");
     }
     let from = quote(local.path());
-    let one = |writer: u32| format!("sqlite3 -batch -cmd '.timeout 60000' -cmd 'PRAGMA synchronous=FULL' -bail {file} < {from}/{writer}.sql");
+    let one = |writer: u32| {
+        format!(
+            "sqlite3 -batch -cmd '.timeout 60000' -cmd 'PRAGMA synchronous=FULL' -bail {file} < {from}/{writer}.sql"
+        )
+    };
     shell(&format!("({}) & first=$!; {}; wait $first", one(0), one(1)), LIMIT).expect("both writers finish");
     sql("DELETE FROM t WHERE n % 3 = 0; UPDATE t SET body = body || 'x' WHERE n % 5 = 1; VACUUM;").expect("changed");
-    let said = sql("PRAGMA integrity_check; SELECT writer, count(*), sum(n) FROM t GROUP BY writer ORDER BY writer;").expect("checked");
+    let said = sql("PRAGMA integrity_check; SELECT writer, count(*), sum(n) FROM t GROUP BY writer ORDER BY writer;")
+        .expect("checked");
     assert_eq!(said, "ok\n0|100|7500\n1|100|7500\n");
 }
 
@@ -64,8 +70,20 @@ impl Postgres {
     fn start(&self) {
         let options = format!("-c listen_addresses= -c unix_socket_directories={}", self.socket.display());
         let log = self.socket.join("log");
-        self.run(&["pg_ctl", "-D", &self.data.to_string_lossy(), "-l", &log.to_string_lossy(), "-w", "-t", "120", "-o", &options, "start"])
-            .unwrap_or_else(|error| panic!("{error:#}\n{}", std::fs::read_to_string(&log).unwrap_or_default()));
+        self.run(&[
+            "pg_ctl",
+            "-D",
+            &self.data.to_string_lossy(),
+            "-l",
+            &log.to_string_lossy(),
+            "-w",
+            "-t",
+            "120",
+            "-o",
+            &options,
+            "start",
+        ])
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", std::fs::read_to_string(&log).unwrap_or_default()));
     }
 
     fn stop(&self, mode: &str) -> anyhow::Result<String> {
@@ -87,8 +105,10 @@ fn give_to_postgres(folder: &Path) {
 
 #[test]
 fn postgresql_runs_its_benchmark_and_finds_its_files_sound() {
-    let Some(at) = folder("postgresql_runs_its_benchmark_and_finds_its_files_sound", &["initdb", "pgbench", "pg_amcheck", "runuser"])
-    else {
+    let Some(at) = folder(
+        "postgresql_runs_its_benchmark_and_finds_its_files_sound",
+        &["initdb", "pgbench", "pg_amcheck", "runuser"],
+    ) else {
         return;
     };
     let local = local_folder();
@@ -105,8 +125,14 @@ fn postgresql_runs_its_benchmark_and_finds_its_files_sound() {
     note(&format!("pgbench for {seconds} s: {tps}"));
     let totals = "SELECT sum(abalance) = (SELECT sum(bbalance) FROM pgbench_branches) AND sum(abalance) = (SELECT sum(delta) FROM pgbench_history) FROM pgbench_accounts";
     let check = || {
-        assert_eq!(server.run(&["psql", "-At", "-c", totals]).expect("sums").trim(), "t", "accounts, branches and history disagree");
-        server.run(&["pg_amcheck", "--all", "--install-missing", "--heapallindexed"]).expect("pg_amcheck finds nothing");
+        assert_eq!(
+            server.run(&["psql", "-At", "-c", totals]).expect("sums").trim(),
+            "t",
+            "accounts, branches and history disagree"
+        );
+        server
+            .run(&["pg_amcheck", "--all", "--install-missing", "--heapallindexed"])
+            .expect("pg_amcheck finds nothing");
         let dump = server.run(&["pg_dump", "--no-comments"]).expect("dumped");
         // Recent versions put a random word around each dump.
         dump.lines().filter(|line| !line.starts_with('\\')).collect::<Vec<_>>().join("\n")
@@ -118,5 +144,7 @@ fn postgresql_runs_its_benchmark_and_finds_its_files_sound() {
     let after = check();
     assert!(before == after, "the dump after a restart differs");
     server.stop("fast").expect("stopped");
-    server.run(&["pg_checksums", "--check", "-D", &server.data.to_string_lossy()]).expect("every page has its checksum");
+    server
+        .run(&["pg_checksums", "--check", "-D", &server.data.to_string_lossy()])
+        .expect("every page has its checksum");
 }

@@ -27,9 +27,16 @@ fn what_was_synced_survives_power_loss_of_everything_at_once() {
         cluster.restore_power().expect("comes back");
         for (number, report) in reports.iter().enumerate() {
             let missing = report.missing();
-            assert!(missing.is_empty(), "cut {cut}, load {}: lost after an acknowledged sync: {missing:#?}", number + 1);
+            assert!(
+                missing.is_empty(),
+                "cut {cut}, load {}: lost after an acknowledged sync: {missing:#?}",
+                number + 1
+            );
         }
-        note(&format!("power cut {cut} of {cuts}: {} acknowledged writes all there", reports[reports.len() - 1].acknowledged()));
+        note(&format!(
+            "power cut {cut} of {cuts}: {} acknowledged writes all there",
+            reports[reports.len() - 1].acknowledged()
+        ));
     }
 }
 
@@ -54,6 +61,9 @@ fn a_power_cut_with_syncs_skipped_loses_data() {
         Err(_) => true,
     };
     assert!(lost, "nothing was lost although nothing was synced: the power cut does not test syncs");
-    let how = came_back.map_or_else(|error| error.root_cause().to_string().lines().next().unwrap_or_default().to_string(), |()| "writes are missing".to_string());
+    let how = came_back.map_or_else(
+        |error| error.root_cause().to_string().lines().next().unwrap_or_default().to_string(),
+        |()| "writes are missing".to_string(),
+    );
     note(&format!("control run without syncs lost data, as it must: {how}"));
 }

@@ -88,7 +88,9 @@ fn step(at: &Path, model: &mut Model, dice: &mut Dice) -> String {
             match (std::fs::read(&path), known) {
                 (Ok(got), Some(bytes)) => assert!(got == bytes, "read {name}: {}", difference(&got, &bytes)),
                 (Err(error), None) if error.kind() == ErrorKind::NotFound => {}
-                (got, known) => panic!("read {name}: {:?} but the model has {:?}", got.map(|b| b.len()), known.map(|b| b.len())),
+                (got, known) => {
+                    panic!("read {name}: {:?} but the model has {:?}", got.map(|b| b.len()), known.map(|b| b.len()))
+                }
             }
             format!("read {name}")
         }
@@ -99,7 +101,11 @@ fn write_somewhere(path: &Path, name: &str, known: Option<Vec<u8>>, model: &mut 
     let Some(mut bytes) = known else { return format!("no write to {name}") };
     let offset = dice.roll(FILE_BYTES_MAX as u64 / 2) as usize;
     let content = vec![dice.roll(256) as u8; dice.roll(60_000) as usize + 1];
-    OpenOptions::new().write(true).open(path).and_then(|file| file.write_all_at(&content, offset as u64)).expect("write");
+    OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|file| file.write_all_at(&content, offset as u64))
+        .expect("write");
     if bytes.len() < offset + content.len() {
         bytes.resize(offset + content.len(), 0);
     }
@@ -123,7 +129,11 @@ fn play(mounts: &[PathBuf], model: &mut Model, seed: u64, count: u32) {
         match outcome {
             Ok(said) => history.push(format!("mount {which}: {said}")),
             Err(panic) => {
-                println!("seed {seed}, mount {which}, operation {}; before it:\n  {}", history.len(), history[history.len().saturating_sub(30)..].join("\n  "));
+                println!(
+                    "seed {seed}, mount {which}, operation {}; before it:\n  {}",
+                    history.len(),
+                    history[history.len().saturating_sub(30)..].join("\n  ")
+                );
                 std::panic::resume_unwind(panic);
             }
         }

@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 use holdfast_types::{
-    ChunkIndex, ChunkKey, ClusterId, DiskId, Epoch, FileName, Generation, GroupId, Incarnation, InodeId, InstanceGeneration,
-    LogIndex, MapVersion, MemberId, NodeId, OpCount, OpNumber, Sequence, ServerId, SessionId, ShardId, SnapshotNumber, Term,
-    Timestamp, VolumeId,
+    ChunkIndex, ChunkKey, ClusterId, DiskId, Epoch, FileName, Generation, GroupId, Incarnation, InodeId,
+    InstanceGeneration, LogIndex, MapVersion, MemberId, NodeId, OpCount, OpNumber, Sequence, ServerId, SessionId,
+    ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
-use holdfast_wire::admin::{AdminAnswer, ClusterStatus, DiskStatus, ServerStatus, SessionStatus, ShardStatus, StorageStatus};
+use holdfast_wire::admin::{
+    AdminAnswer, ClusterStatus, DiskStatus, ServerStatus, SessionStatus, ShardStatus, StorageStatus,
+};
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{ChunkDigest, Difference, GroupBody, GroupChange, GroupMessage, KeyRange};
 use holdfast_wire::map::{ClusterMap, DiskRecord, MapDelta, MapUpdate, NodeRecord, SessionGrant, View};
@@ -14,8 +16,8 @@ use holdfast_wire::metadata::{
     Answer, ClientRecord, DiskState, Envelope, Event, Heartbeat, MetadataError, Request, Response,
 };
 use holdfast_wire::namespace::{
-    Attributes, DirectoryEntry, FileKind, Lease, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode, SetAttributes,
-    SetTime, VolumeRecord, VolumeUsage, XattrMode,
+    Attributes, DirectoryEntry, FileKind, Lease, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
+    SetAttributes, SetTime, VolumeRecord, VolumeUsage, XattrMode,
 };
 use holdfast_wire::peer::{PeerMessage, SnapshotPart};
 
@@ -175,7 +177,10 @@ fn cluster_requests() -> Named<Request> {
     };
     let (group, epoch) = (GroupId(1), Epoch(9));
     vec![
-        ("open-session", Request::OpenSession { volume: "main".into(), client: client(), read_only: false, nonce: 1 << 100 }),
+        (
+            "open-session",
+            Request::OpenSession { volume: "main".into(), client: client(), read_only: false, nonce: 1 << 100 },
+        ),
         ("fence-session", Request::FenceSession { session: SessionId(9) }),
         ("get-map", Request::GetMap { have: MapVersion(58), wait: true }),
         ("heartbeat", Request::Heartbeat(heartbeat)),
@@ -239,12 +244,8 @@ fn mutations() -> Named<Mutation> {
         mode,
         open: Some(InodeId(501)),
     };
-    let xattr = |mode| Mutation::SetXattr {
-        inode,
-        name: Bytes::from_static(b"user.a"),
-        value: Bytes::from_static(b"v"),
-        mode,
-    };
+    let xattr =
+        |mode| Mutation::SetXattr { inode, name: Bytes::from_static(b"user.a"), value: Bytes::from_static(b"v"), mode };
     vec![
         ("create-file", create(NewNode::File)),
         ("create-directory", create(NewNode::Directory)),
@@ -291,11 +292,13 @@ pub fn results() -> Named<Result<Response, MetadataError>> {
 
 fn responses() -> Named<Response> {
     let now = Timestamp { seconds: 1_700_000_000, nanos: 5 };
-    let events =
-        vec![(1, Event::StopCaching), (2, Event::StartCaching), (3, Event::Ended { reason: "fenced".into() })];
+    let events = vec![(1, Event::StopCaching), (2, Event::StartCaching), (3, Event::Ended { reason: "fenced".into() })];
     vec![
         ("done", Response::Done),
-        ("session-opened", Response::SessionOpened { session: SessionId(10), volume: volume(), map_min: MapVersion(60) }),
+        (
+            "session-opened",
+            Response::SessionOpened { session: SessionId(10), volume: volume(), map_min: MapVersion(60) },
+        ),
         ("fenced", Response::Fenced { version: MapVersion(61) }),
         ("map-unchanged", Response::Map(MapUpdate::Unchanged)),
         ("map-full", Response::Map(MapUpdate::Full(Box::new(map())))),
@@ -326,7 +329,10 @@ fn outcomes() -> Named<Outcome> {
         ("outcome-created", Outcome::Created { attributes: attributes(), new: true, lease: lease() }),
         ("outcome-removed", Outcome::Removed { attributes: attributes(), orphan: true }),
         ("outcome-renamed", Outcome::Renamed { moved: attributes(), replaced: Some(attributes()), orphan: false }),
-        ("outcome-directory", Outcome::Directory { entries: vec![entry], end: true, parent: InodeId(1), lease: lease() }),
+        (
+            "outcome-directory",
+            Outcome::Directory { entries: vec![entry], end: true, parent: InodeId(1), lease: lease() },
+        ),
         ("outcome-bytes", Outcome::Bytes(Bytes::from_static(b"target"))),
         ("outcome-names", Outcome::Names(vec![Bytes::from_static(b"user.a")])),
         ("outcome-usage", Outcome::Usage(usage)),
@@ -399,10 +405,7 @@ pub fn chunk_answers() -> Named<ChunkAnswer> {
         ("done", ChunkAnswer::Done { number: number() }),
         ("data", ChunkAnswer::Data { sums: vec![5] }),
         ("highest", ChunkAnswer::Highest { found: Some((ChunkIndex(7), 8)) }),
-        (
-            "wrong-epoch",
-            refused(Refusal::WrongEpoch { asked: Epoch(8), current: Epoch(9), version: MapVersion(60) }),
-        ),
+        ("wrong-epoch", refused(Refusal::WrongEpoch { asked: Epoch(8), current: Epoch(9), version: MapVersion(60) })),
         ("not-primary", refused(Refusal::NotPrimary)),
         ("old-map", refused(Refusal::OldMap { have: MapVersion(59) })),
         ("session-ended", refused(Refusal::SessionEnded)),
@@ -438,10 +441,7 @@ pub fn group_bodies() -> Named<GroupBody> {
         ("here", GroupBody::Here),
         ("stale", GroupBody::Stale),
         ("idle", GroupBody::Idle { stream, position: 2 }),
-        (
-            "persisted",
-            GroupBody::Persisted { stream, durable: 1, received: 2, gap: true, low: false, stuck: true },
-        ),
+        ("persisted", GroupBody::Persisted { stream, durable: 1, received: 2, gap: true, low: false, stuck: true }),
         ("query", GroupBody::Query { stream }),
         ("report", GroupBody::Report { stream, last: number(), settled: number(), changed: vec![range] }),
         ("compare", GroupBody::Compare { stream, id, range, chunks: vec![digest] }),
@@ -486,7 +486,10 @@ pub fn peer_messages() -> Named<PeerMessage> {
     };
     vec![
         ("raft", PeerMessage::Raft { shard: ShardId(1), bytes: Bytes::from_static(b"\x08\x01") }),
-        ("forward", PeerMessage::Forward { id: 41, envelope: envelope(Request::FenceSession { session: SessionId(9) }) }),
+        (
+            "forward",
+            PeerMessage::Forward { id: 41, envelope: envelope(Request::FenceSession { session: SessionId(9) }) },
+        ),
         (
             "forwarded",
             PeerMessage::Forwarded { id: 41, answer: answer(Ok(Response::Fenced { version: MapVersion(61) })) },

@@ -38,7 +38,10 @@ fn sort_out(output: &str) -> Outcome {
 
 /// Cases that `docs/posix.md` lists as failing: rows of its table that begin with a case in backticks.
 fn listed(page: &str) -> BTreeSet<String> {
-    page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(name, _)| name.to_string()).collect()
+    page.lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(name, _)| name.to_string())
+        .collect()
 }
 
 #[test]
@@ -52,7 +55,11 @@ fn pjdfstest_runs_to_its_end_and_each_failure_is_listed_with_its_cause() {
         return;
     };
     // The suite switches to two users; Debian has `nobody`, the other one is ours to make.
-    shell("id tests >/dev/null 2>&1 || useradd --system --user-group --no-create-home --shell /usr/sbin/nologin tests", LIMIT).expect("user");
+    shell(
+        "id tests >/dev/null 2>&1 || useradd --system --user-group --no-create-home --shell /usr/sbin/nologin tests",
+        LIMIT,
+    )
+    .expect("user");
     let up = Up::start(&[]).expect("up is ready");
     let second = tempfile::tempdir().expect("a folder on another file system");
     let mut command = Command::new(program);
@@ -61,7 +68,12 @@ fn pjdfstest_runs_to_its_end_and_each_failure_is_listed_with_its_cause() {
     let said = run(&mut command, LIMIT).expect("runs to its end");
     let outcome = sort_out(&said.stdout);
     let summary = outcome.summary.clone().unwrap_or_else(|| panic!("no summary:\n{}{}", said.stdout, said.stderr));
-    note(&format!("pjdfstest: {} passed, {} failed, {} skipped", outcome.passed, outcome.failed.len(), outcome.skipped));
+    note(&format!(
+        "pjdfstest: {} passed, {} failed, {} skipped",
+        outcome.passed,
+        outcome.failed.len(),
+        outcome.skipped
+    ));
     assert!(outcome.passed > 200, "hardly anything ran: {summary}");
     let page = std::fs::read_to_string(repository().join("docs/posix.md")).unwrap_or_default();
     let listed = listed(&page);

@@ -40,7 +40,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { metadata: 3, storage: 3, replicas: 3, namespaces: false, power_loss: false, skip_sync: false, folder: None }
+        Self {
+            metadata: 3,
+            storage: 3,
+            replicas: 3,
+            namespaces: false,
+            power_loss: false,
+            skip_sync: false,
+            folder: None,
+        }
     }
 }
 
@@ -99,7 +107,9 @@ impl Cluster {
     fn init(&self, options: &Options) -> Result<()> {
         let mut command = Command::new(holdfast()?);
         command.arg("init").arg(self.folder.join("cluster"));
-        for (key, value) in [("--metadata", options.metadata), ("--storage", options.storage), ("--replicas", options.replicas)] {
+        for (key, value) in
+            [("--metadata", options.metadata), ("--storage", options.storage), ("--replicas", options.replicas)]
+        {
             command.arg(key).arg(value.to_string());
         }
         if let Some(network) = &self.network {
@@ -231,7 +241,8 @@ impl Cluster {
         crate::until("a leader", Duration::from_secs(30), || {
             let status = self.status()?;
             let servers = status["metadata"].as_array().context("no list of metadata servers")?;
-            let leads = |server: &&Value| server["role"].as_str().is_some_and(|role| role.eq_ignore_ascii_case("leader"));
+            let leads =
+                |server: &&Value| server["role"].as_str().is_some_and(|role| role.eq_ignore_ascii_case("leader"));
             let leader = servers.iter().find(leads).with_context(|| format!("nobody leads: {status}"))?;
             let pid = leader["pid"].as_i64();
             let ours = self.servers.iter().find(|server| pid.is_some() && server.pid().map(i64::from) == pid);

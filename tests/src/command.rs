@@ -23,7 +23,8 @@ pub fn holdfast() -> Result<PathBuf> {
 
 /// The repository this test belongs to.
 pub fn repository() -> PathBuf {
-    let package = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     package.parent().map_or(package.clone(), Path::to_path_buf)
 }
 
@@ -76,7 +77,12 @@ pub fn run(program: &mut Command, limit: Duration) -> Result<Said> {
                 let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
             }
             // Not waited for: inside a hung file system it may never end.
-            bail!("{shown} did not end within {} s; it said: {}{}", limit.as_secs(), read(&mut stdout)?, read(&mut stderr)?);
+            bail!(
+                "{shown} did not end within {} s; it said: {}{}",
+                limit.as_secs(),
+                read(&mut stdout)?,
+                read(&mut stderr)?
+            );
         }
         std::thread::sleep(Duration::from_millis(5));
     };

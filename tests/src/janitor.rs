@@ -114,7 +114,8 @@ mod tests {
             crate::command::quote(&script),
             crate::command::quote(&mark)
         );
-        let said = crate::command::run(Command::new("bash").args(["-c", &line]), Duration::from_secs(10)).expect("it ran");
+        let said =
+            crate::command::run(Command::new("bash").args(["-c", &line]), Duration::from_secs(10)).expect("it ran");
         assert!(!said.success, "it killed itself");
         crate::until("the mark", Duration::from_secs(10), || {
             if mark.exists() { Ok(()) } else { anyhow::bail!("not yet") }

@@ -71,7 +71,11 @@ impl Load {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut load = Self { folder, stop, acknowledged, writers: Vec::new() };
         let append = load.new_file("append")?;
-        load.spawn("append", move |said, _| append.write_all_at(&block("append", said.count), said.count * BLOCK_BYTES as u64).and_then(|()| append.sync_data()));
+        load.spawn("append", move |said, _| {
+            append
+                .write_all_at(&block("append", said.count), said.count * BLOCK_BYTES as u64)
+                .and_then(|()| append.sync_data())
+        });
         let overwrite = load.new_file("overwrite")?;
         load.spawn("overwrite", move |said, number| {
             let at = number.wrapping_mul(2_654_435_761) % OVERWRITTEN_BLOCKS;
@@ -102,11 +106,19 @@ impl Load {
         Ok(file)
     }
 
-    fn spawn(&mut self, writer: &'static str, mut write: impl FnMut(&mut Acknowledged, u64) -> io::Result<()> + Send + 'static) {
+    fn spawn(
+        &mut self,
+        writer: &'static str,
+        mut write: impl FnMut(&mut Acknowledged, u64) -> io::Result<()> + Send + 'static,
+    ) {
         let (stop, acknowledged) = (self.stop.clone(), self.acknowledged.clone());
         self.writers.push(std::thread::spawn(move || {
-            let mut said =
-                Acknowledged { writer, count: 0, last: vec![None; usize::try_from(OVERWRITTEN_BLOCKS).unwrap_or(0)], error: None };
+            let mut said = Acknowledged {
+                writer,
+                count: 0,
+                last: vec![None; usize::try_from(OVERWRITTEN_BLOCKS).unwrap_or(0)],
+                error: None,
+            };
             while !stop.load(Ordering::Relaxed) {
                 let number = said.count;
                 if let Err(error) = write(&mut said, number) {
@@ -135,7 +147,10 @@ impl Load {
     /// Tells the writers to stop (or finds that the disaster stopped them), and returns what they know.
     pub fn stop(self) -> Report {
         self.stop.store(true, Ordering::Relaxed);
-        let writers = self.writers.into_iter().map(|writer| writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let writers = self
+            .writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         Report { folder: self.folder, writers: writers.collect() }
     }
 }
@@ -155,7 +170,10 @@ impl Report {
 
     /// Errors that stopped writers, in words.
     pub fn errors(&self) -> Vec<String> {
-        self.writers.iter().filter_map(|writer| Some(format!("{}: {}", writer.writer, writer.error.as_ref()?))).collect()
+        self.writers
+            .iter()
+            .filter_map(|writer| Some(format!("{}: {}", writer.writer, writer.error.as_ref()?)))
+            .collect()
     }
 
     /// Reads everything acknowledged back. Returns what is missing or different, in words, at most ten of each kind.
@@ -261,7 +279,8 @@ impl Failover<'_> {
     /// # Errors
     /// When acknowledged data is missing, a writer hangs, or any call of the application failed.
     pub fn run(&self, label: &str, heal: impl FnOnce() -> Result<()>) -> Result<Value> {
-        let (asked, done, json) = (self.work.join("heal-asked"), self.work.join("heal-done"), self.work.join("failover.json"));
+        let (asked, done, json) =
+            (self.work.join("heal-asked"), self.work.join("heal-done"), self.work.join("failover.json"));
         for stale in [&asked, &done, &json] {
             let _ = std::fs::remove_file(stale);
         }
@@ -270,7 +289,11 @@ impl Failover<'_> {
         command.arg(crate::command::repository().join("benches/failover.py")).arg(self.mount);
         command.args(["--label", label, "--fault", &self.fault]);
         command.args(["--heal-after", &self.heal_after_s.to_string(), "--duration", &self.duration_s.to_string()]);
-        command.arg("--heal").arg(format!("touch {}; until [ -e {} ]; do sleep 0.1; done", quoted(&asked), quoted(&done)));
+        command.arg("--heal").arg(format!(
+            "touch {}; until [ -e {} ]; do sleep 0.1; done",
+            quoted(&asked),
+            quoted(&done)
+        ));
         command.arg("--json").arg(&json);
         let limit = Duration::from_secs(u64::from(self.duration_s) + 150);
         let runs = std::thread::spawn(move || crate::command::run(&mut command, limit));
@@ -288,8 +311,13 @@ impl Failover<'_> {
         let writers = result["writers"].as_object().context("writers in the result")?;
         for (name, writer) in writers {
             let stall = &writer["longest_stall_ms"];
-            crate::note(&format!("{label}: {name}: {} acknowledged, longest stall {stall} ms, errors {}", writer["acks"], writer["error_calls"]));
-            if writer["error_calls"].as_object().is_none_or(|errors| !errors.is_empty()) || writer["lost_descriptor"] != Value::Bool(false) {
+            crate::note(&format!(
+                "{label}: {name}: {} acknowledged, longest stall {stall} ms, errors {}",
+                writer["acks"], writer["error_calls"]
+            ));
+            if writer["error_calls"].as_object().is_none_or(|errors| !errors.is_empty())
+                || writer["lost_descriptor"] != Value::Bool(false)
+            {
                 bail!("the application saw errors:\n{}", said.stdout);
             }
             if writer["acks_after_fault"].as_u64().unwrap_or(0) == 0 {
@@ -328,7 +356,13 @@ mod tests {
     #[test]
     fn failover_reports_a_run_on_the_local_disk() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let run = Failover { mount: folder.path(), work: folder.path(), fault: "true".into(), heal_after_s: 6, duration_s: 7 };
+        let run = Failover {
+            mount: folder.path(),
+            work: folder.path(),
+            fault: "true".into(),
+            heal_after_s: 6,
+            duration_s: 7,
+        };
         let mut healed = false;
         let result = run.run("local disk", || {
             healed = true;

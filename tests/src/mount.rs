@@ -24,7 +24,14 @@ impl Mount {
     ///
     /// # Errors
     /// When the binary is missing or the mount does not become ready; the end of its log is in the error.
-    pub fn start(before: Vec<String>, cluster_file: &Path, volume: &str, at: &Path, log: &Path, janitor: &Janitor) -> Result<Self> {
+    pub fn start(
+        before: Vec<String>,
+        cluster_file: &Path,
+        volume: &str,
+        at: &Path,
+        log: &Path,
+        janitor: &Janitor,
+    ) -> Result<Self> {
         std::fs::create_dir_all(at)?;
         let mut command = before;
         command.push(crate::command::holdfast()?.to_string_lossy().into_owned());

@@ -156,7 +156,10 @@ mod tests {
         let armed = domain.arm().expect("armed");
         armed.cut().expect("cut");
         for (synced, _) in &files {
-            assert!(synced.write_at(b"later", 0).and_then(|_| synced.sync_data()).is_err(), "nothing works after a cut");
+            assert!(
+                synced.write_at(b"later", 0).and_then(|_| synced.sync_data()).is_err(),
+                "nothing works after a cut"
+            );
         }
         drop(files);
         domain.restore().expect("comes back");

@@ -51,7 +51,9 @@ pub fn run(root: &Path, target: &Path, arguments: &[String]) -> Result<bool> {
     println!("{table}");
     let commit = Command::new("git").args(["describe", "--always", "--dirty"]).output()?;
     let commit = String::from_utf8_lossy(&commit.stdout).trim().to_string();
-    let page = format!("# Baseline `{label}`\n\n`cargo xtask bench --label {label}` at commit {commit}. The machine is described in the JSON files.\n\n```\n{table}```\n");
+    let page = format!(
+        "# Baseline `{label}`\n\n`cargo xtask bench --label {label}` at commit {commit}. The machine is described in the JSON files.\n\n```\n{table}```\n"
+    );
     std::fs::write(kept.join(format!("{label}.md")), page)?;
     Ok(true)
 }

@@ -84,7 +84,10 @@ impl Reader {
 
     fn close(&mut self, rest: &str) -> bool {
         let number = |word: &str| -> u64 {
-            rest.split([';', '.']).filter_map(|part| part.trim().strip_suffix(word)).find_map(|n| n.trim().parse().ok()).unwrap_or(0)
+            rest.split([';', '.'])
+                .filter_map(|part| part.trim().strip_suffix(word))
+                .find_map(|n| n.trim().parse().ok())
+                .unwrap_or(0)
         };
         let (passed, failed, ignored) = (number(" passed"), number(" failed"), number(" ignored"));
         let skips = std::mem::take(&mut self.skips);
@@ -147,7 +150,8 @@ mod tests {
 
     #[test]
     fn the_word_skip_inside_other_output_counts_for_nothing() {
-        let counts = read("I SKIP this: yes\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n");
+        let counts =
+            read("I SKIP this: yes\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n");
         assert_eq!((counts.passed, counts.skipped.len()), (1, 0));
     }
 }

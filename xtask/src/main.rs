@@ -99,6 +99,7 @@ fn pass_on(command: Vec<String>, arguments: &[String]) -> Result<bool> {
 
 /// The repository's folder: the one that holds this package.
 fn root() -> Result<PathBuf> {
-    let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let here =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     Ok(here.parent().context("xtask has no parent folder")?.to_path_buf())
 }

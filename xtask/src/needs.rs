@@ -31,7 +31,8 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// # Errors
 /// When an installation was tried and failed.
 pub fn packages() -> Result<()> {
-    let missing: Vec<&str> = PROGRAMS.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -65,7 +66,9 @@ pub fn present(program: &str) -> bool {
         return Path::new(program).exists();
     }
     let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':').chain(["/usr/sbin", "/sbin", "/usr/local/sbin"]).any(|folder| Path::new(folder).join(program).is_file())
+    path.split(':')
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"])
+        .any(|folder| Path::new(folder).join(program).is_file())
 }
 
 /// Where cargo-installed tools live; kept between runs in the target folder.

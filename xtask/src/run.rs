@@ -31,8 +31,10 @@ pub fn run(root: &Path, target: &Path, options: &Options) -> Result<bool> {
         let known: Vec<&str> = SUITES.iter().map(|suite| suite.name).collect();
         bail!("no suite {unknown:?}; there are {}", known.join(", "));
     }
-    let suites: Vec<&Suite> =
-        SUITES.iter().filter(|suite| options.only.is_empty() || options.only.iter().any(|name| name == suite.name)).collect();
+    let suites: Vec<&Suite> = SUITES
+        .iter()
+        .filter(|suite| options.only.is_empty() || options.only.iter().any(|name| name == suite.name))
+        .collect();
     let context = Context { root, target, long: options.long };
     let started = Instant::now();
     let mut times = Times::load(target);
@@ -42,13 +44,22 @@ pub fn run(root: &Path, target: &Path, options: &Options) -> Result<bool> {
         let expected: u64 = suites[position..].iter().map(|suite| times.of(suite)).sum();
         println!(
             "[{}/{}] {}: about {} s; the whole run ends about {} UTC",
-            position + 1, suites.len(), suite.name, times.of(suite), clock_after(expected)
+            position + 1,
+            suites.len(),
+            suite.name,
+            times.of(suite),
+            clock_after(expected)
         );
         let suite_started = Instant::now();
         let left = Duration::from_secs(RUN_SECONDS_MAX).saturating_sub(started.elapsed());
         let counts = run_suite(suite, &context, left);
         let seconds = suite_started.elapsed().as_secs();
-        println!("    {} passed, {} failed, {} skipped in {seconds} s", counts.passed, counts.failed, counts.skipped.len());
+        println!(
+            "    {} passed, {} failed, {} skipped in {seconds} s",
+            counts.passed,
+            counts.failed,
+            counts.skipped.len()
+        );
         if counts.failed == 0 {
             times.note(suite, seconds);
         }
@@ -85,7 +96,13 @@ fn run_suite(suite: &Suite, context: &Context<'_>, left: Duration) -> Counts {
             Counts { failed: 1, failures: vec![step.name.clone()], ..Counts::default() }
         });
         if steps.len() > 1 && step.unavailable.is_none() {
-            println!("    {}: {} passed, {} failed, {} s", step.name, counts.passed, counts.failed, step_started.elapsed().as_secs());
+            println!(
+                "    {}: {} passed, {} failed, {} s",
+                step.name,
+                counts.passed,
+                counts.failed,
+                step_started.elapsed().as_secs()
+            );
         }
         if counts.failed > 0 {
             println!("    whole output: {}", log.display());
@@ -107,7 +124,12 @@ fn report(rows: &[(&str, u64, Counts)], allowed: &BTreeSet<String>, seconds: u64
     let mut unlisted = 0;
     for skip in &total.skipped {
         let listed = allowed.contains(&skip.name);
-        println!("skipped {}: {}{}", skip.name, skip.reason, if listed { "" } else { " - NOT LISTED in tests/skips.toml" });
+        println!(
+            "skipped {}: {}{}",
+            skip.name,
+            skip.reason,
+            if listed { "" } else { " - NOT LISTED in tests/skips.toml" }
+        );
         unlisted += u64::from(!listed);
     }
     for name in &total.failures {
@@ -117,7 +139,12 @@ fn report(rows: &[(&str, u64, Counts)], allowed: &BTreeSet<String>, seconds: u64
         println!("{unlisted} skips are not listed with a reason in tests/skips.toml, so the run fails");
     }
     // A skip nobody allowed is a failure in the closing line too, so that the line and the exit status agree.
-    println!("{} passed, {} failed, {} skipped", total.passed, total.failed + unlisted, total.skipped.len() as u64 - unlisted);
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed,
+        total.failed + unlisted,
+        total.skipped.len() as u64 - unlisted
+    );
     total.failed + unlisted == 0 && total.passed > 0
 }
 

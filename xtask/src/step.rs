@@ -160,7 +160,14 @@ const ECHOED_LINES_MAX: usize = 200;
 impl Watch {
     fn new(step: &Step, log: File) -> Self {
         let now = Instant::now();
-        Self { log, reader: Reader::default(), counting: step.counting, recent: Vec::new(), started: now, last_progress: now }
+        Self {
+            log,
+            reader: Reader::default(),
+            counting: step.counting,
+            recent: Vec::new(),
+            started: now,
+            last_progress: now,
+        }
     }
 
     fn line(&mut self, line: &str) -> Result<()> {
@@ -195,7 +202,11 @@ impl Watch {
         if self.last_progress.elapsed() > Duration::from_secs(60) {
             self.last_progress = Instant::now();
             let last = self.recent.last().map_or("", String::as_str);
-            println!("    ... {} s, {} passed so far; last line: {last}", self.started.elapsed().as_secs(), self.reader.counts().passed);
+            println!(
+                "    ... {} s, {} passed so far; last line: {last}",
+                self.started.elapsed().as_secs(),
+                self.reader.counts().passed
+            );
         }
     }
 

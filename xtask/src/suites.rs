@@ -55,16 +55,24 @@ pub const SUITES: &[Suite] = &[
 /// Never today; a missing cargo-deny becomes a skip.
 pub fn check(context: &Context<'_>) -> Result<Vec<Step>> {
     let deny = match needs::cargo_tool(context.target, "cargo-deny", CARGO_DENY_VERSION) {
-        Ok(program) => Step::exits(
+        Ok(program) => {
+            Step::exits("deny", &[&program.to_string_lossy(), "--offline", "check", "bans", "licenses", "sources"])
+        }
+        Err(error) => Step::unavailable(
             "deny",
-            &[&program.to_string_lossy(), "--offline", "check", "bans", "licenses", "sources"],
+            &format!("cargo-deny could not be installed ({error}); the tidy test checks licences and sources"),
         ),
-        Err(error) => Step::unavailable("deny", &format!("cargo-deny could not be installed ({error}); the tidy test checks licences and sources")),
     };
     Ok(vec![
         Step::exits("fmt", &["cargo", "fmt", "--all", "--check"]),
-        Step::exits("clippy", &["cargo", "clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]),
-        Step::tests("tidy", &["cargo", "test", "--release", "--quiet", "--package", "holdfast-tests", "--test", "tidy"]),
+        Step::exits(
+            "clippy",
+            &["cargo", "clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+        ),
+        Step::tests(
+            "tidy",
+            &["cargo", "test", "--release", "--quiet", "--package", "holdfast-tests", "--test", "tidy"],
+        ),
         deny,
         Step::tests("doc tests", &["cargo", "test", "--release", "--workspace", "--doc", "--no-fail-fast"]),
     ])
@@ -73,7 +81,10 @@ pub fn check(context: &Context<'_>) -> Result<Vec<Step>> {
 fn build(_: &Context<'_>) -> Result<Vec<Step>> {
     Ok(vec![
         Step::exits("build the binary", &["cargo", "build", "--release", "--package", "holdfast"]),
-        Step::exits("build the tests", &["cargo", "test", "--release", "--workspace", "--lib", "--bins", "--tests", "--no-run"]),
+        Step::exits(
+            "build the tests",
+            &["cargo", "test", "--release", "--workspace", "--lib", "--bins", "--tests", "--no-run"],
+        ),
     ])
 }
 
@@ -82,7 +93,10 @@ fn unit(_: &Context<'_>) -> Result<Vec<Step>> {
     every.extend(["--exclude", "holdfast-tests"]);
     Ok(vec![
         Step::tests("all crates", &every),
-        Step::tests("test helpers", &["cargo", "test", "--release", "--package", "holdfast-tests", "--lib", "--no-fail-fast"]),
+        Step::tests(
+            "test helpers",
+            &["cargo", "test", "--release", "--package", "holdfast-tests", "--lib", "--no-fail-fast"],
+        ),
     ])
 }
 
@@ -126,7 +140,18 @@ fn posix(context: &Context<'_>) -> Result<Vec<Step>> {
 /// One test program of the tests package. One test at a time: each has a cluster and two cores to itself, and its output
 /// (stalls, rates) goes to the log as it comes.
 fn suite_of(name: &str, context: &Context<'_>) -> Step {
-    let words = ["cargo", "test", "--release", "--package", "holdfast-tests", "--test", name, "--", "--test-threads=1", "--nocapture"];
+    let words = [
+        "cargo",
+        "test",
+        "--release",
+        "--package",
+        "holdfast-tests",
+        "--test",
+        name,
+        "--",
+        "--test-threads=1",
+        "--nocapture",
+    ];
     let step = Step::tests(name, &words);
     if context.long { step.with("HOLDFAST_TEST_LONG", "1") } else { step }
 }

@@ -5,7 +5,10 @@ use holdfast_tests::{Cluster, Options};
 
 fn main() -> Result<()> {
     let options = options()?;
-    println!("starting {} metadata servers and {} storage nodes as separate processes ...", options.metadata, options.storage);
+    println!(
+        "starting {} metadata servers and {} storage nodes as separate processes ...",
+        options.metadata, options.storage
+    );
     let mut cluster = Cluster::start(&options)?;
     let mount = cluster.mount()?;
     introduce(&mut cluster, mount, &options)?;
@@ -24,7 +27,11 @@ fn options() -> Result<Options> {
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut number = || -> Result<u32> {
-            words.next().with_context(|| format!("{word} needs a number"))?.parse().with_context(|| format!("{word} needs a number"))
+            words
+                .next()
+                .with_context(|| format!("{word} needs a number"))?
+                .parse()
+                .with_context(|| format!("{word} needs a number"))
         };
         match word.as_str() {
             "--metadata" => options.metadata = number()?,
@@ -32,7 +39,9 @@ fn options() -> Result<Options> {
             "--replicas" => options.replicas = number()?,
             "--namespaces" => options.namespaces = true,
             "--power-loss" => options.power_loss = true,
-            other => bail!("cluster does not know {other:?}; there are --metadata, --storage, --replicas, --namespaces, --power-loss"),
+            other => bail!(
+                "cluster does not know {other:?}; there are --metadata, --storage, --replicas, --namespaces, --power-loss"
+            ),
         }
     }
     Ok(options)
@@ -56,13 +65,19 @@ fn introduce(cluster: &mut Cluster, mount: usize, options: &Options) -> Result<(
     println!("\nNow kill any of these, work in {} meanwhile, and start it again. For instance:", at.display());
     println!("    python3 benches/failover.py {} --fault 'kill -9 PID'", at.display());
     println!("    {restart} &");
-    let before = cluster.network().map_or(Ok(String::new()), |network| network.on("client").map(|words| words.join(" ") + " "))?;
+    let before = cluster
+        .network()
+        .map_or(Ok(String::new()), |network| network.on("client").map(|words| words.join(" ") + " "))?;
     println!("    {before}holdfast admin --cluster {} status", file.display());
     if options.namespaces {
-        println!("Each server is a host of its own. Unplug one:   ip netns list; ip -n hf...-switch link set port0 down");
+        println!(
+            "Each server is a host of its own. Unplug one:   ip netns list; ip -n hf...-switch link set port0 down"
+        );
     }
     if options.power_loss {
-        println!("Each server has a disk of its own. A line `cut` here cuts the power of all of them, and brings it back.");
+        println!(
+            "Each server has a disk of its own. A line `cut` here cuts the power of all of them, and brings it back."
+        );
     }
     println!("Ctrl-C stops everything and removes it.");
     Ok(())
