@@ -1,11 +1,19 @@
 //! The storage node's decisions: views, sequencing, acknowledgement, reconciliation, resync. Pure.
 //!
 //! One [`StorageCore`] per node. Inputs and time are arguments, effects are return values ([`api`]); what is asked of the disk is in
-//! [`local`].
+//! [`local`]. Inside, one state machine per group ([`StorageCore`] → `group` → `primary` or `member`).
 
 pub mod api;
+mod book;
+mod change;
+mod group;
+pub mod invariants;
 pub mod local;
 mod node;
+mod request;
+mod span;
+#[cfg(test)]
+mod tests;
 
 pub use api::{Config, Effect, Input, Limits, Mutations};
 pub use node::StorageCore;

@@ -1,24 +1,53 @@
 //! The node: one map, many groups.
+//!
+//! * Nothing is served before the first map.
+//! * Only groups with something open cost anything when time passes.
+//! * A map is acknowledged when no operation of a session that it, or an older one, ended is still open here.
 
 use crate::api::{Config, Effect, Input};
-use crate::local::GroupState;
+use crate::book::{Book, Ctx};
+use crate::group::{Group, Role};
+use crate::local::{GroupState, LocalError, LocalOutcome, Ticket};
+use crate::request;
 use bytes::Bytes;
-use holdfast_types::{DiskId, Instant, MapVersion};
-use holdfast_wire::chunk::{ChunkAnswer, Refusal};
-use holdfast_wire::map::{ClusterMap, MapUpdate};
+use holdfast_types::{DiskId, GroupId, Incarnation, Instant, MapVersion, MemberId, NodeId, OpNumber};
+use holdfast_wire::chunk::{ChunkRequest, Refusal};
+use holdfast_wire::group::{GroupBody, GroupMessage};
+use holdfast_wire::map::{ClusterMap, MapUpdate, View};
+use holdfast_wire::metadata::{MetadataError, Response};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// With more time than this between ticks, this node itself was not running. By eye: twenty times the tick that is wanted.
+const SLEPT: Duration = Duration::from_secs(1);
 
 /// All groups of one storage node.
 #[derive(Debug)]
 pub struct StorageCore {
-    config: Config,
-    map: ClusterMap,
-    groups: Vec<(DiskId, GroupState)>,
+    pub(crate) config: Config,
+    pub(crate) map: ClusterMap,
+    pub(crate) groups: BTreeMap<GroupId, Group>,
+    pub(crate) book: Book,
+    /// What the stores told at the start, for groups that are in no view yet.
+    stored: BTreeMap<(DiskId, GroupId), GroupState>,
+    failed: BTreeSet<DiskId>,
+    acknowledged: MapVersion,
+    ticked: Instant,
 }
 
 impl StorageCore {
     /// A core that has no map yet and serves nothing. `groups`: what each disk's store knows, as told at its start.
-    pub fn new(config: Config, groups: Vec<(DiskId, GroupState)>, _now: Instant) -> Self {
-        Self { config, map: ClusterMap::default(), groups }
+    pub fn new(config: Config, groups: Vec<(DiskId, GroupState)>, now: Instant) -> Self {
+        Self {
+            config,
+            map: ClusterMap::default(),
+            groups: BTreeMap::new(),
+            book: Book::default(),
+            stored: groups.into_iter().map(|(disk, state)| ((disk, state.group), state)).collect(),
+            failed: BTreeSet::new(),
+            acknowledged: MapVersion(0),
+            ticked: now,
+        }
     }
 
     /// The version of the map it has; 0: none.
@@ -31,17 +60,238 @@ impl StorageCore {
         &self.map
     }
 
+    /// The greatest version told by [`Effect::Acknowledged`].
+    pub fn acknowledged(&self) -> MapVersion {
+        self.acknowledged
+    }
+
     /// Takes one input and appends the effects it calls for, in the order they must start.
-    pub fn step(&mut self, _now: Instant, input: Input, effects: &mut Vec<Effect>) {
-        let _ = (&self.config, &self.groups);
+    pub fn step(&mut self, now: Instant, input: Input, effects: &mut Vec<Effect>) {
         match input {
-            Input::Map(MapUpdate::Full(map)) => self.map = *map,
-            Input::Request { id, .. } => effects.push(Effect::Answer {
-                id,
-                answer: ChunkAnswer::Refused(Refusal::NotServing { reason: "starting".into() }),
-                payload: Bytes::new(),
-            }),
-            _ => {}
+            Input::Tick => self.tick(now, effects),
+            Input::Map(update) => self.update(now, update, effects),
+            Input::Request { id, request, payload, deadline } => {
+                self.request(now, id, request, &payload, deadline, effects);
+            }
+            Input::Cancelled { id } => {
+                let (groups, mut ctx) = self.split(now, effects);
+                if let Some(group) = ctx.book.requests.remove(&id).and_then(|group| groups.get_mut(&group)) {
+                    group.cancelled(&mut ctx, id);
+                }
+            }
+            Input::Peer { from, message, payload } => self.peer(now, from, message, payload, effects),
+            Input::PeerConnected { node } => {
+                let (groups, mut ctx) = self.split(now, effects);
+                for group in groups.values_mut() {
+                    group.peer_connected(&mut ctx, node);
+                }
+            }
+            // What was under way is asked for again in time, or when the stream is open again.
+            Input::PeerLost { node: _ } => {}
+            Input::LocalDone { ticket, result } => self.local_done(now, ticket, result, effects),
+            Input::ViewAnswer { token: _, result } => self.view_answer(now, result, effects),
+            Input::LeaderHeard { sent_at } => {
+                self.book.leader_heard = self.book.leader_heard.max(Some(sent_at));
+            }
+            Input::Space { disk, low: true } => drop(self.book.low.insert(disk)),
+            Input::Space { disk, low: false } => drop(self.book.low.remove(&disk)),
+        }
+        self.acknowledge(effects);
+    }
+
+    fn split<'a>(
+        &'a mut self,
+        now: Instant,
+        effects: &'a mut Vec<Effect>,
+    ) -> (&'a mut BTreeMap<GroupId, Group>, Ctx<'a>) {
+        let ctx = Ctx { now, config: &self.config, map: &self.map, book: &mut self.book, effects };
+        (&mut self.groups, ctx)
+    }
+
+    fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let slept = now.since(self.ticked) > SLEPT;
+        self.ticked = now;
+        let (groups, mut ctx) = self.split(now, effects);
+        ctx.want_map_again();
+        for id in std::mem::take(&mut ctx.book.active) {
+            let Some(group) = groups.get_mut(&id) else { continue };
+            if group.tick(&mut ctx, slept) {
+                ctx.book.active.insert(id);
+            }
         }
     }
+
+    fn update(&mut self, now: Instant, update: MapUpdate, effects: &mut Vec<Effect>) {
+        let sessions_before = self.map.sessions.clone();
+        match update {
+            MapUpdate::Unchanged => return,
+            MapUpdate::Full(map) if map.version <= self.map.version => return,
+            MapUpdate::Full(map) => self.map = *map,
+            MapUpdate::Delta(delta) if delta.to <= self.map.version => return,
+            MapUpdate::Delta(delta) => {
+                let fits = delta.views.iter().all(|(group, _)| self.map.view(*group).is_some());
+                if !fits || !self.map.apply(&delta) {
+                    let (_, mut ctx) = self.split(now, effects);
+                    return ctx.want_map(delta.to);
+                }
+            }
+        }
+        let mut ended = false;
+        for session in sessions_before.keys().filter(|session| !self.map.sessions.contains_key(session)) {
+            effects.push(Effect::SessionEnded(*session));
+            ended = true;
+        }
+        self.enter_views(now, effects);
+        if ended {
+            let (groups, mut ctx) = self.split(now, effects);
+            for group in groups.values_mut() {
+                group.sessions_ended(&mut ctx);
+            }
+        }
+    }
+
+    /// Every group enters the epoch of its view.
+    fn enter_views(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        for (index, view) in self.map.views.iter().enumerate() {
+            let id = GroupId(index as u32);
+            let me = listed(&self.config, view).filter(|me| !self.failed.contains(&me.disk));
+            let moved = |group: &Group| me.is_some_and(|me| me.disk != group.base.me.disk);
+            let ctx = &mut Ctx { now, config: &self.config, map: &self.map, book: &mut self.book, effects };
+            // A group may come back on another disk of this node: what the first one was doing is over.
+            if self.groups.get(&id).is_some_and(moved)
+                && let Some(mut old) = self.groups.remove(&id)
+            {
+                old.fail(ctx);
+            }
+            if let (Some(me), false) = (me, self.groups.contains_key(&id)) {
+                let stored = self.stored.get(&(me.disk, id));
+                let none = OpNumber::default();
+                let (last, settled) = stored.map_or((none, none), |state| (state.last, state.settled));
+                self.groups.insert(id, Group::new(id, me, last.max(settled), settled));
+            }
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.adopt(ctx, view, me);
+            }
+        }
+    }
+
+    fn request(
+        &mut self,
+        now: Instant,
+        id: u64,
+        request: ChunkRequest,
+        payload: &Bytes,
+        deadline: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let (groups, mut ctx) = self.split(now, effects);
+        ctx.book.requests.insert(id, request.group);
+        if let Err(refusal) = request::check(&mut ctx, &request, payload) {
+            return ctx.refuse(id, refusal);
+        }
+        match groups.get_mut(&request.group) {
+            Some(group) => group.request(&mut ctx, id, request, payload, deadline),
+            None => {
+                let (asked, version) = (request.epoch, ctx.map.version);
+                ctx.refuse(id, Refusal::WrongEpoch { asked, current: 0.into(), version });
+            }
+        }
+    }
+
+    fn peer(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        message: GroupMessage,
+        payload: Bytes,
+        effects: &mut Vec<Effect>,
+    ) {
+        let (groups, mut ctx) = self.split(now, effects);
+        if message.from.node != from || message.to.node != ctx.config.node {
+            return;
+        }
+        let current = ctx.map.view(message.group).map_or(holdfast_types::Epoch(0), |view| view.epoch);
+        if message.epoch > current {
+            return ctx.want_map(message.map);
+        }
+        if message.epoch < current && ctx.map.version > message.map && message.body != GroupBody::Stale {
+            let reply = GroupMessage {
+                group: message.group,
+                epoch: current,
+                from: message.to,
+                to: message.from,
+                map: ctx.map.version,
+                settled: OpNumber::default(),
+                body: GroupBody::Stale,
+            };
+            ctx.effects.push(Effect::SendPeer { to: from, message: reply, payload: Bytes::new() });
+        }
+        if let Some(group) = groups.get_mut(&message.group) {
+            group.peer(&mut ctx, message, payload);
+        }
+    }
+
+    fn local_done(
+        &mut self,
+        now: Instant,
+        ticket: Ticket,
+        result: Result<LocalOutcome, LocalError>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some((id, disk)) = self.book.owners.remove(&ticket) else { return };
+        if self.failed.contains(&disk) {
+            return;
+        }
+        if result == Err(LocalError::Failed) {
+            return self.disk_failed(now, disk, effects);
+        }
+        let (groups, mut ctx) = self.split(now, effects);
+        if let Some(group) = groups.get_mut(&id).filter(|group| group.base.me.disk == disk) {
+            group.local_done(&mut ctx, ticket, result);
+        }
+    }
+
+    /// Nothing may be concluded about what the disk was doing: its groups say nothing any more.
+    fn disk_failed(&mut self, now: Instant, disk: DiskId, effects: &mut Vec<Effect>) {
+        self.failed.insert(disk);
+        let (groups, mut ctx) = self.split(now, effects);
+        for group in groups.values_mut().filter(|group| group.base.me.disk == disk) {
+            group.fail(&mut ctx);
+        }
+        effects.push(Effect::DiskFailed { disk });
+    }
+
+    fn view_answer(&mut self, now: Instant, result: Result<Response, MetadataError>, effects: &mut Vec<Effect>) {
+        let (_, mut ctx) = self.split(now, effects);
+        if let Ok(Response::View { version, .. }) = result {
+            ctx.want_map(version);
+        }
+    }
+
+    /// Tells the greatest version whose fences are all passed.
+    fn acknowledge(&mut self, effects: &mut Vec<Effect>) {
+        let open = self.book.fences.first_key_value().map(|(version, _)| MapVersion(version.0 - 1));
+        let passed = open.unwrap_or(self.map.version);
+        if passed > self.acknowledged {
+            self.acknowledged = passed;
+            effects.push(Effect::Acknowledged(passed));
+        }
+    }
+
+    /// Groups this node is primary of, and whether each serves.
+    pub fn primary_of(&self) -> impl Iterator<Item = (GroupId, bool)> + '_ {
+        self.groups.iter().filter_map(|(id, group)| match &group.role {
+            Role::Primary(primary) => Some((*id, primary.is_serving())),
+            Role::Outside | Role::Member(_) | Role::Failed => None,
+        })
+    }
+}
+
+/// The life in which a disk of this node is listed in a view.
+fn listed(config: &Config, view: &View) -> Option<MemberId> {
+    let any_life = config.mutations.other_incarnation_accepted;
+    let alive = |disk: DiskId, incarnation: Incarnation| {
+        config.disks.iter().any(|(id, life)| *id == disk && (*life == incarnation || any_life))
+    };
+    view.members().find(|member| member.node == config.node && alive(member.disk, member.incarnation))
 }

@@ -1,0 +1,275 @@
+//! Requests on their way to a number: who waits, for what, and for how long.
+//!
+//! * A change waits while fewer than `min_in_sync` members are in sync, while the window is full, while a copy of its chunk is being
+//!   taken, and while a primary without peers has not heard from the metadata leader.
+//! * What waits is bounded, and is told after a while why.
+
+use crate::book::Ctx;
+use crate::change;
+use crate::group::base::Base;
+use crate::group::primary::{Phase, Primary};
+use crate::local::Change;
+use crate::span::Span;
+use bytes::Bytes;
+use holdfast_types::{Instant, MemberId, Sequence, SessionId};
+use holdfast_wire::chunk::{ChunkOp, ChunkRequest, Refusal};
+
+/// A request without a number.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) id: u64,
+    pub(crate) origin: (SessionId, Sequence),
+    pub(crate) wanted: Wanted,
+    /// When it is told that it waited in vain.
+    pub(crate) expires: Instant,
+}
+
+/// What it wants.
+#[derive(Debug)]
+pub(crate) enum Wanted {
+    Change(Change, Span),
+    /// `Read` or `Highest`.
+    Read(ChunkOp),
+}
+
+impl Primary {
+    /// Takes a request whose session, epoch and group are right.
+    pub(crate) fn request(
+        &mut self,
+        base: &mut Base,
+        ctx: &mut Ctx<'_>,
+        id: u64,
+        request: ChunkRequest,
+        payload: &Bytes,
+        deadline: Instant,
+    ) {
+        let origin = (request.session, request.sequence);
+        let floor = self.floors.entry(request.session).or_default();
+        *floor = (*floor).max(request.floor);
+        let floor = *floor;
+        let expires = deadline.min(ctx.now + ctx.config.limits.request_wait);
+        if !request.op.is_change() {
+            let waiting = Waiting { id, origin, wanted: Wanted::Read(request.op), expires };
+            return self.enqueue(base, ctx, waiting);
+        }
+        if request.session != SessionId::SERVICE {
+            if request.sequence == Sequence(0) {
+                return ctx.refuse(id, Refusal::Malformed);
+            }
+            if request.sequence < floor {
+                return ctx.refuse(id, Refusal::StaleSequence);
+            }
+        }
+        let change = match change::from_client(&request.op, payload) {
+            Ok(change) => change,
+            Err(refusal) => return ctx.refuse(id, refusal),
+        };
+        if self.joins(ctx, id, origin, &change) {
+            return;
+        }
+        let span = Span::of(&change);
+        self.enqueue(base, ctx, Waiting { id, origin, wanted: Wanted::Change(change, span), expires });
+    }
+
+    /// A repetition of what is under way takes the place of the first: one operation, answered to the newest request.
+    fn joins(&mut self, ctx: &mut Ctx<'_>, id: u64, origin: (SessionId, Sequence), change: &Change) -> bool {
+        let superseded = || Refusal::NotServing { reason: "repeated by a later request".into() };
+        if let Some(op) = self.index.get(&origin).and_then(|count| self.ops.get_mut(count))
+            && op.change == *change
+        {
+            if let Some(older) = op.request.replace(id) {
+                ctx.refuse(older, superseded());
+            }
+            return true;
+        }
+        let same = |waiting: &&mut Waiting| match &waiting.wanted {
+            Wanted::Change(other, _) => waiting.origin == origin && other == change,
+            Wanted::Read(_) => false,
+        };
+        if let Some(waiting) = self.waiting.iter_mut().find(same) {
+            let older = std::mem::replace(&mut waiting.id, id);
+            ctx.refuse(older, superseded());
+            return true;
+        }
+        false
+    }
+
+    fn enqueue(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, waiting: Waiting) {
+        let limits = &ctx.config.limits;
+        let busy = || Refusal::NotServing { reason: "too many requests wait".into() };
+        match &waiting.wanted {
+            Wanted::Read(_) => {
+                if self.waiting_reads.len() + self.reads.open.len() >= limits.waiting_requests {
+                    return ctx.refuse(waiting.id, busy());
+                }
+                self.waiting_reads.push_back(waiting);
+            }
+            Wanted::Change(change, _) => {
+                let bytes = change.bytes();
+                if self.waiting.len() >= limits.waiting_requests || ctx.book.bytes + bytes > limits.node_bytes {
+                    return ctx.refuse(waiting.id, busy());
+                }
+                ctx.book.bytes += bytes;
+                self.waiting.push_back(waiting);
+            }
+        }
+        self.pump(base, ctx);
+    }
+
+    /// Starts what need not wait any longer.
+    pub(crate) fn pump(&mut self, base: &mut Base, ctx: &mut Ctx<'_>) {
+        if !self.is_serving() || (self.waiting.is_empty() && self.waiting_reads.is_empty()) {
+            return;
+        }
+        if self.solo_stopped(base, ctx) {
+            return;
+        }
+        while let Some(waiting) = self.waiting_reads.pop_front() {
+            self.start_read(base, ctx, waiting);
+        }
+        let mut at = 0;
+        while at < self.waiting.len() && self.may_number(base, ctx) {
+            let Wanted::Change(change, span) = &self.waiting[at].wanted else { break };
+            let grows = matches!(change, Change::Write { .. });
+            let blocked = span.keys().is_some_and(|keys| self.held.range(keys.first..=keys.last).next().is_some());
+            if blocked {
+                at += 1;
+                continue;
+            }
+            let Some(Waiting { id, origin, wanted: Wanted::Change(change, _), .. }) = self.waiting.remove(at) else { break };
+            if grows && self.is_low(base, ctx) {
+                ctx.book.bytes -= change.bytes();
+                ctx.refuse(id, Refusal::NoSpace);
+            } else {
+                self.sequence(base, ctx, origin, change, Some(id));
+            }
+        }
+    }
+
+    /// The window and the view allow another number.
+    pub(crate) fn may_number(&self, base: &Base, ctx: &Ctx<'_>) -> bool {
+        let limits = &ctx.config.limits;
+        base.view.in_sync.len() >= ctx.map.min_in_sync as usize
+            && self.ops.len() < limits.window_ops
+            && self.window_bytes < limits.window_bytes
+    }
+
+    fn is_low(&self, base: &Base, ctx: &Ctx<'_>) -> bool {
+        let low = |member: &MemberId| self.streams.get(member).is_some_and(|stream| stream.low);
+        ctx.book.low.contains(&base.me.disk) || self.counted(base, ctx.config.mutations).iter().any(low)
+    }
+
+    /// A primary that may acknowledge alone has no peer to refuse it: it goes on only near the metadata leader.
+    pub(crate) fn solo_stopped(&self, base: &Base, ctx: &Ctx<'_>) -> bool {
+        self.counted(base, ctx.config.mutations).is_empty() && !ctx.leader_near()
+    }
+
+    /// Tells those who waited too long.
+    pub(crate) fn expire(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
+        let reason = self.reason(base, ctx);
+        let mut late = Vec::new();
+        let now = ctx.now;
+        for queue in [&mut self.waiting, &mut self.waiting_reads] {
+            queue.retain_mut(|waiting| {
+                if waiting.expires > now {
+                    return true;
+                }
+                late.push((waiting.id, waiting.bytes()));
+                false
+            });
+        }
+        self.reads.open.retain(|_, read| {
+            if read.expires <= now {
+                late.push((read.id, 0));
+            }
+            read.expires > now
+        });
+        for (id, bytes) in late {
+            ctx.book.bytes -= bytes;
+            ctx.refuse(id, Refusal::NotServing { reason: reason.clone() });
+        }
+    }
+
+    /// Bytes of what waits.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.waiting.iter().map(Waiting::bytes).sum()
+    }
+
+    /// Why something waits, for people.
+    pub(crate) fn reason(&self, base: &Base, ctx: &Ctx<'_>) -> String {
+        let (have, need) = (base.view.in_sync.len(), ctx.map.min_in_sync);
+        match self.phase {
+            Phase::Draining | Phase::Querying(_) | Phase::Repairing => "reconciling after a view change".into(),
+            Phase::Serving if have < need as usize => format!("{have} members in sync, writes need {need}"),
+            Phase::Serving if self.solo_stopped(base, ctx) => "no recent word from the metadata leader".into(),
+            Phase::Serving => "waiting for members".into(),
+        }
+    }
+
+    /// Refuses what has no number: its epoch is over.
+    pub(crate) fn refuse_unnumbered(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
+        let asked = holdfast_types::Epoch(base.view.epoch.0.saturating_sub(1));
+        let refusal = Refusal::WrongEpoch { asked, current: base.view.epoch, version: ctx.map.version };
+        self.refuse_all_unnumbered(ctx, &refusal);
+    }
+
+    /// Refuses what has no number, for any reason.
+    pub(crate) fn refuse_all_unnumbered(&mut self, ctx: &mut Ctx<'_>, refusal: &Refusal) {
+        for waiting in std::mem::take(&mut self.waiting).into_iter().chain(std::mem::take(&mut self.waiting_reads)) {
+            ctx.book.bytes -= waiting.bytes();
+            ctx.refuse(waiting.id, refusal.clone());
+        }
+        self.refuse_reads(ctx, refusal);
+    }
+
+    /// Refuses what sessions that are over still wait for.
+    pub(crate) fn refuse_ended(&mut self, ctx: &mut Ctx<'_>) {
+        let map = ctx.map;
+        let mut ended = Vec::new();
+        let over = |session: SessionId| session != SessionId::SERVICE && map.session(session).is_none();
+        for queue in [&mut self.waiting, &mut self.waiting_reads] {
+            queue.retain_mut(|waiting| {
+                if over(waiting.origin.0) {
+                    ended.push((waiting.id, waiting.bytes()));
+                }
+                !over(waiting.origin.0)
+            });
+        }
+        self.reads.open.retain(|_, read| {
+            if over(read.session) {
+                ended.push((read.id, 0));
+            }
+            !over(read.session)
+        });
+        for (id, bytes) in ended {
+            ctx.book.bytes -= bytes;
+            ctx.refuse(id, Refusal::SessionEnded);
+        }
+    }
+
+    /// The client gave up: what has no number is dropped.
+    pub(crate) fn cancelled(&mut self, ctx: &mut Ctx<'_>, id: u64) {
+        for queue in [&mut self.waiting, &mut self.waiting_reads] {
+            if let Some(at) = queue.iter().position(|waiting| waiting.id == id)
+                && let Some(waiting) = queue.remove(at)
+            {
+                ctx.book.bytes -= waiting.bytes();
+            }
+        }
+        self.reads.open.retain(|_, read| read.id != id);
+        for op in self.ops.values_mut() {
+            if op.request == Some(id) {
+                op.request = None;
+            }
+        }
+    }
+}
+
+impl Waiting {
+    fn bytes(&self) -> usize {
+        match &self.wanted {
+            Wanted::Change(change, _) => change.bytes(),
+            Wanted::Read(_) => 0,
+        }
+    }
+}

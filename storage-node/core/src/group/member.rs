@@ -1,0 +1,268 @@
+//! A member that is not primary: takes the stream in order, makes it durable, says so.
+//!
+//! * Items are given to the disk in the order of their positions, without a gap; what comes after a gap is held back, bounded.
+//! * `durable` in what it says covers only what the disk reported durable.
+//! * It reports to a new primary only when its disk has finished all that older eras gave it.
+
+use crate::book::Ctx;
+use crate::change;
+use crate::group::base::{Base, Tag};
+use crate::group::compare::Comparison;
+use crate::local::{Change, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome};
+use bytes::Bytes;
+use holdfast_types::{Instant, MemberId, OpNumber, Sequence, SessionId};
+use holdfast_wire::group::{CHANGED_RANGES_MAX, GroupBody};
+use std::collections::{BTreeMap, VecDeque};
+
+#[derive(Debug)]
+struct Held {
+    number: OpNumber,
+    origin: (SessionId, Sequence),
+    change: Change,
+}
+
+/// An item as it arrives.
+pub(crate) struct Arrived {
+    pub(crate) stream: u64,
+    pub(crate) position: u64,
+    pub(crate) number: OpNumber,
+    pub(crate) origin: (SessionId, Sequence),
+    pub(crate) change: Option<Change>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Member {
+    /// When the primary of this epoch was last heard, and when it was last spoken to without being heard.
+    heard: Option<Instant>,
+    here_at: Option<Instant>,
+    /// The stream that is taken. 0: none yet.
+    stream: u64,
+    /// Every position up to here was given to the disk.
+    received: u64,
+    /// Every position up to here is durable.
+    durable: u64,
+    /// Given and not counted in `durable`: position, and whether it is durable.
+    given: VecDeque<(u64, bool)>,
+    held: BTreeMap<u64, Held>,
+    /// The disk refused a change: this member cannot go on in this epoch.
+    stuck: bool,
+    /// A query that is to be answered.
+    query: Option<u64>,
+    pub(crate) comparison: Option<Comparison>,
+}
+
+impl Member {
+    /// Tells the primary that this member is in the epoch, until it is heard. Returns whether to go on.
+    pub(crate) fn tick(&mut self, base: &Base, ctx: &mut Ctx<'_>) -> bool {
+        let limits = &ctx.config.limits;
+        let syncing = base.view.syncing.contains(&base.me);
+        let lost = match self.heard {
+            None => true,
+            // A syncing member that was dropped, or waits for its turn, is not spoken to: it says again that it is here.
+            Some(heard) => syncing && ctx.now.since(heard) >= limits.ask_again,
+        };
+        if lost && self.here_at.is_none_or(|at| ctx.now.since(at) >= limits.resend) {
+            self.say_here(base, ctx);
+        }
+        lost || syncing
+    }
+
+    /// Says: I am here.
+    pub(crate) fn say_here(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
+        self.here_at = Some(ctx.now);
+        base.send(ctx, base.view.primary, GroupBody::Here, Bytes::new());
+    }
+
+    /// The primary of this epoch spoke.
+    pub(crate) fn heard(&mut self, base: &mut Base, now: Instant, settled: OpNumber) {
+        self.heard = Some(now);
+        base.settled = base.settled.max(settled);
+    }
+
+    /// Whether this is the stream that is taken.
+    pub(crate) fn takes(&self, stream: u64) -> bool {
+        self.stream == stream
+    }
+
+    /// Turns to a newer stream; what older ones gave to the disk is only waited for.
+    pub(crate) fn turn_to(&mut self, base: &mut Base, stream: u64) {
+        if stream > self.stream {
+            self.stream = stream;
+            (self.received, self.durable) = (0, 0);
+            self.given.clear();
+            self.held.clear();
+            self.comparison = None;
+            base.end_era();
+        }
+    }
+
+    /// An item of the stream.
+    pub(crate) fn operation(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, item: Arrived) {
+        self.turn_to(base, item.stream);
+        if item.stream < self.stream {
+            return;
+        }
+        // A first item seen in the middle of a stream: a restarted member that thinks it is the one that was there before.
+        if ctx.config.mutations.other_incarnation_accepted && self.received == 0 {
+            (self.received, self.durable) = (item.position - 1, item.position - 1);
+        }
+        let Some(change) = item.change else {
+            // Damaged on the way: as if it had not come.
+            return self.say_persisted(base, ctx, true);
+        };
+        let next = self.received + 1;
+        if item.position < next {
+            return self.say_persisted(base, ctx, false);
+        }
+        if item.position > next {
+            let first_of_gap = self.held.is_empty();
+            if self.held.len() < ctx.config.limits.held_items {
+                let Arrived { number, origin, .. } = item;
+                self.held.insert(item.position, Held { number, origin, change });
+            }
+            if first_of_gap {
+                self.say_persisted(base, ctx, true);
+            }
+            return;
+        }
+        self.take(base, ctx, Held { number: item.number, origin: item.origin, change });
+        while let Some(held) = self.held.remove(&(self.received + 1)) {
+            self.take(base, ctx, held);
+        }
+        if ctx.config.mutations.acknowledge_before_durable {
+            self.say_persisted(base, ctx, false);
+        }
+    }
+
+    /// Gives the next item to the disk.
+    fn take(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, item: Held) {
+        self.received += 1;
+        let position = self.received;
+        let Held { number, origin, change } = item;
+        let mutations = ctx.config.mutations;
+        if mutations.counts_reused && origin.0 != SessionId::NONE && number.count <= base.last.count {
+            // "Seen before": but it was another epoch's operation of that count.
+            self.given.push_back((position, true));
+            return self.count_durable(base, ctx);
+        }
+        self.given.push_back((position, false));
+        let op = LocalOp { group: base.group, number, settled: base.settled, origin, change };
+        base.apply(ctx, op, Tag::Item(position));
+    }
+
+    /// The disk finished an item.
+    pub(crate) fn item_done(
+        &mut self,
+        base: &mut Base,
+        ctx: &mut Ctx<'_>,
+        position: u64,
+        result: Result<(), LocalError>,
+    ) {
+        if result.is_err() {
+            self.stuck = true;
+            return self.say_persisted(base, ctx, false);
+        }
+        if let Some(item) = self.given.iter_mut().find(|item| item.0 == position) {
+            item.1 = true;
+        }
+        self.count_durable(base, ctx);
+    }
+
+    fn count_durable(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
+        let before = self.durable;
+        while let Some((position, true)) = self.given.front() {
+            self.durable = *position;
+            self.given.pop_front();
+        }
+        if self.durable > before {
+            self.say_persisted(base, ctx, false);
+        }
+    }
+
+    /// The primary asks how far we are.
+    pub(crate) fn idle(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, stream: u64, position: u64) {
+        if stream == 0 {
+            return;
+        }
+        self.turn_to(base, stream);
+        if stream == self.stream {
+            self.say_persisted(base, ctx, position > self.received);
+        }
+    }
+
+    fn say_persisted(&self, base: &Base, ctx: &mut Ctx<'_>, gap: bool) {
+        let early = ctx.config.mutations.acknowledge_before_durable;
+        let durable = if early { self.received } else { self.durable };
+        assert!(durable <= self.received, "{} durable before {} was received", durable, self.received);
+        let (stream, received, stuck) = (self.stream, self.received, self.stuck);
+        let low = ctx.book.low.contains(&base.me.disk);
+        let body = GroupBody::Persisted { stream, durable, received, gap, low, stuck };
+        base.send(ctx, base.view.primary, body, Bytes::new());
+    }
+
+    /// A new primary asks what may differ here.
+    pub(crate) fn query(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, stream: u64) {
+        self.turn_to(base, stream);
+        if stream == self.stream && self.received == 0 {
+            self.query = Some(stream);
+            self.drained(base, ctx);
+        }
+    }
+
+    /// Goes on with the report once the disk has finished what it was given before.
+    pub(crate) fn drained(&mut self, base: &mut Base, ctx: &mut Ctx<'_>) {
+        if self.query.is_some() && base.applying == 0 && !base.has(Tag::ReportChanges) {
+            let command = LocalCommand::ChangesAbove { group: base.group, number: base.settled };
+            base.local(ctx, command, Tag::ReportChanges);
+        }
+    }
+
+    /// The store named what it changed.
+    pub(crate) fn changes(&mut self, base: &Base, ctx: &mut Ctx<'_>, result: Result<LocalOutcome, LocalError>) {
+        let Some(stream) = self.query.take() else { return };
+        let changed = match result {
+            Ok(LocalOutcome::Changes { changed }) if changed.len() <= CHANGED_RANGES_MAX => changed,
+            Ok(_) | Err(_) => vec![KeyRange::ALL],
+        };
+        let body = GroupBody::Report { stream, last: base.last, settled: base.settled, changed };
+        base.send(ctx, base.view.primary, body, Bytes::new());
+    }
+
+    /// What is given to the disk lies between what is durable and what was received; what is held back lies beyond a gap.
+    pub(crate) fn in_order(&self) -> bool {
+        let given = self.given.iter().all(|(at, _)| *at > self.durable && *at <= self.received);
+        let held = self.held.keys().all(|at| *at > self.received + 1);
+        self.durable <= self.received && given && held
+    }
+
+    /// Takes an operation of an epoch that is over as if it were good (one of the mutations).
+    pub(crate) fn take_old(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, item: Arrived, from: MemberId) {
+        let Arrived { stream, position, number, origin, change } = item;
+        let Some(change) = change else { return };
+        let op = LocalOp { group: base.group, number, settled: base.settled, origin, change };
+        base.apply(ctx, op, Tag::Old);
+        let body = GroupBody::Persisted {
+            stream,
+            durable: position,
+            received: position,
+            gap: false,
+            low: false,
+            stuck: false,
+        };
+        let present = std::mem::replace(&mut base.view.epoch, number.epoch);
+        base.send(ctx, from, body, Bytes::new());
+        base.view.epoch = present;
+    }
+}
+
+/// Makes an item of a message.
+pub(crate) fn arrived(body: GroupBody, payload: Bytes) -> Option<Arrived> {
+    match body {
+        GroupBody::Operation { stream, position, number, origin, change } => {
+            let change = change::from_wire(change, payload);
+            (position > 0).then_some(Arrived { stream, position, number, origin, change })
+        }
+        _ => None,
+    }
+}

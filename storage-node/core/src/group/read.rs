@@ -1,0 +1,173 @@
+//! Reads at the primary.
+//!
+//! An answer tells what every later reader will see as well, so before it goes out
+//! * each other counted member has said, after the read arrived, that it is still in this epoch (one round serves many reads): nobody
+//!   else can have acknowledged a newer write; a primary without peers must be near the metadata leader instead;
+//! * every operation that touches the bytes and was numbered before the disk had read them is committed.
+//!
+//! The disk reads at once, in parallel with both.
+
+use crate::book::Ctx;
+use crate::group::admit::{Waiting, Wanted};
+use crate::group::base::{Base, Tag};
+use crate::group::primary::{Primary, refusal};
+use crate::local::{KeyRange, LocalCommand, LocalError, LocalOutcome};
+use crate::span::Span;
+use bytes::Bytes;
+use holdfast_types::{Instant, MemberId, OpCount, SessionId};
+use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, Refusal};
+use holdfast_wire::group::GroupBody;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A read under way.
+#[derive(Debug)]
+pub(crate) struct ReadOp {
+    pub(crate) id: u64,
+    pub(crate) session: SessionId,
+    span: Span,
+    /// The round that must be confirmed.
+    round: u64,
+    /// What the disk said, and the operation that must be committed.
+    outcome: Option<(ChunkAnswer, Bytes, OpCount)>,
+    pub(crate) expires: Instant,
+}
+
+/// Reads and the rounds that confirm them.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    pub(crate) open: BTreeMap<u64, ReadOp>,
+    next: u64,
+    started: u64,
+    confirmed: u64,
+    wanted: u64,
+    /// Who has not confirmed the round that is under way.
+    pub(crate) missing: BTreeSet<MemberId>,
+    /// When that round began, and when it was last asked.
+    pub(crate) since: Instant,
+    asked_at: Instant,
+}
+
+impl Primary {
+    /// Starts a read.
+    pub(crate) fn start_read(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, waiting: Waiting) {
+        let Wanted::Read(op) = waiting.wanted else { return };
+        let group = base.group;
+        let (command, span) = match op {
+            ChunkOp::Read { chunk, offset, length } => (
+                LocalCommand::Read { group, chunk, offset, length },
+                Span::Bytes { chunk, from: offset, to: offset.saturating_add(length) },
+            ),
+            ChunkOp::Highest { volume, inode, generation, from } => (
+                LocalCommand::Highest { group, volume, inode, generation, from },
+                Span::Keys(KeyRange::tail(volume, inode, generation, from)),
+            ),
+            ChunkOp::Write { .. }
+            | ChunkOp::Zero { .. }
+            | ChunkOp::Cut { .. }
+            | ChunkOp::Delete { .. }
+            | ChunkOp::DeleteVolume { .. } => return,
+        };
+        self.reads.next += 1;
+        let key = self.reads.next;
+        let round = self.reads.started + 1;
+        self.reads.wanted = round;
+        let (id, session, expires) = (waiting.id, waiting.origin.0, waiting.expires);
+        self.reads.open.insert(key, ReadOp { id, session, span, round, outcome: None, expires });
+        base.local(ctx, command, Tag::Read(key));
+        if self.reads.started == self.reads.confirmed {
+            self.start_round(base, ctx);
+        }
+    }
+
+    /// Asks every counted member whether it is still in this epoch.
+    fn start_round(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
+        self.reads.missing = self.counted(base, ctx.config.mutations).into_iter().collect();
+        self.reads.started += 1;
+        self.reads.since = ctx.now;
+        if self.reads.missing.is_empty() {
+            self.reads.confirmed = self.reads.started;
+        } else {
+            self.ask_round(base, ctx);
+        }
+    }
+
+    fn ask_round(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
+        self.reads.asked_at = ctx.now;
+        for member in &self.reads.missing {
+            base.send(ctx, *member, GroupBody::Confirm { round: self.reads.started }, Bytes::new());
+        }
+    }
+
+    /// Asks again.
+    pub(crate) fn tick_rounds(&mut self, base: &mut Base, ctx: &mut Ctx<'_>) {
+        if !self.reads.missing.is_empty() && ctx.now.since(self.reads.asked_at) >= ctx.config.limits.resend {
+            self.ask_round(base, ctx);
+        }
+        self.poll_reads(base, ctx);
+    }
+
+    /// A member is still in this epoch.
+    pub(crate) fn confirmed(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, from: MemberId, round: u64) {
+        if round != self.reads.started || !self.reads.missing.remove(&from) || !self.reads.missing.is_empty() {
+            return;
+        }
+        self.reads.confirmed = round;
+        if self.reads.wanted > round && !self.reads.open.is_empty() {
+            self.start_round(base, ctx);
+        }
+        self.poll_reads(base, ctx);
+    }
+
+    /// The disk has read.
+    pub(crate) fn read_done(
+        &mut self,
+        base: &mut Base,
+        ctx: &mut Ctx<'_>,
+        key: u64,
+        result: Result<LocalOutcome, LocalError>,
+    ) {
+        self.aside |= result == Err(LocalError::BadBlock);
+        let Some(read) = self.reads.open.get_mut(&key) else { return };
+        let (answer, bytes) = match result {
+            Ok(LocalOutcome::Data { bytes, sums }) => (ChunkAnswer::Data { sums }, bytes),
+            Ok(LocalOutcome::Highest { found }) => (ChunkAnswer::Highest { found }, Bytes::new()),
+            Err(error) => (ChunkAnswer::Refused(refusal(error)), Bytes::new()),
+            Ok(other) => unreachable!("a read ended in {other:?}"),
+        };
+        let touching = self.ops.iter().rev().find(|(_, op)| op.span.overlaps(&read.span));
+        read.outcome = Some((answer, bytes, touching.map_or(OpCount(0), |(count, _)| *count)));
+        self.poll_reads(base, ctx);
+    }
+
+    /// Answers the reads that nothing holds back any more.
+    pub(crate) fn poll_reads(&mut self, base: &mut Base, ctx: &mut Ctx<'_>) {
+        if self.reads.open.is_empty() || !self.is_serving() || self.solo_stopped(base, ctx) {
+            return;
+        }
+        let (confirmed, committed) = (self.reads.confirmed, self.committed);
+        self.reads.open.retain(|_, read| {
+            if read.round > confirmed {
+                return true;
+            }
+            match read.outcome.take() {
+                Some((answer, bytes, after)) if after <= committed => {
+                    ctx.answer(read.id, answer, bytes);
+                    false
+                }
+                other => {
+                    read.outcome = other;
+                    true
+                }
+            }
+        });
+    }
+
+    /// Refuses all reads that are under way.
+    pub(crate) fn refuse_reads(&mut self, ctx: &mut Ctx<'_>, refusal: &Refusal) {
+        for (_, read) in std::mem::take(&mut self.reads.open) {
+            ctx.refuse(read.id, refusal.clone());
+        }
+        self.reads.missing.clear();
+        self.reads.confirmed = self.reads.started;
+    }
+}

@@ -1,0 +1,299 @@
+//! A client that knows what every byte may be: one change of a chunk at a time, repeated until it is answered.
+
+use super::authority::VOLUME;
+use super::store::apply;
+use crate::change;
+use crate::local::Change;
+use bytes::Bytes;
+use holdfast_types::checksum::piece_sums;
+use holdfast_types::prng::Prng;
+use holdfast_types::{
+    ChunkIndex, ChunkKey, Generation, GroupId, InodeId, MapVersion, NodeId, Sequence, SessionId, SnapshotNumber, Term,
+};
+use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
+use holdfast_wire::map::ClusterMap;
+use std::collections::BTreeMap;
+
+const CHUNK_MAX: u64 = 20_000;
+const RETRY_MS: u64 = 700;
+
+pub(crate) struct Outgoing {
+    pub(crate) node: NodeId,
+    pub(crate) attempt: u64,
+    pub(crate) request: ChunkRequest,
+    pub(crate) payload: Bytes,
+}
+
+struct Open {
+    group: GroupId,
+    op: ChunkOp,
+    payload: Bytes,
+    sequence: Sequence,
+    sent_at: u64,
+    attempts: Vec<u64>,
+}
+
+pub(crate) struct Client {
+    inode: InodeId,
+    pub(crate) session: SessionId,
+    session_from: MapVersion,
+    map: ClusterMap,
+    prng: Prng,
+    chunks: u64,
+    /// What was acknowledged.
+    content: BTreeMap<ChunkKey, Vec<u8>>,
+    open: BTreeMap<u64, Open>,
+    next_op: u64,
+    next_attempt: u64,
+    sequence: Sequence,
+    pub(crate) stopping: bool,
+    /// Only what tests ask for.
+    pub(crate) manual: bool,
+    /// It was told that its session is over.
+    pub(crate) ended: bool,
+    pub(crate) refused: u64,
+}
+
+impl Client {
+    pub(crate) fn new(index: u64, session: SessionId, map: &ClusterMap, chunks: u64, seed: u64) -> Self {
+        Self {
+            inode: InodeId(100 + index),
+            session,
+            session_from: map.version,
+            map: map.clone(),
+            prng: Prng::new(seed),
+            chunks,
+            content: BTreeMap::new(),
+            open: BTreeMap::new(),
+            next_op: 0,
+            next_attempt: 0,
+            sequence: Sequence(1),
+            stopping: false,
+            manual: false,
+            ended: false,
+            refused: 0,
+        }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub(crate) fn chunk(&self, index: u64) -> ChunkKey {
+        ChunkKey {
+            volume: VOLUME,
+            inode: self.inode,
+            generation: Generation(1),
+            index: ChunkIndex(index),
+            born: SnapshotNumber(0),
+        }
+    }
+
+    pub(crate) fn group(&self, chunk: ChunkKey) -> GroupId {
+        GroupId::of(chunk.volume, chunk.inode, chunk.index, self.map.views.len() as u32)
+    }
+
+    /// What a chunk holds for certain: none while a change of it is open.
+    pub(crate) fn settled_content(&self, chunk: ChunkKey) -> Option<&[u8]> {
+        let busy = self.open.values().any(|open| open.op.is_change() && touches(&open.op, open.group, chunk, self));
+        (!busy).then(|| self.content.get(&chunk).map_or(&[][..], Vec::as_slice))
+    }
+
+    pub(crate) fn contents(&self, group: GroupId) -> Vec<(ChunkKey, Vec<u8>)> {
+        let mine = (0..self.chunks).map(|index| self.chunk(index)).filter(|chunk| self.group(*chunk) == group);
+        mine.map(|chunk| (chunk, self.content.get(&chunk).cloned().unwrap_or_default())).collect()
+    }
+
+    pub(crate) fn tick(&mut self, now: u64, map: &ClusterMap, out: &mut Vec<Outgoing>) {
+        if self.ended {
+            return;
+        }
+        let keys: Vec<u64> = self.open.keys().copied().collect();
+        for key in keys {
+            if self.open.get(&key).is_some_and(|open| now - open.sent_at >= RETRY_MS) {
+                if self.prng.chance(2, 3) {
+                    self.map = map.clone();
+                }
+                self.send(key, now, out);
+            }
+        }
+        if !self.stopping && !self.manual && self.open.len() < 4 && self.prng.chance(1, 2) {
+            self.begin_random(now, out);
+        }
+    }
+
+    fn begin_random(&mut self, now: u64, out: &mut Vec<Outgoing>) {
+        let chunk = self.chunk(self.prng.below(self.chunks));
+        let offset = self.prng.below(CHUNK_MAX - 1);
+        let length = 1 + self.prng.below((CHUNK_MAX - offset).min(9000));
+        let (offset, length) = (offset as u32, length as u32);
+        let group = self.group(chunk);
+        let op = match self.prng.below(12) {
+            0..=5 => return self.write(now, chunk, offset, length, out),
+            6 => ChunkOp::Zero { chunk, offset, length },
+            7 => ChunkOp::Cut { chunk, length: offset },
+            8 if self.prng.chance(1, 3) => ChunkOp::Delete {
+                volume: VOLUME,
+                inode: self.inode,
+                generation: Generation(1),
+                from: ChunkIndex(self.prng.below(self.chunks)),
+            },
+            _ => ChunkOp::Read { chunk, offset, length },
+        };
+        self.begin(now, group, op, Bytes::new(), out);
+    }
+
+    pub(crate) fn write(&mut self, now: u64, chunk: ChunkKey, offset: u32, length: u32, out: &mut Vec<Outgoing>) {
+        let mut bytes = vec![0; length as usize];
+        self.prng.fill(&mut bytes);
+        let sums = piece_sums(offset, &bytes);
+        let group = self.group(chunk);
+        self.begin(now, group, ChunkOp::Write { chunk, offset, sums }, bytes.into(), out);
+    }
+
+    pub(crate) fn begin(&mut self, now: u64, group: GroupId, op: ChunkOp, payload: Bytes, out: &mut Vec<Outgoing>) {
+        let mine: Vec<ChunkKey> = (0..self.chunks).map(|index| self.chunk(index)).collect();
+        let touched = |chunk: &&ChunkKey| touches(&op, group, **chunk, self);
+        let busy = mine.iter().filter(touched).any(|chunk| {
+            self.open.values().any(|open| touches(&open.op, open.group, *chunk, self))
+        });
+        if busy {
+            return;
+        }
+        let sequence = if op.is_change() { self.sequence } else { Sequence(0) };
+        if op.is_change() {
+            self.sequence = self.sequence.next();
+        }
+        self.next_op += 1;
+        let key = self.next_op;
+        self.open.insert(key, Open { group, op, payload, sequence, sent_at: now, attempts: Vec::new() });
+        self.send(key, now, out);
+    }
+
+    fn send(&mut self, key: u64, now: u64, out: &mut Vec<Outgoing>) {
+        let open_sequences = self.open.values().filter(|open| open.op.is_change()).map(|open| open.sequence);
+        let floor = open_sequences.min().unwrap_or(self.sequence);
+        let Some(open) = self.open.get_mut(&key) else { return };
+        let Some(view) = self.map.view(open.group) else { return };
+        open.sent_at = now;
+        self.next_attempt += 1;
+        open.attempts.push(self.next_attempt);
+        let request = ChunkRequest {
+            session: self.session,
+            sequence: open.sequence,
+            floor,
+            map_min: self.session_from,
+            term: Term(0),
+            snapshot: SnapshotNumber(0),
+            group: open.group,
+            epoch: view.epoch,
+            op: open.op.clone(),
+        };
+        let (node, attempt, payload) = (view.primary.node, self.next_attempt, open.payload.clone());
+        out.push(Outgoing { node, attempt, request, payload });
+    }
+
+    /// Takes an answer; returns what a change that is now acknowledged touched.
+    pub(crate) fn answer(
+        &mut self,
+        attempt: u64,
+        answer: ChunkAnswer,
+        payload: &Bytes,
+        map: &ClusterMap,
+        _out: &mut [Outgoing],
+    ) -> Option<(GroupId, Vec<ChunkKey>)> {
+        let key = *self.open.iter().find(|(_, open)| open.attempts.contains(&attempt))?.0;
+        match answer {
+            ChunkAnswer::Done { .. } => {
+                let open = self.open.remove(&key)?;
+                let chunks: Vec<ChunkKey> = (0..self.chunks)
+                    .map(|index| self.chunk(index))
+                    .filter(|chunk| touches(&open.op, open.group, *chunk, self))
+                    .collect();
+                let change = change::from_client(&open.op, &open.payload).expect("our own change");
+                self.acknowledged(&change, open.group);
+                Some((open.group, chunks))
+            }
+            ChunkAnswer::Data { sums } => {
+                let open = self.open.remove(&key)?;
+                let ChunkOp::Read { chunk, offset, length } = open.op else { panic!("data for {:?}", open.op) };
+                assert_eq!(sums, piece_sums(offset, payload), "sums of a read");
+                self.check_read(chunk, offset, length, payload);
+                None
+            }
+            ChunkAnswer::Highest { .. } => {
+                self.open.remove(&key);
+                None
+            }
+            ChunkAnswer::Refused(refusal) => {
+                self.refused += 1;
+                match refusal {
+                    Refusal::SessionEnded => self.ended = true,
+                    Refusal::NoSpace => drop(self.open.remove(&key)),
+                    Refusal::Malformed | Refusal::Forbidden | Refusal::Damaged => panic!("refused: {refusal}"),
+                    // Only a copy that came late can be stale: the operation was answered, or this is not its newest try.
+                    Refusal::StaleSequence => {}
+                    _ => self.map = map.clone(),
+                }
+                None
+            }
+        }
+    }
+
+    fn acknowledged(&mut self, change: &Change, group: GroupId) {
+        if let Change::Delete { .. } = change {
+            // This group's chunks only.
+            let keys = change.keys().expect("keys");
+            let gone: Vec<ChunkKey> = self.content.keys().copied().collect();
+            for chunk in gone.into_iter().filter(|c| keys.contains(*c) && self.group(*c) == group) {
+                self.content.remove(&chunk);
+            }
+        } else {
+            apply(&mut self.content, change);
+        }
+    }
+
+    /// No change of the chunk was open when the read began, and none has begun since.
+    fn check_read(&self, chunk: ChunkKey, offset: u32, length: u32, payload: &Bytes) {
+        let want = self.content.get(&chunk).map_or(&[][..], Vec::as_slice);
+        for at in 0..length as usize {
+            let want = want.get(offset as usize + at).copied().unwrap_or(0);
+            let have = payload.get(at).copied().unwrap_or(0);
+            assert_eq!(have, want, "byte {} of {chunk}", offset as usize + at);
+        }
+    }
+
+    /// Gives up everything: the session is thrown away.
+    pub(crate) fn abandon(&mut self) -> Vec<(GroupId, Change)> {
+        let open = std::mem::take(&mut self.open);
+        let changes = open.into_values().filter(|open| open.op.is_change());
+        changes.map(|o| (o.group, change::from_client(&o.op, &o.payload).expect("our own change"))).collect()
+    }
+
+    /// A new mount of the same files: what is there is what the disks say.
+    pub(crate) fn take_over(&mut self, session: SessionId, map: &ClusterMap, content: BTreeMap<ChunkKey, Vec<u8>>) {
+        self.session = session;
+        self.session_from = map.version;
+        self.map = map.clone();
+        self.content = content;
+        self.sequence = Sequence(1);
+        self.ended = false;
+    }
+
+    pub(crate) fn content_of(&self, chunk: ChunkKey) -> &[u8] {
+        self.content.get(&chunk).map_or(&[][..], Vec::as_slice)
+    }
+}
+
+fn touches(op: &ChunkOp, group: GroupId, chunk: ChunkKey, client: &Client) -> bool {
+    match op {
+        ChunkOp::Write { chunk: own, .. }
+        | ChunkOp::Zero { chunk: own, .. }
+        | ChunkOp::Cut { chunk: own, .. }
+        | ChunkOp::Read { chunk: own, .. } => *own == chunk,
+        ChunkOp::Delete { from, .. } | ChunkOp::Highest { from, .. } => {
+            chunk.inode == client.inode && chunk.index >= *from && client.group(chunk) == group
+        }
+        ChunkOp::DeleteVolume { .. } => true,
+    }
+}

@@ -1,0 +1,201 @@
+//! A store in memory: what was given, what is durable, what a crash leaves.
+
+use crate::local::{
+    Change, ChunkSummary, GroupState, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome, Ticket,
+};
+use bytes::Bytes;
+use holdfast_types::checksum::{crc32, piece_sums};
+use holdfast_types::prng::Prng;
+use holdfast_types::{ChunkKey, GroupId, OpNumber};
+use std::collections::{BTreeMap, VecDeque};
+
+pub(crate) const BLOCK: usize = 4096;
+
+#[derive(Debug, Default)]
+pub(crate) struct StoredGroup {
+    pub(crate) last: OpNumber,
+    pub(crate) settled: OpNumber,
+    unsettled: Vec<(OpNumber, KeyRange)>,
+    pub(crate) chunks: BTreeMap<ChunkKey, Vec<u8>>,
+}
+
+/// Durable content, and commands that are not done.
+#[derive(Debug, Default)]
+pub(crate) struct FakeStore {
+    pub(crate) groups: BTreeMap<GroupId, StoredGroup>,
+    given: BTreeMap<GroupId, VecDeque<(Ticket, LocalCommand)>>,
+    others: BTreeMap<Ticket, LocalCommand>,
+    /// `Apply`s to refuse with `NoSpace` from now on.
+    pub(crate) no_space: usize,
+}
+
+pub(crate) fn sums(content: &[u8]) -> Vec<u32> {
+    let sum = |block: &[u8]| {
+        let mut whole = block.to_vec();
+        whole.resize(BLOCK, 0);
+        crc32(&whole)
+    };
+    content.chunks(BLOCK).map(sum).collect()
+}
+
+fn digest(content: &[u8]) -> u32 {
+    crc32(&sums(content).iter().flat_map(|sum| sum.to_le_bytes()).collect::<Vec<u8>>())
+}
+
+/// Applies a change to chunks, as any store must.
+pub(crate) fn apply(chunks: &mut BTreeMap<ChunkKey, Vec<u8>>, change: &Change) {
+    match change {
+        Change::Write { chunk, offset, bytes, sums } => {
+            assert_eq!(*sums, piece_sums(*offset, bytes), "sums travel with their bytes");
+            let content = chunks.entry(*chunk).or_default();
+            let end = *offset as usize + bytes.len();
+            if content.len() < end {
+                content.resize(end, 0);
+            }
+            content[*offset as usize..end].copy_from_slice(bytes);
+        }
+        Change::Zero { chunk, offset, length } => {
+            if let Some(content) = chunks.get_mut(chunk) {
+                let end = content.len().min((*offset + *length) as usize);
+                if (*offset as usize) < end {
+                    content[*offset as usize..end].fill(0);
+                }
+            }
+        }
+        Change::Cut { chunk, length } => {
+            if let Some(content) = chunks.get_mut(chunk) {
+                content.truncate(*length as usize);
+            }
+        }
+        Change::Delete { .. } | Change::DeleteChunk { .. } | Change::DeleteVolume { .. } => {
+            let keys = change.keys().expect("deletes name keys");
+            chunks.retain(|chunk, _| !keys.contains(*chunk));
+        }
+        Change::Mark => {}
+    }
+}
+
+impl FakeStore {
+    /// What a core is told at the start.
+    pub(crate) fn states(&self) -> Vec<GroupState> {
+        let state = |(group, stored): (&GroupId, &StoredGroup)| GroupState {
+            group: *group,
+            last: stored.last,
+            settled: stored.settled,
+            complete: true,
+        };
+        self.groups.iter().map(state).collect()
+    }
+
+    pub(crate) fn content(&self, group: GroupId, chunk: ChunkKey) -> &[u8] {
+        self.groups.get(&group).and_then(|g| g.chunks.get(&chunk)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Chunks that are not empty.
+    pub(crate) fn chunks(&self, group: GroupId) -> BTreeMap<ChunkKey, Vec<u8>> {
+        let all = self.groups.get(&group).map(|g| g.chunks.clone()).unwrap_or_default();
+        all.into_iter().filter(|(_, content)| !content.is_empty()).collect()
+    }
+
+    pub(crate) fn give(&mut self, ticket: Ticket, command: LocalCommand) {
+        if let LocalCommand::Apply(op) = &command {
+            self.given.entry(op.group).or_default().push_back((ticket, command));
+        } else {
+            self.others.insert(ticket, command);
+        }
+    }
+
+    /// Finishes a command; `Apply`s of its group that were given before are finished first. Returns what is reported, in order.
+    pub(crate) fn finish(&mut self, ticket: Ticket) -> Vec<(Ticket, Result<LocalOutcome, LocalError>)> {
+        if let Some(command) = self.others.remove(&ticket) {
+            return vec![(ticket, Ok(self.answer(&command)))];
+        }
+        let mut done = Vec::new();
+        let group = self.given.iter().find(|(_, queue)| queue.iter().any(|(t, _)| *t == ticket)).map(|(g, _)| *g);
+        let Some(group) = group else { return done };
+        while let Some((first, command)) = self.given.get_mut(&group).and_then(VecDeque::pop_front) {
+            if let LocalCommand::Apply(op) = command {
+                let fails = self.no_space > 0 && matches!(op.change, Change::Write { .. });
+                if fails {
+                    self.no_space -= 1;
+                    done.push((first, Err(LocalError::NoSpace)));
+                } else {
+                    self.apply(op);
+                    done.push((first, Ok(LocalOutcome::Applied)));
+                }
+            }
+            if first == ticket {
+                break;
+            }
+        }
+        done
+    }
+
+    fn apply(&mut self, op: LocalOp) {
+        let stored = self.groups.entry(op.group).or_default();
+        assert!(op.number >= stored.last, "{} given after {}", op.number, stored.last);
+        stored.last = op.number;
+        stored.settled = stored.settled.max(op.settled);
+        if let Some(keys) = op.change.keys() {
+            stored.unsettled.push((op.number, keys));
+        }
+        let settled = stored.settled;
+        stored.unsettled.retain(|(number, _)| *number > settled);
+        apply(&mut stored.chunks, &op.change);
+    }
+
+    fn answer(&self, command: &LocalCommand) -> LocalOutcome {
+        let none = StoredGroup::default();
+        let stored = |group: &GroupId| self.groups.get(group).unwrap_or(&none);
+        match command {
+            LocalCommand::Apply(_) => unreachable!("applied elsewhere"),
+            LocalCommand::Read { group, chunk, offset, length } => {
+                let content = self.content(*group, *chunk);
+                let from = content.len().min(*offset as usize);
+                let to = content.len().min((*offset + *length) as usize);
+                let bytes = Bytes::copy_from_slice(&content[from..to]);
+                LocalOutcome::Data { sums: piece_sums(*offset, &bytes), bytes }
+            }
+            LocalCommand::List { group, range, limit } => {
+                let summary = |(chunk, content): (&ChunkKey, &Vec<u8>)| ChunkSummary {
+                    chunk: *chunk,
+                    length: content.len() as u32,
+                    number: OpNumber::default(),
+                    digest: digest(content),
+                };
+                let held = stored(group).chunks.range(range.first..=range.last);
+                let chunks = held.filter(|(_, c)| !c.is_empty()).map(summary).take(*limit as usize).collect();
+                LocalOutcome::Chunks { chunks }
+            }
+            LocalCommand::BlockSums { group, chunk } => {
+                let content = self.content(*group, *chunk);
+                let found = (!content.is_empty()).then(|| (content.len() as u32, sums(content)));
+                LocalOutcome::Sums { found }
+            }
+            LocalCommand::Highest { group, volume, inode, generation, from } => {
+                let keys = KeyRange::tail(*volume, *inode, *generation, *from);
+                let mut held = stored(group).chunks.range(keys.first..=keys.last).rev();
+                let found = held.find(|(_, c)| !c.is_empty()).map(|(k, c)| (k.index, c.len() as u32));
+                LocalOutcome::Highest { found }
+            }
+            LocalCommand::ChangesAbove { group, number } => {
+                assert!(self.given.get(group).is_none_or(VecDeque::is_empty), "asked while changes are under way");
+                let above = stored(group).unsettled.iter().filter(|(n, _)| n > number);
+                LocalOutcome::Changes { changed: above.map(|(_, keys)| *keys).collect() }
+            }
+        }
+    }
+
+    /// The power fails: of what was given, a prefix of each group happened.
+    pub(crate) fn crash(&mut self, prng: &mut Prng) {
+        self.others.clear();
+        for (_, mut queue) in std::mem::take(&mut self.given) {
+            let kept = prng.below(queue.len() as u64 + 1);
+            for (_, command) in queue.drain(..kept as usize) {
+                if let LocalCommand::Apply(op) = command {
+                    self.apply(op);
+                }
+            }
+        }
+    }
+}
