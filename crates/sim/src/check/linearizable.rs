@@ -67,9 +67,9 @@ where
     M::Input: Debug,
     M::Output: Debug,
 {
-    let mut keys: BTreeMap<K, Vec<&Call<M::Input, M::Output>>> = BTreeMap::new();
+    let mut keys = BTreeMap::new();
     for call in history.calls() {
-        keys.entry(key(&call.input)).or_default().push(call);
+        keys.entry(key(&call.input)).or_insert_with(Vec::new).push(call);
     }
     for (key, calls) in keys {
         match search(model, &calls, STEPS_MAX) {
@@ -170,7 +170,6 @@ where
                 candidates.push(call);
             }
         }
-        candidates.retain(|call| self.answered[*call].invoked < first_return);
         (candidates, first_return)
     }
 

@@ -119,6 +119,11 @@ fn a_block_goes_one_way_and_takes_what_is_under_way() {
     world.apply(&Fault::Unblock { from: a, to: b });
     world.send(a, b, 4);
     assert_eq!(run(&mut world, at(2000)), ["a1 m4"]);
+    world.send(a, b, 5);
+    world.apply(&Fault::Block { from: a, to: b });
+    world.apply(&Fault::Unblock { from: a, to: b });
+    world.send(a, b, 6);
+    assert_eq!(run(&mut world, at(3000)), ["a1 m6"], "however short the block, it took what was under way");
 }
 
 #[test]

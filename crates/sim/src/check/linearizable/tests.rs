@@ -150,6 +150,25 @@ fn the_search_agrees_with_trying_every_order() {
 }
 
 #[test]
+fn which_of_two_unanswered_calls_happened_is_left_open() {
+    use RegisterInput::{CompareAndSet, Read, Write};
+    let mut history = Registers::new();
+    let mut now = 0;
+    history.invoke(WorldTime(0), 8, Write(1));
+    history.invoke(WorldTime(0), 9, CompareAndSet { expected: None, new: 1 });
+    let mut call = |input, output| {
+        now += 1;
+        let call = history.invoke(WorldTime(now), 0, input);
+        history.returned(WorldTime(now), call, output);
+    };
+    call(Read, RegisterOutput::Value(Some(1)));
+    call(Write(2), RegisterOutput::Done);
+    // Only the plain write can have done this; so the first 1 was the other's.
+    call(Read, RegisterOutput::Value(Some(1)));
+    assert_eq!(linearizable(&Register::default(), &history), Verdict::Linearizable);
+}
+
+#[test]
 fn keys_are_judged_apart_and_a_long_history_is_quick() {
     struct Keyed;
     impl Model for Keyed {
