@@ -123,7 +123,8 @@ impl Client {
     }
 
     fn begin_random(&mut self, now: u64, out: &mut Vec<Outgoing>) {
-        let chunk = self.chunk(self.prng.below(self.chunks));
+        let index = self.prng.below(self.chunks);
+        let chunk = self.chunk(index);
         let offset = self.prng.below(CHUNK_MAX - 1);
         let length = 1 + self.prng.below((CHUNK_MAX - offset).min(9000));
         let (offset, length) = (offset as u32, length as u32);
@@ -244,10 +245,9 @@ impl Client {
         if let Change::Delete { .. } = change {
             // This group's chunks only.
             let keys = change.keys().expect("keys");
-            let gone: Vec<ChunkKey> = self.content.keys().copied().collect();
-            for chunk in gone.into_iter().filter(|c| keys.contains(*c) && self.group(*c) == group) {
-                self.content.remove(&chunk);
-            }
+            let groups = self.map.views.len() as u32;
+            let of = |c: &ChunkKey| GroupId::of(c.volume, c.inode, c.index, groups);
+            self.content.retain(|chunk, _| !keys.contains(*chunk) || of(chunk) != group);
         } else {
             apply(&mut self.content, change);
         }
