@@ -1,10 +1,10 @@
 //! What a mount is told at its start.
 
 use crate::options::Options;
-use holdfast_client::ClusterFile;
+use holdfast_client::{ClusterFile, ClusterFileError};
 use holdfast_types::InstanceGeneration;
 use holdfast_wire::metadata::ClientRecord;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Settings of one mount.
 #[derive(Clone, Debug)]
@@ -22,9 +22,18 @@ pub struct Config {
 }
 
 impl Config {
-    /// A mount without an instance.
-    pub fn new(cluster: ClusterFile, volume: impl Into<String>, mount_point: impl Into<PathBuf>, options: Options) -> Self {
-        Self { cluster, volume: volume.into(), mount_point: mount_point.into(), options, instance: None }
+    /// A mount without an instance. `cluster` is the path of a cluster file.
+    ///
+    /// # Errors
+    /// When the cluster file cannot be used.
+    pub fn new(
+        cluster: &Path,
+        volume: &str,
+        mount_point: impl Into<PathBuf>,
+        options: Options,
+    ) -> Result<Self, ClusterFileError> {
+        let cluster = ClusterFile::load(cluster)?;
+        Ok(Self { cluster, volume: volume.into(), mount_point: mount_point.into(), options, instance: None })
     }
 
     /// How the cluster is told who mounts.

@@ -8,7 +8,7 @@
 
 use crate::sync::lock;
 use holdfast_types::InodeId;
-use holdfast_wire::namespace::FileKind;
+use holdfast_wire::namespace::{Attributes, FileKind};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ struct Inode {
     attributes_until: Option<Instant>,
     /// Which stretch of caching its pages were cached in; `None`: it has none.
     pages_of: Option<u64>,
+    /// The kernel may believe that it has set-id bits.
+    set_ids: bool,
 }
 
 /// A name within a directory.
@@ -48,7 +50,7 @@ pub struct Known {
 impl Default for Known {
     fn default() -> Self {
         // The kernel knows the root without having looked it up, and never forgets it.
-        let root = Inode { lookups: 1, kind: FileKind::Directory, attributes_until: None, pages_of: None };
+        let root = Inode { lookups: 1, kind: FileKind::Directory, attributes_until: None, pages_of: None, set_ids: false };
         Self {
             inodes: Mutex::new(HashMap::from([(InodeId::ROOT, root)])),
             names: Mutex::new(Names { until: HashMap::new(), sweep_at: NAMES_SWEPT_MIN }),
@@ -58,23 +60,31 @@ impl Default for Known {
 
 impl Known {
     /// An answer is about to name this inode: one more lookup that the kernel will forget some day.
-    pub fn looked_up(&self, inode: InodeId, kind: FileKind, attributes_valid: Duration) {
+    pub fn looked_up(&self, attributes: &Attributes, valid: Duration) {
+        let kind = attributes.kind;
         let mut inodes = lock(&self.inodes);
-        let known =
-            inodes.entry(inode).or_insert(Inode { lookups: 0, kind, attributes_until: None, pages_of: None });
+        let known = inodes.entry(attributes.inode).or_insert(Inode {
+            lookups: 0,
+            kind,
+            attributes_until: None,
+            pages_of: None,
+            set_ids: false,
+        });
         known.lookups += 1;
         known.kind = kind;
-        extend(&mut known.attributes_until, attributes_valid);
+        known.told(attributes, valid);
     }
 
     /// An answer is about to tell attributes.
-    pub fn told_attributes(&self, inode: InodeId, valid: Duration) {
-        if valid.is_zero() {
-            return;
+    pub fn told_attributes(&self, attributes: &Attributes, valid: Duration) {
+        if let Some(known) = lock(&self.inodes).get_mut(&attributes.inode) {
+            known.told(attributes, valid);
         }
-        if let Some(known) = lock(&self.inodes).get_mut(&inode) {
-            extend(&mut known.attributes_until, valid);
-        }
+    }
+
+    /// Set-id bits were cleared by a write or an open, whose answers do not tell the mode. True if the kernel may believe otherwise.
+    pub fn set_ids_cleared(&self, inode: InodeId) -> bool {
+        lock(&self.inodes).get_mut(&inode).is_some_and(|known| std::mem::take(&mut known.set_ids))
     }
 
     /// The kernel forgot lookups.
@@ -146,9 +156,12 @@ impl Known {
     }
 }
 
-fn extend(until: &mut Option<Instant>, valid: Duration) {
-    if !valid.is_zero() {
-        *until = (*until).max(Some(Instant::now() + valid));
+impl Inode {
+    fn told(&mut self, attributes: &Attributes, valid: Duration) {
+        self.set_ids = attributes.mode & 0o6000 != 0;
+        if !valid.is_zero() {
+            self.attributes_until = self.attributes_until.max(Some(Instant::now() + valid));
+        }
     }
 }
 
@@ -159,11 +172,43 @@ mod tests {
     const TTL: Duration = Duration::from_secs(1000);
     const A: InodeId = InodeId(7);
 
+    fn file(inode: InodeId, mode: u16) -> Attributes {
+        let zero = holdfast_types::Timestamp::default();
+        Attributes {
+            inode,
+            kind: FileKind::File,
+            mode,
+            links: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            btime: zero,
+            generation: holdfast_types::Generation(1),
+            trim_from: None,
+            size_bound: 0,
+            parent: InodeId(0),
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_told_once_that_set_id_bits_are_gone() {
+        let known = Known::default();
+        known.looked_up(&file(A, 0o755), TTL);
+        assert!(!known.set_ids_cleared(A));
+        known.told_attributes(&file(A, 0o4755), TTL);
+        assert!(known.set_ids_cleared(A));
+        assert!(!known.set_ids_cleared(A));
+    }
+
     #[test]
     fn an_inode_is_known_until_every_lookup_is_forgotten() {
         let known = Known::default();
-        known.looked_up(A, FileKind::File, Duration::ZERO);
-        known.looked_up(A, FileKind::File, Duration::ZERO);
+        known.looked_up(&file(A, 0o644), Duration::ZERO);
+        known.looked_up(&file(A, 0o644), Duration::ZERO);
         known.forgotten(A, 1);
         assert_eq!(known.kind(A), Some(FileKind::File));
         known.forgotten(A, 1);
@@ -175,9 +220,9 @@ mod tests {
     #[test]
     fn what_the_kernel_may_believe_is_found_again_once_and_nothing_else() {
         let known = Known::default();
-        known.looked_up(A, FileKind::File, TTL);
-        known.looked_up(InodeId(8), FileKind::File, Duration::ZERO);
-        known.looked_up(InodeId(9), FileKind::File, Duration::ZERO);
+        known.looked_up(&file(A, 0o644), TTL);
+        known.looked_up(&file(InodeId(8), 0o644), Duration::ZERO);
+        known.looked_up(&file(InodeId(9), 0o644), Duration::ZERO);
         known.opened_cached(InodeId(9), 1);
         assert!(known.told_name(InodeId::ROOT, b"a", TTL));
         assert!(known.told_name(InodeId::ROOT, b"b", Duration::ZERO));
@@ -191,7 +236,7 @@ mod tests {
     #[test]
     fn pages_are_kept_only_within_one_stretch_of_caching() {
         let known = Known::default();
-        known.looked_up(A, FileKind::File, TTL);
+        known.looked_up(&file(A, 0o644), TTL);
         assert!(!known.opened_cached(A, 1));
         assert!(known.opened_cached(A, 1));
         assert!(!known.opened_cached(A, 2), "pages of an earlier stretch may be stale");

@@ -161,6 +161,10 @@ mod tests {
             let _ = self.forgotten.send(format!("{inode}"));
         }
 
+        fn forget_attributes(&self, inode: InodeId) {
+            let _ = self.forgotten.send(format!("attributes of {inode}"));
+        }
+
         fn forget_name(&self, parent: InodeId, name: &[u8]) {
             if parent == self.locked.0 {
                 let _ = lock(&self.locked.1).recv();

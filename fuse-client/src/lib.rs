@@ -27,4 +27,4 @@ pub use config::Config;
 pub use invalidate::Invalidator;
 pub use mount::{MountError, repair};
 pub use options::{OptionError, Options};
-pub use run::{Error, FLUSH_DEADLINE, Mounted, Ready, run};
+pub use run::{Error, FLUSH_DEADLINE, Mounted, run};

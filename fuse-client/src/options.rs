@@ -81,23 +81,19 @@ const IGNORED: &[&str] = &[
 ];
 
 impl Options {
-    /// Reads options separated by commas; later ones win.
+    /// Reads the texts of all `-o`, each of options separated by commas; later ones win.
     ///
     /// # Errors
     /// [`OptionError`] naming the option at fault.
-    pub fn parse(text: &str) -> Result<Self, OptionError> {
+    pub fn parse(texts: &[String]) -> Result<Self, OptionError> {
         let mut options = Self::default();
-        for given in text.split(',').map(str::trim).filter(|given| !given.is_empty()) {
+        for given in texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|given| !given.is_empty()) {
             options.apply(given)?;
         }
         Ok(options)
     }
 
-    /// Adds further options.
-    ///
-    /// # Errors
-    /// As [`Self::parse`].
-    pub fn apply(&mut self, given: &str) -> Result<(), OptionError> {
+    fn apply(&mut self, given: &str) -> Result<(), OptionError> {
         let (name, value) = given.split_once('=').map_or((given, None), |(name, value)| (name, Some(value)));
         let is_for_others = IGNORED.contains(&name) || name.starts_with("x-") || name == "comment";
         match (name, value) {
@@ -158,12 +154,15 @@ fn size(name: &str, value: &str) -> Result<u64, OptionError> {
     })
 }
 
-/// The known option that takes the fewest changes of a letter to reach.
+/// The known option that begins like this, else the one that takes the fewest changes of a letter to reach.
 fn nearest(given: &str) -> &'static str {
     KNOWN
         .iter()
         .copied()
-        .min_by_key(|known| distance(given, known.split('=').next().unwrap_or(known)))
+        .min_by_key(|known| {
+            let name = known.split('=').next().unwrap_or(known);
+            (!name.starts_with(given), distance(given, name))
+        })
         .expect("the table is not empty")
 }
 
@@ -185,9 +184,13 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Options, OptionError> {
+        Options::parse(&[text.into()])
+    }
+
     #[test]
     fn options_are_read_with_their_units_and_later_ones_win() {
-        let options = Options::parse("ro,soft=30,cache=64M, writeback_delay=250ms,rw,noatime,_netdev,x-systemd.automount,suid");
+        let options = parse("ro,soft=30,cache=64M, writeback_delay=250ms,rw,noatime,_netdev,x-systemd.automount,suid");
         let expected = Options {
             soft: Some(Duration::from_secs(30)),
             cache_bytes: Some(64 << 20),
@@ -196,12 +199,12 @@ mod tests {
             ..Options::default()
         };
         assert_eq!(options, Ok(expected));
-        assert_eq!(Options::parse(""), Ok(Options::default()));
+        assert_eq!(Options::parse(&[]), Ok(Options::default()));
     }
 
     #[test]
     fn a_misspelt_option_is_an_error_that_names_the_nearest() {
-        let nearest = |text| match Options::parse(text) {
+        let nearest = |text| match parse(text) {
             Err(OptionError::Unknown { nearest, .. }) => nearest,
             other => panic!("{text}: {other:?}"),
         };
@@ -213,7 +216,7 @@ mod tests {
     #[test]
     fn a_value_out_of_its_bounds_is_an_error() {
         for text in ["soft", "soft=", "soft=0", "soft=-1", "soft=1h", "cache=1T", "cache=99999999999G"] {
-            assert!(matches!(Options::parse(text), Err(OptionError::Value { .. })), "{text}");
+            assert!(matches!(parse(text), Err(OptionError::Value { .. })), "{text}");
         }
     }
 }

@@ -13,12 +13,10 @@ use crate::fs::{FileSystem, Server, Shared, Volume};
 use crate::invalidate::Invalidator;
 use crate::mount::{self, Mount, MountError};
 use holdfast_client::{Client, ClientError, MountError as ConnectError, MountOptions, Notice, Notices};
-use holdfast_types::SessionId;
-use std::future::Future;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, spawn_blocking};
 
 /// How long the flush at the end may take.
@@ -59,40 +57,29 @@ pub enum Error {
     Task(#[from] JoinError),
 }
 
-/// What is said when the mount is usable.
-#[derive(Clone, Debug)]
-pub struct Ready {
-    /// Where, absolute.
-    pub mount_point: PathBuf,
-    /// Which volume.
-    pub volume: String,
-    /// Which session.
-    pub session: SessionId,
-}
-
-/// Mounts a volume and serves it until it is unmounted or `shutdown` completes; then flushes and ends the session.
+/// Mounts a volume and serves it until it is unmounted or `stopped` becomes true (or its sender is gone); then flushes and ends the
+/// session.
 ///
-/// `ready` is called once, when the mount can be used. Must be called within a multi-threaded tokio runtime.
+/// `ready` is called once, with the absolute mount point, when the mount can be used. Must be called within a multi-threaded tokio
+/// runtime.
 ///
 /// # Errors
 /// [`Error`]; after [`Error::Flush`] or [`Error::FlushDeadline`] bytes written since the last `fsync` may be lost.
 pub async fn run(
     config: Config,
-    shutdown: impl Future<Output = ()> + Send,
-    ready: impl FnOnce(&Ready) + Send,
+    mut stopped: watch::Receiver<bool>,
+    ready: impl FnOnce(&Path) + Send,
 ) -> Result<(), Error> {
-    tokio::pin!(shutdown);
     let point = config.mount_point.clone();
-    spawn_blocking(move || mount::repair(&point)).await??;
+    spawn_blocking(move || mount::prepare(&point)).await??;
     let options = mount_options(&config);
     let connected = tokio::select! {
         connected = Client::connect(&config.cluster, options) => connected,
-        () = &mut shutdown => return Ok(()),
+        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
     };
     let (client, notices) =
         connected.map_err(|source| Error::Attach { volume: config.volume.clone(), source })?;
-    let (volume, session, _) = client.mounted();
-    let served = serve(&config, client.clone(), notices, session, volume.name, shutdown, ready).await;
+    let served = serve(&config, client.clone(), notices, stopped, ready).await;
     let flushed = flush(&client).await;
     served.and(flushed)
 }
@@ -110,22 +97,20 @@ async fn serve(
     config: &Config,
     client: Client,
     notices: Notices,
-    session: SessionId,
-    volume: String,
-    shutdown: impl Future<Output = ()> + Send,
-    ready: impl FnOnce(&Ready) + Send,
+    mut stopped: watch::Receiver<bool>,
+    ready: impl FnOnce(&Path) + Send,
 ) -> Result<(), Error> {
     let fs = FileSystem::new(client);
-    let mounting = (config.mount_point.clone(), volume.clone(), config.options.clone());
+    let mounting = (config.mount_point.clone(), config.volume.clone(), config.options.clone());
     let served = fs.clone();
     let mounted = spawn_blocking(move || Mounted::start(&mounting.0, &mounting.1, &mounting.2, served)).await??;
     let heed = tokio::spawn(heed(fs.clone(), notices, mounted.notifier()));
     let sweep = tokio::spawn(sweep(fs));
-    ready(&Ready { mount_point: mounted.mount.point().into(), volume, session });
+    ready(mounted.mount.point());
     let ended = mounted.ended.clone();
     tokio::select! {
         () = ended.notified() => tracing::info!("unmounted"),
-        () = shutdown => {
+        _ = stopped.wait_for(|stop| *stop) => {
             let mount = mounted.mount.clone();
             spawn_blocking(move || take_down(&mount)).await??;
         }
@@ -151,7 +136,7 @@ impl Mounted {
     /// # Errors
     /// [`Error::Mount`], [`Error::Session`]; nothing stays mounted then.
     pub fn start<V: Volume>(
-        point: &std::path::Path,
+        point: &Path,
         volume: &str,
         options: &crate::options::Options,
         fs: Shared<V>,
@@ -160,6 +145,7 @@ impl Mounted {
         let ended = Arc::new(Notify::new());
         let signal = ended.clone();
         let served = Session::negotiate(channel).and_then(|mut session| {
+            fs.set_kernel(Notifier::new(session.channel(), session.negotiated()));
             session.serve(Arc::new(Server(fs)), move || signal.notify_one())?;
             Ok(session)
         });

@@ -1,6 +1,6 @@
 //! What we tell the kernel unasked: forget attributes, pages and names.
 //!
-//! These calls may wait inside the kernel for a directory's lock or for a page that is being read, both of which may be waiting for
+//! Most of these calls may wait inside the kernel for a directory's lock or for a page that is being read, both of which may be waiting for
 //! an answer of ours: they are made only by threads that serve no request (see `invalidate`).
 
 use super::abi::{self, NOTIFY_INC_EPOCH, NOTIFY_INVAL_ENTRY, NOTIFY_INVAL_INODE};
@@ -15,6 +15,8 @@ use std::sync::Arc;
 pub trait KernelCache: Send + Sync + 'static {
     /// Forgets the attributes and pages of an inode; dirty mapped pages are written first. May wait.
     fn forget_inode(&self, inode: InodeId);
+    /// Forgets the attributes of an inode. Does not wait, so any thread may call it.
+    fn forget_attributes(&self, inode: InodeId);
     /// Lets a name be looked up again before its next use. May wait.
     fn forget_name(&self, parent: InodeId, name: &[u8]);
     /// Forgets all names without waiting; false if this kernel cannot.
@@ -47,6 +49,12 @@ impl KernelCache for Notifier {
     fn forget_inode(&self, inode: InodeId) {
         if let Err(errno) = self.notify(NOTIFY_INVAL_INODE, &encode::inval_inode(inode.0, 0)) {
             tracing::warn!(%inode, %errno, "kernel did not invalidate an inode");
+        }
+    }
+
+    fn forget_attributes(&self, inode: InodeId) {
+        if let Err(errno) = self.notify(NOTIFY_INVAL_INODE, &encode::inval_inode(inode.0, -1)) {
+            tracing::warn!(%inode, %errno, "kernel did not invalidate attributes");
         }
     }
 

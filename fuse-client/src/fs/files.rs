@@ -20,6 +20,14 @@ const O_EXCL: u32 = libc::O_EXCL.cast_unsigned();
 const O_SYNC: u32 = libc::O_SYNC.cast_unsigned();
 const O_DSYNC: u32 = libc::O_DSYNC.cast_unsigned();
 
+/// What a write request says, its handle apart.
+pub(super) struct Write {
+    pub inode: InodeId,
+    pub offset: u64,
+    pub data: Bytes,
+    pub clear_set_ids: bool,
+}
+
 fn open_mode(flags: u32) -> OpenMode {
     // O_SYNC contains the bit of O_DSYNC.
     let durable = match flags & O_SYNC {
@@ -41,7 +49,12 @@ impl<V: Volume> FileSystem<V> {
             // Opened first: a file that cannot be opened is not truncated.
             let set = SetAttributes { size: Some(0), clear_set_ids: kill_set_ids, ..SetAttributes::default() };
             fs.ask_all(reply, Call::SetAttributes { inode, set }, move |fs, reply, result| match result {
-                Ok(_) => fs.answer_opened(reply, inode, handle, mode, false),
+                Ok(_) => {
+                    if kill_set_ids {
+                        fs.set_ids_cleared(inode);
+                    }
+                    fs.answer_opened(reply, inode, handle, mode, false);
+                }
                 Err(error) => {
                     fs.release_handle(handle);
                     reply.error(errno::of_client(&error));
@@ -112,20 +125,12 @@ impl<V: Volume> FileSystem<V> {
         });
     }
 
-    pub(super) fn write(
-        self: &Arc<Self>,
-        reply: Reply,
-        number: u64,
-        offset: u64,
-        data: Bytes,
-        append: bool,
-        clear_set_ids: bool,
-    ) {
-        if !append && offset.saturating_add(data.len() as u64) > FILE_BYTES_MAX {
+    pub(super) fn write(self: &Arc<Self>, reply: Reply, number: u64, append: bool, write: Write) {
+        if !append && write.offset.saturating_add(write.data.len() as u64) > FILE_BYTES_MAX {
             return reply.error(Errno::FBIG);
         }
         match self.handles.for_write(number, append) {
-            ForWrite::Ready(handle) => self.write_through(reply, handle, offset, data, clear_set_ids),
+            ForWrite::Ready(handle) => self.write_through(reply, handle, write),
             ForWrite::Unknown => reply.error(Errno::BADF),
             ForWrite::Open(inode, mode) => self.ask(reply, Call::Open { inode, mode }, move |fs, reply, answered| {
                 let Answered::Opened { handle: made, .. } = answered else { return unexpected(reply) };
@@ -134,18 +139,22 @@ impl<V: Volume> FileSystem<V> {
                     fs.release_handle(surplus);
                 }
                 match usable {
-                    Some(handle) => fs.write_through(reply, handle, offset, data, clear_set_ids),
+                    Some(handle) => fs.write_through(reply, handle, write),
                     None => reply.error(Errno::BADF),
                 }
             }),
         }
     }
 
-    fn write_through(self: &Arc<Self>, reply: Reply, handle: HandleId, offset: u64, data: Bytes, clear_set_ids: bool) {
+    fn write_through(self: &Arc<Self>, reply: Reply, handle: HandleId, write: Write) {
+        let Write { inode, offset, data, clear_set_ids } = write;
         let call = Call::Write { handle, offset, data, clear_set_ids };
-        self.ask(reply, call, |_, reply, answered| match answered {
-            Answered::Written { length, .. } => reply.finish(Ok(Answer::Written(length))),
-            _ => unexpected(reply),
+        self.ask(reply, call, move |fs, reply, answered| {
+            let Answered::Written { length, .. } = answered else { return unexpected(reply) };
+            if clear_set_ids {
+                fs.set_ids_cleared(inode);
+            }
+            reply.finish(Ok(Answer::Written(length)));
         });
     }
 

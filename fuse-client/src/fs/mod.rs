@@ -19,13 +19,11 @@ mod files;
 mod names;
 mod volume;
 mod waiting;
-#[cfg(test)]
-mod tests;
 
 pub use volume::{Done, Volume};
 pub use waiting::INTERRUPT_PATIENCE;
 
-use crate::device::{Answer, Entry, NewAttributes, Operation, Reply, Request, Service};
+use crate::device::{Answer, Entry, KernelCache, NewAttributes, Operation, Reply, Request, Service};
 use crate::errno;
 use crate::handles::Handles;
 use crate::inodes::{Known, Name};
@@ -34,7 +32,7 @@ use holdfast_client::{Call, ClientError, Reply as Answered};
 use holdfast_types::{FileName, InodeId};
 use holdfast_wire::namespace::Attributes;
 use rustix::io::Errno;
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use waiting::Waiting;
 
@@ -56,6 +54,7 @@ pub struct FileSystem<V> {
     handles: Handles,
     waiting: Waiting,
     gate: RwLock<Gate>,
+    kernel: OnceLock<Box<dyn KernelCache>>,
 }
 
 /// A file system behind the reference count that its completions need.
@@ -76,12 +75,20 @@ impl<V: Volume> FileSystem<V> {
             handles: Handles::default(),
             waiting: Waiting::default(),
             gate: RwLock::new(Gate { open: true, stretch: 1 }),
+            kernel: OnceLock::new(),
         })
     }
 
     /// The volume.
     pub fn volume(&self) -> &V {
         &self.volume
+    }
+
+    /// Says which kernel is served, once it is known; without one (in tests) nothing has to be forgotten.
+    pub fn set_kernel(&self, kernel: impl KernelCache) {
+        if self.kernel.set(Box::new(kernel)).is_err() {
+            tracing::error!("a file system serves one mount");
+        }
     }
 
     /// Closes the gate: answers carry timeout 0 from now on. Returns what the kernel may still believe, to be invalidated.
@@ -158,7 +165,7 @@ impl<V: Volume> FileSystem<V> {
 
     /// An answer that names an inode; recorded, not yet sent.
     fn entry(&self, pass: &Pass<'_>, parent: InodeId, name: &[u8], attributes: Attributes) -> Entry {
-        self.known.looked_up(attributes.inode, attributes.kind, pass.valid);
+        self.known.looked_up(&attributes, pass.valid);
         let name_valid = if self.known.told_name(parent, name, pass.valid) { pass.valid } else { Duration::ZERO };
         Entry { attributes, name_valid, attributes_valid: pass.valid }
     }
@@ -171,8 +178,17 @@ impl<V: Volume> FileSystem<V> {
 
     fn answer_attributes(&self, reply: Reply, attributes: Attributes) {
         let pass = self.pass();
-        self.known.told_attributes(attributes.inode, pass.valid);
+        self.known.told_attributes(&attributes, pass.valid);
         reply.finish(Ok(Answer::Attributes(attributes, pass.valid)));
+    }
+
+    /// A write or a truncating open took the set-id bits, which its answer does not tell: the kernel is to ask again.
+    fn set_ids_cleared(&self, inode: InodeId) {
+        if self.known.set_ids_cleared(inode) {
+            if let Some(kernel) = self.kernel.get() {
+                kernel.forget_attributes(inode);
+            }
+        }
     }
 
     fn interrupted(&self, unique: u64) {
@@ -244,7 +260,8 @@ impl<V: Volume> Service for Server<V> {
             Operation::Read { handle, offset, size, .. } => fs.read(reply, handle, offset, size),
             Operation::Write { handle, offset, data, flags, from_cache, kill_set_ids } => {
                 let append = flags & files::O_APPEND != 0 && !from_cache;
-                fs.write(reply, handle, offset, data, append, kill_set_ids && !from_cache);
+                let write = files::Write { inode, offset, data, clear_set_ids: kill_set_ids && !from_cache };
+                fs.write(reply, handle, append, write);
             }
             Operation::Flush { handle } => fs.flush(reply, handle),
             Operation::Release { handle } => fs.release(reply, handle),

@@ -183,6 +183,20 @@ fn raise_read_ahead(point: &Path) {
     }
 }
 
+/// Makes a mount point ready: takes away dead mounts of ours ([`repair`]), and makes the directory if its parent exists.
+///
+/// # Errors
+/// As [`repair`], and when the directory cannot be made.
+pub fn prepare(point: &Path) -> Result<(), MountError> {
+    repair(point)?;
+    match std::fs::create_dir(point) {
+        Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(MountError::Point { point: point.into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes away dead mounts of ours at a mount point: those whose process was killed, so that every use fails with `ENOTCONN`
 /// ("Transport endpoint is not connected"). Returns how many. Does nothing where nothing is mounted, or the point does not exist.
 ///
@@ -228,7 +242,9 @@ fn is_dead(point: &Path) -> bool {
     let (sender, answer) = mpsc::channel();
     let point = point.to_path_buf();
     let asked = std::thread::Builder::new().name("is-it-dead".into()).spawn(move || {
-        let result = rustix::fs::stat(&point);
+        // Forced: for some seconds the kernel would still answer from what it has cached.
+        let asked = (rustix::fs::AtFlags::STATX_FORCE_SYNC, rustix::fs::StatxFlags::BASIC_STATS);
+        let result = rustix::fs::statx(rustix::fs::CWD, &point, asked.0, asked.1);
         let _ = sender.send(matches!(result, Err(Errno::NOTCONN | Errno::CONNABORTED)));
     });
     asked.is_ok() && answer.recv_timeout(ALIVE_PATIENCE).unwrap_or(false)
