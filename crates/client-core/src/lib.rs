@@ -23,5 +23,22 @@ pub use effect::{Effect, Failure, Input, Notice, Ticket};
 pub use error::ClientError;
 pub use payload::{ChunkCall, ChunkReply};
 
+mod cluster;
+mod control;
 mod core;
+mod data;
+mod extents;
+mod file;
+mod lane;
+mod names;
+mod namespace;
+mod open;
+mod pages;
+mod read;
+mod session;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
 pub use crate::core::ClientCore;

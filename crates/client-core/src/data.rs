@@ -1,0 +1,246 @@
+//! Requests to storage nodes: which node, numbers, retries.
+//!
+//! A change keeps its sequence until it is answered; `floor` is the lowest sequence without an answer, so that a late copy of an
+//! answered change is refused. When a group's view changes, what is under way to it is sent anew to the new primary.
+
+use crate::core::{ClientCore, Timer};
+use crate::effect::{Effect, Failure, Ticket};
+use crate::error::ClientError;
+use crate::payload::{ChunkCall, ChunkReply};
+use bytes::Bytes;
+use holdfast_types::limits::CHUNK_BYTES;
+use holdfast_types::{ChunkIndex, ChunkKey, Epoch, GroupId, InodeId, NodeId, Sequence, Term};
+use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
+use holdfast_wire::namespace::{Attributes, VolumeRecord};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long one attempt may take: a primary may wait two seconds for a member and then for a new view.
+const ATTEMPT: Duration = Duration::from_secs(8);
+/// Damaged answers to a read before it fails.
+const DAMAGE_MAX: u32 = 6;
+/// Copies damaged on their way before a change is given up.
+const RESEND_MAX: u32 = 20;
+
+/// What an answer is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DataPurpose {
+    /// Buffered bytes of a file.
+    Flush { inode: InodeId, start: u64 },
+    /// A part of a range that is to read as zeros.
+    Zero { inode: InodeId },
+    /// Bytes for readers.
+    Fetch(u64),
+}
+
+struct Operation {
+    group: GroupId,
+    op: ChunkOp,
+    payload: Vec<Bytes>,
+    purpose: DataPurpose,
+    sequence: Option<Sequence>,
+    attempts: u32,
+    damaged: u32,
+    sent: Option<(Ticket, Epoch)>,
+}
+
+/// Requests to storage that are under way or wait.
+pub(crate) struct DataEngine {
+    operations: BTreeMap<u64, Operation>,
+    by_ticket: BTreeMap<Ticket, u64>,
+    operation_next: u64,
+    sequence_next: Sequence,
+    unanswered: BTreeSet<Sequence>,
+    /// Operations that wait for a map in which their group has a primary.
+    homeless: BTreeSet<u64>,
+}
+
+impl DataEngine {
+    pub fn new() -> Self {
+        Self {
+            operations: BTreeMap::new(),
+            by_ticket: BTreeMap::new(),
+            operation_next: 1,
+            sequence_next: Sequence(1),
+            unanswered: BTreeSet::new(),
+            homeless: BTreeSet::new(),
+        }
+    }
+
+    /// Forgets everything that is under way: nothing can come of it any more.
+    pub fn clear(&mut self) {
+        self.operations.clear();
+        self.by_ticket.clear();
+        self.unanswered.clear();
+        self.homeless.clear();
+    }
+}
+
+/// The key of a chunk of a file as it is now.
+pub(crate) fn chunk_key(volume: &VolumeRecord, base: &Attributes, index: ChunkIndex) -> ChunkKey {
+    ChunkKey { volume: volume.id, inode: base.inode, generation: base.generation, index, born: volume.snapshot }
+}
+
+impl ClientCore {
+    /// Begins a request about one chunk of a file.
+    pub(crate) fn data_start(
+        &mut self,
+        index: ChunkIndex,
+        inode: InodeId,
+        op: ChunkOp,
+        payload: Vec<Bytes>,
+        purpose: DataPurpose,
+    ) {
+        let volume = self.session.volume();
+        let group = GroupId::of(volume.id, inode, index, volume.groups);
+        let number = self.data.operation_next;
+        self.data.operation_next += 1;
+        let sequence = op.is_change().then(|| {
+            let sequence = self.data.sequence_next;
+            self.data.sequence_next = sequence.next();
+            self.data.unanswered.insert(sequence);
+            sequence
+        });
+        let operation =
+            Operation { group, op, payload, purpose, sequence, attempts: 0, damaged: 0, sent: None };
+        self.data.operations.insert(number, operation);
+        self.data_send(number);
+    }
+
+    /// Sends a request, or sends it again, to whom the map names.
+    pub(crate) fn data_send(&mut self, number: u64) {
+        let Some(operation) = self.data.operations.get(&number) else { return };
+        let Some((node, address, epoch)) = self.target(operation) else {
+            self.data.homeless.insert(number);
+            return self.ask_map();
+        };
+        let ticket = self.ticket();
+        let floor = self.data.unanswered.first().copied().unwrap_or(self.data.sequence_next);
+        let volume = self.session.volume();
+        let snapshot = volume.snapshot;
+        let Some(operation) = self.data.operations.get_mut(&number) else { return };
+        if let Some((old, _)) = operation.sent.replace((ticket, epoch)) {
+            self.data.by_ticket.remove(&old);
+            self.out.push(Effect::Forget { ticket: old });
+        }
+        self.data.by_ticket.insert(ticket, number);
+        let request = ChunkRequest {
+            session: self.session.id,
+            sequence: operation.sequence.unwrap_or_default(),
+            floor,
+            map_min: self.session.map_min,
+            term: Term(0),
+            snapshot,
+            group: operation.group,
+            epoch,
+            op: operation.op.clone(),
+        };
+        let call = ChunkCall::new(node, address, request, operation.payload.clone());
+        self.out.push(Effect::SendChunk { ticket, call, deadline: self.now + ATTEMPT });
+    }
+
+    /// Who is to be asked: the primary; after a damaged answer the other members in sync, in turn.
+    fn target(&self, operation: &Operation) -> Option<(NodeId, String, Epoch)> {
+        let view = self.cluster.map.view(operation.group)?;
+        let member = match operation.damaged {
+            turn if turn > 0 && !operation.op.is_change() => view.in_sync[turn as usize % view.in_sync.len()],
+            _ => view.primary,
+        };
+        let address = self.cluster.map.nodes.get(&member.node)?.address.clone();
+        Some((member.node, address, view.epoch))
+    }
+
+    /// A newer map: what waits for one may go, what is under way to an older view goes to the newer.
+    pub(crate) fn map_changed(&mut self) {
+        let mut again = std::mem::take(&mut self.data.homeless);
+        for (number, operation) in &self.data.operations {
+            let epoch = self.cluster.map.view(operation.group).map(|v| v.epoch);
+            if operation.sent.is_some_and(|(_, sent)| Some(sent) != epoch) {
+                again.insert(*number);
+            }
+        }
+        for number in again {
+            self.data_send(number);
+        }
+    }
+
+    pub(crate) fn chunk_answered(&mut self, ticket: Ticket, result: Result<ChunkReply, Failure>) {
+        let Some(number) = self.data.by_ticket.remove(&ticket) else { return };
+        let Some(operation) = self.data.operations.get_mut(&number) else { return };
+        operation.sent = None;
+        operation.attempts += 1;
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(Failure::Unreachable | Failure::TimedOut) => {
+                self.ask_map();
+                return self.data_again(number);
+            }
+        };
+        match (&operation.op, reply.answer) {
+            (op, ChunkAnswer::Done { .. }) if op.is_change() => self.data_done(number, Ok(Bytes::new())),
+            (ChunkOp::Read { .. }, ChunkAnswer::Data { .. }) if reply.intact => self.data_done(number, Ok(reply.data)),
+            (ChunkOp::Read { .. }, ChunkAnswer::Data { .. }) => self.data_damaged(number),
+            (_, ChunkAnswer::Refused(refusal)) => self.data_refused(number, refusal),
+            (_, ChunkAnswer::Done { .. } | ChunkAnswer::Data { .. } | ChunkAnswer::Highest { .. }) => {
+                self.data_done(number, Err(ClientError::Protocol { detail: "storage answered something else" }));
+            }
+        }
+    }
+
+    fn data_again(&mut self, number: u64) {
+        let attempts = self.data.operations.get(&number).map_or(0, |op| op.attempts);
+        let pause = self.backoff(attempts);
+        self.timer(self.now + pause, Timer::Data(number));
+    }
+
+    /// Bytes that were read do not have their sums: another copy, or the same once more.
+    fn data_damaged(&mut self, number: u64) {
+        let Some(operation) = self.data.operations.get_mut(&number) else { return };
+        operation.damaged += 1;
+        if operation.damaged >= DAMAGE_MAX {
+            self.data_done(number, Err(ClientError::Damaged));
+        } else {
+            self.data_again(number);
+        }
+    }
+
+    fn data_refused(&mut self, number: u64, refusal: Refusal) {
+        let Some(operation) = self.data.operations.get_mut(&number) else { return };
+        match refusal {
+            Refusal::WrongEpoch { .. } | Refusal::NotPrimary | Refusal::Io => {
+                // A damaged copy was evaded to a member that does not serve reads: back to the primary, then.
+                operation.damaged = operation.damaged.next_multiple_of(2);
+                self.ask_map();
+                self.data_again(number);
+            }
+            Refusal::OldMap { .. } | Refusal::NotServing { .. } => self.data_again(number),
+            Refusal::BadBlock => self.data_damaged(number),
+            Refusal::Damaged if operation.attempts < RESEND_MAX => self.data_again(number),
+            Refusal::Damaged => self.data_done(number, Err(ClientError::Damaged)),
+            Refusal::NoSpace => self.data_done(number, Err(ClientError::NoSpace)),
+            Refusal::SessionEnded => self.session_over("a storage node has learned that the session is over".into()),
+            Refusal::StaleSequence => {
+                self.data_done(number, Err(ClientError::Protocol { detail: "our data sequence is stale" }));
+            }
+            Refusal::Forbidden => self.data_done(number, Err(ClientError::Refused { reason: refusal.to_string() })),
+            Refusal::Malformed => {
+                self.data_done(number, Err(ClientError::Protocol { detail: "storage does not understand us" }));
+            }
+        }
+    }
+
+    /// A request is answered for good.
+    fn data_done(&mut self, number: u64, result: Result<Bytes, ClientError>) {
+        let Some(operation) = self.data.operations.remove(&number) else { return };
+        if let Some(sequence) = operation.sequence {
+            self.data.unanswered.remove(&sequence);
+        }
+        match operation.purpose {
+            DataPurpose::Flush { inode, start } => self.flushed(inode, start, result.map(drop)),
+            DataPurpose::Zero { inode } => self.zeroed(inode, result.map(drop)),
+            DataPurpose::Fetch(fetch) => self.fetched(fetch, result),
+        }
+    }
+}
+
+const _: () = assert!(CHUNK_BYTES <= u32::MAX as u64, "offsets within a chunk travel as u32");

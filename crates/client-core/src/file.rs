@@ -1,0 +1,269 @@
+//! One file that is open, dirty or being changed: everything that is known of it here and not yet at the service.
+//!
+//! Invariants:
+//! * `sending` holds ranges that do not overlap; nothing dirty that overlaps one is sent before it is answered.
+//! * The size that callers see is the service's, or the end of what was written here and not yet published, if that is more.
+//! * At most one change of the file's metadata (publish, reserve, truncate, set) is under way: its *lane*.
+
+use crate::call::{Call, CallId, OpenMode, Reply};
+use crate::error::ClientError;
+use crate::extents::{Extents, SEGMENT_OVERHEAD};
+use bytes::Bytes;
+use holdfast_types::{InodeId, Instant, LogIndex, Timestamp};
+use holdfast_wire::namespace::{Attributes, FileKind, SetAttributes};
+use std::collections::{BTreeMap, VecDeque};
+
+/// An open handle.
+pub(crate) struct Handle {
+    pub inode: InodeId,
+    pub mode: OpenMode,
+    pub stream: crate::read::Stream,
+}
+
+/// Bytes under way to storage.
+pub(crate) struct Sending {
+    pub end: u64,
+    pub pieces: Vec<Bytes>,
+    pub number: u64,
+    /// Span of caching in which they were sent: only then they may be kept as clean afterwards.
+    pub span: u64,
+}
+
+/// Who waits for a synchronization.
+#[derive(Clone, Debug)]
+pub(crate) enum Waiter {
+    /// A call, and its reply.
+    Call(CallId, Reply),
+    /// One of the files of `Call::SyncAll`.
+    All(CallId),
+}
+
+/// Somebody waits until every write up to a number is durable and published.
+pub(crate) struct Sync {
+    pub target: u64,
+    pub data_only: bool,
+    pub waiter: Waiter,
+}
+
+/// A change that must not meet writes under way.
+pub(crate) enum Change {
+    /// `quiet`: part of another call, whose reply the attributes are not.
+    Set { id: CallId, set: SetAttributes, quiet: bool },
+    Zero { id: CallId, offset: u64, length: u64, extend: bool },
+}
+
+impl Change {
+    /// Whether it changes what bytes the file has.
+    pub fn touches_data(&self) -> bool {
+        match self {
+            Self::Set { set, .. } => set.size.is_some(),
+            Self::Zero { .. } => true,
+        }
+    }
+}
+
+/// What the file's lane is busy with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    Publish { release: bool },
+    Reserve,
+    Refresh,
+    /// A change of attributes that leaves the bytes alone.
+    Set,
+    /// A change of bytes: nothing is written, read or opened meanwhile. Counts the requests under way.
+    Change { left: usize },
+}
+
+pub(crate) struct File {
+    pub inode: InodeId,
+    pub handles: u32,
+    /// The service has recorded this session as an opener.
+    pub opener: bool,
+    /// The inode does not exist any more: whatever is dirty is of no use.
+    pub gone: bool,
+    /// What the service last said, and when that was right.
+    pub base: Attributes,
+    pub base_at: LogIndex,
+    pub dirty: Extents,
+    pub sending: BTreeMap<u64, Sending>,
+    sending_cost: u64,
+    /// Number of the next write.
+    pub number_next: u64,
+    /// Every write up to this number is durable and published.
+    pub published_to: u64,
+    /// End of the durable bytes whose size is not yet published.
+    pub unpublished_end: u64,
+    /// Time of the last write, until it is published.
+    pub mtime: Option<Timestamp>,
+    pub clear_set_ids: bool,
+    /// When the last write was made: its time is published a while later.
+    pub written_at: Instant,
+    /// The service has given us a bound and wants it back.
+    pub bound_held: bool,
+    /// The service gave less than was asked for.
+    pub reserve_short: bool,
+    /// What was last asked for.
+    pub asked_bound: u64,
+    pub lane: Option<Lane>,
+    pub refresh: bool,
+    pub changes: VecDeque<Change>,
+    pub awaiting_trim: bool,
+    pub syncs: Vec<Sync>,
+    /// Found since the last write, fsync or close.
+    pub error: Option<ClientError>,
+    /// Calls that wait for the changes to be done.
+    pub parked: Vec<(CallId, Call)>,
+    pub closed_at: Instant,
+    pub closing: bool,
+    /// A timer is set for this moment.
+    pub due: Option<Instant>,
+    /// What of it is counted in the buffer.
+    pub counted: u64,
+}
+
+impl File {
+    pub fn new(base: Attributes, base_at: LogIndex, request_bytes: u64, now: Instant) -> Self {
+        Self {
+            inode: base.inode,
+            handles: 0,
+            opener: false,
+            gone: false,
+            base,
+            base_at,
+            dirty: Extents::new(request_bytes),
+            sending: BTreeMap::new(),
+            sending_cost: 0,
+            number_next: 1,
+            published_to: 0,
+            unpublished_end: 0,
+            mtime: None,
+            clear_set_ids: false,
+            written_at: now,
+            bound_held: false,
+            reserve_short: false,
+            asked_bound: 0,
+            lane: None,
+            refresh: false,
+            changes: VecDeque::new(),
+            awaiting_trim: false,
+            syncs: Vec::new(),
+            error: None,
+            parked: Vec::new(),
+            closed_at: now,
+            closing: false,
+            due: None,
+            counted: 0,
+        }
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.handles > 0
+    }
+
+    /// No bytes are dirty or under way.
+    pub fn is_clean(&self) -> bool {
+        self.dirty.is_empty() && self.sending.is_empty()
+    }
+
+    /// The service knows everything; nothing is held.
+    pub fn is_settled(&self) -> bool {
+        self.is_clean()
+            && self.lane.is_none()
+            && self.changes.is_empty()
+            && !self.needs_publish(false)
+            && !self.bound_held
+            && !self.closing
+    }
+
+    /// The size as callers see it.
+    pub fn size(&self) -> u64 {
+        let sending = self.sending.values().map(|s| s.end).max().unwrap_or(0);
+        self.base.size.max(self.unpublished_end).max(self.dirty.end()).max(sending)
+    }
+
+    /// Where storage may hold bytes, at the most (apart from what is under way).
+    pub fn stored_end(&self) -> u64 {
+        self.base.size.max(self.unpublished_end)
+    }
+
+    /// How far bytes may be sent.
+    pub fn limit(&self) -> u64 {
+        self.base.size.max(self.base.size_bound)
+    }
+
+    /// Attributes as callers see them.
+    pub fn show(&self, attributes: &mut Attributes) {
+        attributes.size = attributes.size.max(self.size());
+        if let Some(mtime) = self.mtime {
+            attributes.mtime = mtime;
+            attributes.ctime = attributes.ctime.max(mtime);
+        }
+        if self.clear_set_ids {
+            attributes.mode = without_set_ids(attributes.mode);
+        }
+    }
+
+    pub fn needs_publish(&self, data_only: bool) -> bool {
+        !self.gone
+            && (self.unpublished_end > self.base.size || (!data_only && (self.mtime.is_some() || self.clear_set_ids)))
+    }
+
+    /// Oldest write that is not durable; one above the newest if all are.
+    pub fn oldest_unsafe(&self) -> u64 {
+        let dirty = self.dirty.oldest().map(|(number, ..)| number);
+        let sending = self.sending.values().map(|s| s.number).min();
+        dirty.into_iter().chain(sending).min().unwrap_or(self.number_next)
+    }
+
+    /// Bytes that would be lost now.
+    pub fn unsafe_bytes(&self) -> u64 {
+        self.dirty.bytes() + self.sending.iter().map(|(start, s)| s.end - start).sum::<u64>()
+    }
+
+    /// What keeping the dirty bytes costs.
+    pub fn cost(&self) -> u64 {
+        self.dirty.cost() + self.sending_cost
+    }
+
+    pub fn overlaps_sending(&self, start: u64, end: u64) -> bool {
+        self.sending.range(..end).next_back().is_some_and(|(_, s)| s.end > start)
+    }
+
+    pub fn send(&mut self, start: u64, sending: Sending) {
+        self.sending_cost += sending.end - start + SEGMENT_OVERHEAD;
+        let old = self.sending.insert(start, sending);
+        assert!(old.is_none(), "two writes of {} in flight at {start}", self.inode);
+    }
+
+    pub fn sent(&mut self, start: u64) -> Option<Sending> {
+        let sending = self.sending.remove(&start)?;
+        self.sending_cost -= sending.end - start + SEGMENT_OVERHEAD;
+        Some(sending)
+    }
+
+    /// Whether the bytes are being changed as a whole, or are about to be: reads, writes and opens wait.
+    pub fn is_changing(&self) -> bool {
+        matches!(self.lane, Some(Lane::Change { .. })) || self.changes.iter().any(Change::touches_data)
+    }
+
+    /// Whether dirty bytes stay here for a change that comes first.
+    pub fn holds_back(&self) -> bool {
+        matches!(self.lane, Some(Lane::Change { .. })) || self.changes.front().is_some_and(Change::touches_data)
+    }
+
+    /// Newest write that somebody waits for.
+    pub fn sync_target(&self) -> u64 {
+        self.syncs.iter().map(|s| s.target).max().unwrap_or(0)
+    }
+}
+
+/// Permission bits without set-user-id, and without set-group-id if that means execution.
+fn without_set_ids(mode: u16) -> u16 {
+    let gid = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+    mode & !(0o4000 | gid)
+}
+
+/// Whether a write by somebody without privilege changes the mode.
+pub(crate) fn has_set_ids(attributes: &Attributes) -> bool {
+    attributes.kind == FileKind::File && without_set_ids(attributes.mode) != attributes.mode
+}

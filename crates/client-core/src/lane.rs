@@ -1,0 +1,411 @@
+//! A file's lane: publishing sizes and times, asking for room, truncating, zeroing; one at a time and in this order of need.
+
+use crate::call::{Call, CallId, Reply, ZeroMode};
+use crate::control::{Published, Purpose};
+use crate::core::ClientCore;
+use crate::data::DataPurpose;
+use crate::error::ClientError;
+use crate::file::{Change, Lane, Sync, Waiter};
+use holdfast_types::limits::FILE_BYTES_MAX;
+use holdfast_types::size::{MIB, pieces};
+use holdfast_types::{InodeId, ShardId};
+use holdfast_wire::chunk::ChunkOp;
+use holdfast_wire::metadata::Request;
+use holdfast_wire::namespace::{FileKind, Mutation, NamespaceError, Outcome, Query, SetAttributes};
+use std::time::Duration;
+
+/// What a growing file asks for beyond its end; asked again when a quarter of it is left.
+const RESERVE_BYTES: u64 = 64 * MIB;
+/// A stream publishes its size in between, so that its bound stays near the size.
+const PUBLISH_BYTES: u64 = 512 * MIB;
+/// How long an answer may be held while old bytes are being removed.
+const TRIM_HOLD: Duration = Duration::from_secs(10);
+
+impl ClientCore {
+    pub(crate) fn mutate(&mut self, mutation: Mutation, purpose: Purpose) {
+        self.control_start(ShardId::VOLUMES, Request::Mutate(mutation), purpose, None);
+    }
+
+    /// Asks for attributes.
+    pub(crate) fn query(&mut self, inode: Option<InodeId>, purpose: Purpose) {
+        let inode = inode.unwrap_or(InodeId::ROOT);
+        self.control_start(ShardId::VOLUMES, Request::Query(Query::GetAttributes { inode }), purpose, None);
+    }
+
+    /// Starts the next change of a file's metadata, if one is due and may go.
+    pub(crate) fn run_lane(&mut self, inode: InodeId) {
+        let Some(file) = self.files.get_mut(&inode).filter(|f| f.lane.is_none()) else { return };
+        if file.refresh {
+            file.refresh = false;
+            file.lane = Some(Lane::Refresh);
+            return self.query(Some(inode), Purpose::Refresh(inode));
+        }
+        if !file.changes.is_empty() {
+            return self.run_change(inode);
+        }
+        if file.gone {
+            return;
+        }
+        let end = file.dirty.end();
+        let limit = file.limit();
+        if self.publish_due(inode) {
+            self.publish(inode);
+        } else if end > limit && self.files[&inode].reserve_short {
+            self.extend(inode);
+        } else if end > limit || self.reserve_ahead(inode) {
+            self.reserve(inode, end);
+        }
+    }
+
+    // ---- publishing ----
+
+    fn publish_due(&self, inode: InodeId) -> bool {
+        let file = &self.files[&inode];
+        let oldest = file.oldest_unsafe();
+        let asked = file.syncs.iter().any(|s| {
+            s.target < oldest && file.needs_publish(s.data_only) && (file.published_to < s.target || s.target == 0)
+        });
+        if asked {
+            return true;
+        }
+        if !file.is_clean() {
+            let ahead = file.unpublished_end > file.base.size + PUBLISH_BYTES || file.reserve_short;
+            return ahead && self.unbroken_end(inode) > file.base.size;
+        }
+        let delay = self.config.writeback_delay;
+        if !self.caching() {
+            return file.needs_publish(false) || file.bound_held;
+        }
+        let release = file.bound_held && !file.is_open() && file.closed_at + delay <= self.now;
+        release || (file.needs_publish(false) && file.written_at + delay <= self.now)
+    }
+
+    /// End of the durable bytes before the first that are not.
+    fn unbroken_end(&self, inode: InodeId) -> u64 {
+        let file = &self.files[&inode];
+        let sending = file.sending.keys().next().copied();
+        let dirty = file.dirty.start();
+        sending.into_iter().chain(dirty).fold(file.unpublished_end, u64::min)
+    }
+
+    fn publish(&mut self, inode: InodeId) {
+        let keep = self.caching();
+        let oldest = self.files[&inode].oldest_unsafe();
+        let asked = self.files[&inode].syncs.iter().any(|s| s.target < oldest);
+        let unbroken = if asked { u64::MAX } else { self.unbroken_end(inode) };
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        let release = file.bound_held && file.is_clean() && (!keep || !file.is_open());
+        let published = Published {
+            covers: oldest - 1,
+            size: file.unpublished_end.min(unbroken).max(file.base.size),
+            mtime: file.mtime.unwrap_or(file.base.mtime),
+            clear_set_ids: file.clear_set_ids,
+        };
+        file.lane = Some(Lane::Publish { release });
+        let mutation = Mutation::Publish {
+            inode,
+            generation: file.base.generation,
+            size: published.size,
+            mtime: published.mtime,
+            release,
+            clear_set_ids: published.clear_set_ids,
+        };
+        self.mutate(mutation, Purpose::Publish(inode, published));
+    }
+
+    pub(crate) fn published(&mut self, inode: InodeId, published: Published, result: Result<Outcome, ClientError>) {
+        self.touched.insert(inode);
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        if let Some(Lane::Publish { release: true }) = file.lane.take() {
+            file.bound_held = false;
+        }
+        match result {
+            Ok(_) => {
+                file.published_to = file.published_to.max(published.covers);
+                file.clear_set_ids &= !published.clear_set_ids;
+                if file.mtime == Some(published.mtime) {
+                    file.mtime = None;
+                }
+                if file.unpublished_end <= published.size {
+                    file.unpublished_end = 0;
+                }
+                // The bound follows the size: there may be room now.
+                file.reserve_short = false;
+            }
+            Err(ClientError::Namespace(NamespaceError::NotFound | NamespaceError::Stale)) => self.vanished(inode),
+            Err(error) => {
+                (file.unpublished_end, file.mtime, file.clear_set_ids) = (0, None, false);
+                self.lost(inode, 0, error);
+            }
+        }
+    }
+
+    /// The inode is not there any more.
+    pub(crate) fn vanished(&mut self, inode: InodeId) {
+        self.names.remove(inode);
+        self.pages.remove_file(inode);
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        file.gone = true;
+        file.bound_held = false;
+        file.dirty.cut(0, u64::MAX);
+        (file.unpublished_end, file.mtime, file.clear_set_ids) = (0, None, false);
+        self.recount(inode);
+        self.touched.insert(inode);
+        self.room_made();
+    }
+
+    // ---- room to write ----
+
+    /// Whether a growing file nears the end of what it was promised.
+    fn reserve_ahead(&self, inode: InodeId) -> bool {
+        let file = &self.files[&inode];
+        let end = file.dirty.end();
+        self.caching()
+            && file.bound_held
+            && end > file.base.size
+            && end + RESERVE_BYTES / 4 > file.limit().max(file.asked_bound)
+            && file.limit() < FILE_BYTES_MAX
+    }
+
+    fn reserve(&mut self, inode: InodeId, end: u64) {
+        let ahead = if self.caching() { RESERVE_BYTES } else { 0 };
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        file.lane = Some(Lane::Reserve);
+        let bound = (end + ahead).min(FILE_BYTES_MAX);
+        file.asked_bound = bound;
+        let mutation = Mutation::Reserve { inode, generation: file.base.generation, bound };
+        let purpose = Purpose::Reserve(inode);
+        self.control_start(ShardId::VOLUMES, Request::Mutate(mutation), purpose, Some(TRIM_HOLD));
+    }
+
+    pub(crate) fn reserved(&mut self, inode: InodeId, result: Result<Outcome, ClientError>) {
+        self.touched.insert(inode);
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        file.lane = None;
+        match result {
+            Ok(_) => {
+                file.bound_held = true;
+                file.reserve_short = file.limit() < file.dirty.end();
+            }
+            Err(ClientError::Namespace(NamespaceError::NotFound)) => self.vanished(inode),
+            Err(ClientError::Namespace(NamespaceError::Stale)) => file.refresh = true,
+            Err(error) => {
+                let limit = file.limit();
+                let number = file.oldest_unsafe();
+                file.dirty.cut(limit, u64::MAX);
+                self.recount(inode);
+                self.lost(inode, number, error);
+                self.room_made();
+            }
+        }
+    }
+
+    /// Less was given than is needed, and nothing durable is left to publish: bytes far beyond the end. The size moves to the first
+    /// of them (the callers see it there already), and then there is room.
+    fn extend(&mut self, inode: InodeId) {
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        // Bytes below the limit go first; when their size is published, there is room for the next.
+        let Some(size) = file.dirty.start_from(file.limit()) else { return };
+        file.reserve_short = false;
+        file.lane = Some(Lane::Set);
+        let set = SetAttributes { size: Some(size), ..SetAttributes::default() };
+        self.mutate(Mutation::SetAttributes { inode, set }, Purpose::Reserve(inode));
+    }
+
+    pub(crate) fn refreshed(&mut self, inode: InodeId, result: Result<Outcome, ClientError>) {
+        self.touched.insert(inode);
+        if let Some(file) = self.files.get_mut(&inode) {
+            file.lane = None;
+        }
+        if result.is_err() {
+            self.vanished(inode);
+        }
+    }
+
+    /// Waits until bytes of a truncation are removed, before anything is written there.
+    pub(crate) fn await_trim(&mut self, inode: InodeId) {
+        let Some(file) = self.files.get_mut(&inode).filter(|f| !f.awaiting_trim) else { return };
+        file.awaiting_trim = true;
+        let request = Request::Query(Query::AwaitTrim { inode });
+        self.control_start(ShardId::VOLUMES, request, Purpose::Trim(inode), Some(TRIM_HOLD));
+    }
+
+    pub(crate) fn trimmed(&mut self, inode: InodeId, result: Result<Outcome, ClientError>) {
+        self.touched.insert(inode);
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        file.awaiting_trim = false;
+        match result {
+            Ok(_) => {}
+            Err(ClientError::Namespace(NamespaceError::NotFound | NamespaceError::Stale)) => self.vanished(inode),
+            Err(error) => {
+                let (number, trim) = (file.oldest_unsafe(), file.base.trim_from.unwrap_or(u64::MAX));
+                file.dirty.cut(trim, u64::MAX);
+                self.recount(inode);
+                self.lost(inode, number, error);
+            }
+        }
+    }
+
+    // ---- truncating, zeroing, setting ----
+
+    pub(crate) fn set_attributes(&mut self, id: CallId, inode: InodeId, set: SetAttributes) {
+        if !self.files.contains_key(&inode) && set.size.is_some() {
+            // A size meets buffered bytes: it needs a file, even if nobody has it open.
+            match self.names.attributes_at(inode) {
+                Some((attributes, at)) if self.caching() => {
+                    if attributes.kind == FileKind::File {
+                        self.ensure_file(&attributes, at);
+                    }
+                }
+                _ => {
+                    let call = Call::SetAttributes { inode, set };
+                    return self.query(Some(inode), Purpose::Resume(id, Box::new(call)));
+                }
+            }
+        }
+        self.set_attributes_known(id, inode, set);
+    }
+
+    /// As above, once the inode is known if it must be.
+    pub(crate) fn set_attributes_known(&mut self, id: CallId, inode: InodeId, set: SetAttributes) {
+        match self.files.get_mut(&inode) {
+            Some(file) => {
+                file.changes.push_back(Change::Set { id, set, quiet: false });
+                self.touched.insert(inode);
+            }
+            None => self.mutate(Mutation::SetAttributes { inode, set }, Purpose::Call(id)),
+        }
+    }
+
+    pub(crate) fn zero(&mut self, id: CallId, call: Call) {
+        let Call::Zero { handle, offset, length, mode } = call else { return };
+        let Some(open) = self.handles.get(&handle) else { return self.complete(id, Err(ClientError::BadHandle)) };
+        let inode = open.inode;
+        if self.config.read_only {
+            return self.complete(id, Err(NamespaceError::ReadOnly.into()));
+        }
+        if offset.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
+            return self.complete(id, Err(NamespaceError::TooLarge.into()));
+        }
+        let file = self.files.get_mut(&inode).expect("a handle keeps its file");
+        file.changes.push_back(Change::Zero { id, offset, length, extend: mode == ZeroMode::Extend });
+        self.touched.insert(inode);
+    }
+
+    fn run_change(&mut self, inode: InodeId) {
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        let touches_data = file.changes.front().is_some_and(Change::touches_data);
+        if touches_data && !file.sending.is_empty() {
+            return;
+        }
+        let shrinks = match file.changes.front() {
+            Some(Change::Set { set: SetAttributes { size: Some(size), .. }, .. }) => *size < file.stored_end(),
+            _ => false,
+        };
+        if shrinks && file.unpublished_end > file.base.size {
+            // The service must know how far bytes reach before it can remove them.
+            return self.publish(inode);
+        }
+        match file.changes.pop_front() {
+            Some(Change::Set { id, set, quiet }) => self.run_set(id, inode, set, quiet),
+            Some(Change::Zero { id, offset, length, extend }) => self.run_zero(id, inode, offset, length, extend),
+            None => {}
+        }
+    }
+
+    fn run_set(&mut self, id: CallId, inode: InodeId, set: SetAttributes, quiet: bool) {
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        file.lane = Some(if set.size.is_some() { Lane::Change { left: 1 } } else { Lane::Set });
+        if set.size.is_some() || set.mtime.is_some() {
+            // What is set now is later than what was written before.
+            file.mtime = None;
+        }
+        if let Some(size) = set.size {
+            file.dirty.cut(size, u64::MAX);
+            self.pages.remove(inode, size, u64::MAX);
+            self.reads.overwritten(inode, size, u64::MAX);
+            self.recount(inode);
+            self.room_made();
+        }
+        self.mutate(Mutation::SetAttributes { inode, set }, Purpose::Set { id, inode, quiet });
+    }
+
+    /// `quiet`: the attributes are nobody's reply.
+    pub(crate) fn set_answered(
+        &mut self,
+        id: CallId,
+        inode: InodeId,
+        quiet: bool,
+        result: Result<Outcome, ClientError>,
+    ) {
+        self.touched.insert(inode);
+        if let Some(file) = self.files.get_mut(&inode) {
+            file.lane = None;
+            file.unpublished_end = if file.unpublished_end <= file.base.size { 0 } else { file.unpublished_end };
+            file.bound_held |= result.is_ok() && file.base.size_bound > 0;
+        }
+        self.call_answered(id, if quiet { result.map(|_| Outcome::Done) } else { result });
+    }
+
+    fn run_zero(&mut self, id: CallId, inode: InodeId, offset: u64, length: u64, extend: bool) {
+        let volume = self.session.volume().clone();
+        let stamp = self.stamp();
+        let now = self.now;
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        let end = if extend { offset + length } else { (offset + length).min(file.size()) };
+        let grows = extend && end > file.size();
+        if grows {
+            let set = SetAttributes { size: Some(end), ..SetAttributes::default() };
+            file.changes.push_front(Change::Set { id, set, quiet: true });
+        }
+        if offset >= end {
+            return self.complete(id, Ok(Reply::Done));
+        }
+        // A buffered end of the file must stay its end: only the size of what is cut may vanish with it.
+        let size = file.size();
+        file.dirty.cut(offset, end);
+        if file.size() < size {
+            let last = bytes::Bytes::from_static(&[0]);
+            let number = file.number_next;
+            file.number_next += 1;
+            file.dirty.insert(size - 1, last, number, now);
+        }
+        file.mtime = Some(stamp);
+        file.written_at = now;
+        let target = file.number_next;
+        file.number_next += 1;
+        let stored = end.min(file.stored_end()).min(file.base.trim_from.unwrap_or(u64::MAX));
+        let parts: Vec<_> = pieces(offset, stored.saturating_sub(offset)).collect();
+        file.lane = (!parts.is_empty()).then_some(Lane::Change { left: parts.len() });
+        if !grows {
+            // Zeros are durable when storage has answered; their time is published at once only if nothing is buffered.
+            let data_only = !self.write_through();
+            let file = self.files.get_mut(&inode).expect("seen above");
+            file.syncs.push(Sync { target, data_only, waiter: Waiter::Call(id, Reply::Done) });
+        }
+        let keys: Vec<_> = parts.iter().map(|p| crate::data::chunk_key(&volume, &self.files[&inode].base, p.index)).collect();
+        self.pages.remove(inode, offset, end);
+        self.reads.overwritten(inode, offset, end);
+        self.recount(inode);
+        for (part, chunk) in parts.into_iter().zip(keys) {
+            let op = ChunkOp::Zero { chunk, offset: part.offset, length: part.length };
+            self.data_start(part.index, inode, op, Vec::new(), DataPurpose::Zero { inode });
+        }
+        self.touched.insert(inode);
+    }
+
+    /// One part of a range reads as zeros, or never will.
+    pub(crate) fn zeroed(&mut self, inode: InodeId, result: Result<(), ClientError>) {
+        self.touched.insert(inode);
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        if let Some(Lane::Change { left }) = &mut file.lane {
+            *left -= 1;
+            if *left == 0 {
+                file.lane = None;
+            }
+        }
+        if let Err(error) = result {
+            self.lost(inode, 0, error);
+        }
+    }
+}

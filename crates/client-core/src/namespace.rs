@@ -1,0 +1,412 @@
+//! Calls about names, attributes and extended attributes: answered from memory while caching, else asked.
+
+use crate::call::{Call, CallId, Reply};
+use crate::control::{Operation, Purpose};
+use crate::core::ClientCore;
+use crate::error::ClientError;
+use crate::file::File;
+use crate::names::{Found, ParentChange};
+use holdfast_types::{InodeId, LogIndex, ShardId};
+use holdfast_wire::metadata::Request;
+use holdfast_wire::namespace::{
+    Attributes, DirectoryEntry, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
+};
+
+/// Entries asked for at once while caching: what is listed now is looked up next.
+const LIST_ENTRIES: u32 = 512;
+/// Most that the service gives at once.
+const LIST_ENTRIES_MAX: u32 = 10_000;
+
+impl ClientCore {
+    fn ask(&mut self, query: Query, purpose: Purpose) {
+        self.control_start(ShardId::VOLUMES, Request::Query(query), purpose, None);
+    }
+
+    pub(crate) fn name_call(&mut self, id: CallId, call: Call) {
+        if self.may_serve_cache()
+            && let Some(result) = self.from_memory(&call)
+        {
+            return self.complete(id, result);
+        }
+        match call {
+            Call::Lookup { parent, name } => self.ask(Query::Lookup { parent, name }, Purpose::Call(id)),
+            Call::GetAttributes { inode } => self.ask(Query::GetAttributes { inode }, Purpose::Call(id)),
+            Call::ReadLink { inode } => self.ask(Query::ReadLink { inode }, Purpose::Call(id)),
+            Call::GetXattr { inode, name } => self.ask(Query::GetXattr { inode, name }, Purpose::Call(id)),
+            Call::ListXattrs { inode } => self.ask(Query::ListXattrs { inode }, Purpose::Call(id)),
+            Call::StatVolume => self.ask(Query::StatVolume, Purpose::Call(id)),
+            Call::ReadDirectory { inode, after, limit, plus } => {
+                let after = if after < 3 { 0 } else { after };
+                let caching = self.caching();
+                let limit = if caching { limit.max(LIST_ENTRIES) } else { limit }.clamp(1, LIST_ENTRIES_MAX);
+                self.ask(Query::ReadDirectory { inode, after, limit, plus: plus || caching }, Purpose::Call(id));
+            }
+            Call::Create { .. } => self.create(id, call),
+            Call::Link { inode, parent, name } => {
+                self.mutate(Mutation::Link { inode, parent, name }, Purpose::Call(id));
+            }
+            Call::SetXattr { inode, name, value, mode } => {
+                self.mutate(Mutation::SetXattr { inode, name, value, mode }, Purpose::Call(id));
+            }
+            Call::RemoveXattr { inode, name } => {
+                self.mutate(Mutation::RemoveXattr { inode, name }, Purpose::Call(id));
+            }
+            Call::Unlink { .. } | Call::RemoveDirectory { .. } | Call::Rename { .. } => self.remove_or_rename(id, call),
+            other => unreachable!("{other:?} is handled elsewhere"),
+        }
+    }
+
+    /// The answer, if it is known.
+    fn from_memory(&mut self, call: &Call) -> Option<Result<Reply, ClientError>> {
+        match call {
+            Call::Lookup { parent, name } => match self.names.entry(*parent, name) {
+                Found::Unknown => None,
+                Found::Absent => Some(Err(NamespaceError::NotFound.into())),
+                Found::Present(inode) => self.attributes_from_memory(inode).map(|a| Ok(Reply::Attributes(a))),
+            },
+            Call::GetAttributes { inode } => self.attributes_from_memory(*inode).map(|a| Ok(Reply::Attributes(a))),
+            Call::ReadLink { inode } => self.names.target(*inode).map(|target| Ok(Reply::Bytes(target))),
+            Call::GetXattr { inode, name } => self
+                .names
+                .xattr(*inode, name)
+                .map(|value| value.map(Reply::Bytes).ok_or_else(|| NamespaceError::NoAttribute.into())),
+            Call::ListXattrs { inode } => self.names.xattr_names(*inode).map(|names| Ok(Reply::Names(names))),
+            Call::ReadDirectory { inode, after, limit, plus } => {
+                let parent = self.names.attributes(*inode)?.parent;
+                let after = if *after < 3 { 0 } else { *after };
+                let (mut entries, end) = self.names.list(*inode, after, (*limit).max(1) as usize, *plus)?;
+                self.show_entries(&mut entries);
+                Some(Ok(Reply::Directory { entries, end, parent }))
+            }
+            _ => None,
+        }
+    }
+
+    fn attributes_from_memory(&mut self, inode: InodeId) -> Option<Attributes> {
+        let mut attributes = self.names.attributes(inode)?.clone();
+        self.show(&mut attributes);
+        Some(attributes)
+    }
+
+    /// Attributes as callers see them: with what was written here and is not published.
+    pub(crate) fn show(&self, attributes: &mut Attributes) {
+        if let Some(file) = self.files.get(&attributes.inode).filter(|f| !f.gone) {
+            file.show(attributes);
+        }
+    }
+
+    fn show_entries(&self, entries: &mut [DirectoryEntry]) {
+        for attributes in entries.iter_mut().filter_map(|e| e.attributes.as_mut()) {
+            self.show(attributes);
+        }
+    }
+
+    // ---- what answers teach ----
+
+    /// Takes up what an answer says, whoever waits for it.
+    pub(crate) fn learn(&mut self, operation: &Operation, at: LogIndex, result: &Result<Outcome, ClientError>) {
+        let keep = self.caching() && operation.span == self.session.span;
+        match result {
+            Ok(outcome) => {
+                for attributes in attributes_of(outcome) {
+                    self.learn_file(attributes, at);
+                }
+                if keep {
+                    match &operation.request {
+                        Request::Query(query) => self.learn_query(query, outcome, at),
+                        Request::Mutate(mutation) => self.learn_mutation(mutation, outcome, at),
+                        _ => {}
+                    }
+                }
+            }
+            Err(ClientError::Namespace(error)) if keep => self.learn_refusal(&operation.request, *error, at),
+            Err(_) => {}
+        }
+    }
+
+    /// What the service says of a file that is in use here.
+    fn learn_file(&mut self, attributes: &Attributes, at: LogIndex) {
+        let Some(file) = self.files.get_mut(&attributes.inode) else { return };
+        if at < file.base_at {
+            return;
+        }
+        file.base_at = at;
+        let other = attributes.generation != file.base.generation;
+        file.base = attributes.clone();
+        if other {
+            // Another content: what was stored of the old one is history.
+            file.unpublished_end = 0;
+            self.pages.remove_file(attributes.inode);
+            self.reads.overwritten(attributes.inode, 0, u64::MAX);
+        }
+        self.touched.insert(attributes.inode);
+    }
+
+    fn learn_query(&mut self, query: &Query, outcome: &Outcome, at: LogIndex) {
+        match (query, outcome) {
+            (Query::Lookup { parent, name }, Outcome::Entry { attributes, .. }) => {
+                self.names.put_attributes(attributes, at);
+                self.names.put_entry(*parent, name, Some((attributes.inode, attributes.kind)), at);
+            }
+            (Query::ReadDirectory { inode, after, .. }, Outcome::Directory { entries, end, .. }) => {
+                self.names.put_listing(*inode, *after, entries, *end, at);
+            }
+            (Query::ReadLink { inode }, Outcome::Bytes(target)) => self.names.put_target(*inode, target),
+            (Query::GetXattr { inode, name }, Outcome::Bytes(value)) => {
+                self.names.put_xattr(*inode, name, Some(value.clone()), at);
+            }
+            (_, Outcome::Attributes { attributes, .. }) => self.names.put_attributes(attributes, at),
+            _ => {}
+        }
+    }
+
+    fn learn_mutation(&mut self, mutation: &Mutation, outcome: &Outcome, at: LogIndex) {
+        match (mutation, outcome) {
+            (Mutation::Create { parent, name, node, .. }, Outcome::Created { attributes, new, .. }) => {
+                let target = match node {
+                    NewNode::Symlink(target) => Some(target),
+                    _ => None,
+                };
+                self.names.put_entry(*parent, name, Some((attributes.inode, attributes.kind)), at);
+                if *new {
+                    self.names.put_new(attributes, target, at);
+                    self.names.change_parent(*parent, entry_change(1, attributes), at);
+                } else {
+                    self.names.put_attributes(attributes, at);
+                }
+            }
+            (Mutation::Link { parent, name, .. }, Outcome::Attributes { attributes, .. }) => {
+                self.names.put_attributes(attributes, at);
+                self.names.put_entry(*parent, name, Some((attributes.inode, attributes.kind)), at);
+                self.names.change_parent(*parent, entry_change(1, attributes), at);
+            }
+            (
+                Mutation::Unlink { parent, name, .. } | Mutation::RemoveDirectory { parent, name },
+                Outcome::Removed { attributes, orphan },
+            ) => {
+                self.names.put_entry(*parent, name, None, at);
+                self.names.change_parent(*parent, entry_change(-1, attributes), at);
+                self.learn_removed(attributes, *orphan, at);
+            }
+            (Mutation::Rename { .. }, Outcome::Renamed { .. }) => self.learn_rename(mutation, outcome, at),
+            (Mutation::SetXattr { inode, name, value, .. }, Outcome::Done) => {
+                self.names.put_xattr(*inode, name, Some(value.clone()), at);
+                self.names.forget_attributes(*inode, at);
+            }
+            (Mutation::RemoveXattr { inode, name }, Outcome::Done) => {
+                self.names.put_xattr(*inode, name, None, at);
+                self.names.forget_attributes(*inode, at);
+            }
+            (_, Outcome::Attributes { attributes, .. }) => self.names.put_attributes(attributes, at),
+            _ => {}
+        }
+    }
+
+    fn learn_removed(&mut self, attributes: &Attributes, orphan: bool, at: LogIndex) {
+        if attributes.kind != FileKind::Directory && (attributes.links > 0 || orphan) {
+            self.names.put_attributes(attributes, at);
+        } else {
+            self.names.remove(attributes.inode);
+        }
+    }
+
+    fn learn_rename(&mut self, mutation: &Mutation, outcome: &Outcome, at: LogIndex) {
+        let Mutation::Rename { from_parent, from_name, to_parent, to_name, mode, .. } = mutation else { return };
+        let Outcome::Renamed { moved, replaced, orphan } = outcome else { return };
+        self.names.put_attributes(moved, at);
+        if replaced.as_ref().is_some_and(|r| r.inode == moved.inode) {
+            // Two names of one inode: nothing happens (rename(2)).
+            return;
+        }
+        let there = |attributes: &Attributes| Some((attributes.inode, attributes.kind));
+        self.names.put_entry(*to_parent, to_name, there(moved), at);
+        let mut arrive = entry_change(1, moved);
+        let mut leave = entry_change(-1, moved);
+        match (mode, replaced) {
+            (RenameMode::Exchange, Some(other)) => {
+                self.names.put_attributes(other, at);
+                self.names.put_entry(*from_parent, from_name, there(other), at);
+                let back = entry_change(1, other);
+                arrive.entries -= back.entries;
+                arrive.directories -= back.directories;
+                leave.entries += back.entries;
+                leave.directories += back.directories;
+            }
+            (_, replaced) => {
+                self.names.put_entry(*from_parent, from_name, None, at);
+                if let Some(replaced) = replaced {
+                    let gone = entry_change(1, replaced);
+                    arrive.entries -= gone.entries;
+                    arrive.directories -= gone.directories;
+                    self.learn_removed(replaced, *orphan, at);
+                }
+            }
+        }
+        if from_parent == to_parent {
+            arrive.entries += leave.entries;
+            arrive.directories += leave.directories;
+        } else {
+            self.names.change_parent(*from_parent, leave, at);
+        }
+        self.names.change_parent(*to_parent, arrive, at);
+    }
+
+    fn learn_refusal(&mut self, request: &Request, error: NamespaceError, at: LogIndex) {
+        match (request, error) {
+            (Request::Query(Query::Lookup { parent, name }), NamespaceError::NotFound) => {
+                self.names.put_entry(*parent, name, None, at);
+            }
+            (Request::Query(Query::GetXattr { inode, name }), NamespaceError::NoAttribute) => {
+                self.names.put_xattr(*inode, name, None, at);
+            }
+            _ => {}
+        }
+    }
+
+    // ---- answers of calls ----
+
+    /// A call whose reply is the outcome itself.
+    pub(crate) fn call_answered(&mut self, id: CallId, result: Result<Outcome, ClientError>) {
+        let reply = result.map(|outcome| match outcome {
+            Outcome::Done | Outcome::Removed { .. } | Outcome::Renamed { .. } => Reply::Done,
+            Outcome::Entry { mut attributes, .. } | Outcome::Attributes { mut attributes, .. } => {
+                self.show(&mut attributes);
+                Reply::Attributes(attributes)
+            }
+            Outcome::Created { mut attributes, new, .. } => {
+                self.show(&mut attributes);
+                Reply::Created { attributes, new, handle: None }
+            }
+            Outcome::Directory { mut entries, end, parent, .. } => {
+                self.show_entries(&mut entries);
+                Reply::Directory { entries, end, parent }
+            }
+            Outcome::Bytes(bytes) => Reply::Bytes(bytes),
+            Outcome::Names(names) => Reply::Names(names),
+            Outcome::Usage(usage) => Reply::Usage(usage),
+        });
+        self.complete(id, reply);
+    }
+
+    /// What a call needed to know is known: it goes on.
+    pub(crate) fn resume(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
+        match (call, result) {
+            (call @ (Call::Unlink { .. } | Call::Rename { .. } | Call::RemoveDirectory { .. }), result) => {
+                let inode = match result {
+                    Ok(Outcome::Entry { attributes, .. }) => Some(attributes.inode),
+                    _ => None,
+                };
+                if self.waits(id) {
+                    self.remove_known(id, call, inode);
+                }
+            }
+            (_, Err(error)) => self.complete(id, Err(error)),
+            (Call::SetAttributes { inode, set }, Ok(Outcome::Attributes { attributes, .. })) if self.waits(id) => {
+                if attributes.kind == FileKind::File {
+                    self.ensure_file(&attributes, self.control.answered_at);
+                }
+                self.set_attributes_known(id, inode, set);
+            }
+            (_, Ok(_)) => {}
+        }
+    }
+
+    /// The file of an inode, made if it is not in use yet.
+    pub(crate) fn ensure_file(&mut self, attributes: &Attributes, at: LogIndex) -> &mut File {
+        let (request_bytes, now) = (self.config.request_bytes, self.now);
+        self.touched.insert(attributes.inode);
+        self.files
+            .entry(attributes.inode)
+            .or_insert_with(|| File::new(attributes.clone(), at, request_bytes, now))
+    }
+
+    // ---- removing ----
+
+    fn remove_or_rename(&mut self, id: CallId, call: Call) {
+        let (parent, name) = match &call {
+            Call::Unlink { parent, name } | Call::RemoveDirectory { parent, name } => (*parent, name.clone()),
+            Call::Rename { to_parent, to_name, .. } => (*to_parent, to_name.clone()),
+            _ => return,
+        };
+        let found = if self.caching() { self.names.entry(parent, &name) } else { Found::Unknown };
+        match found {
+            Found::Present(inode) => self.remove_known(id, call, Some(inode)),
+            Found::Absent => self.remove_known(id, call, None),
+            // An inode that is open here, and only we know it, must be named, or it would be purged.
+            Found::Unknown if self.files.values().any(|f| f.is_open() && !f.opener) => {
+                self.ask(Query::Lookup { parent, name }, Purpose::Resume(id, Box::new(call)));
+            }
+            Found::Unknown => self.remove_known(id, call, None),
+        }
+    }
+
+    /// `inode`: what the name that goes away is believed to name.
+    fn remove_known(&mut self, id: CallId, call: Call, inode: Option<InodeId>) {
+        let is_open = |inode: &InodeId| self.files.get(inode).is_some_and(File::is_open);
+        let open = inode.filter(is_open);
+        let guarded = inode.filter(|i| !is_open(i) && !matches!(call, Call::RemoveDirectory { .. }));
+        let mutation = match call {
+            Call::Unlink { parent, name } => Mutation::Unlink { parent, name, open },
+            Call::RemoveDirectory { parent, name } => Mutation::RemoveDirectory { parent, name },
+            Call::Rename { from_parent, from_name, to_parent, to_name, mode } => {
+                Mutation::Rename { from_parent, from_name, to_parent, to_name, mode, open }
+            }
+            _ => return,
+        };
+        if let Some(inode) = guarded {
+            self.removing.entry(inode).or_default();
+        }
+        self.mutate(mutation, Purpose::Remove(id, guarded));
+    }
+
+    pub(crate) fn removed(&mut self, id: CallId, guarded: Option<InodeId>, result: Result<Outcome, ClientError>) {
+        match &result {
+            Ok(Outcome::Removed { attributes, orphan }) => self.lost_name(attributes, *orphan),
+            Ok(Outcome::Renamed { replaced: Some(replaced), orphan, .. }) => self.lost_name(replaced, *orphan),
+            _ => {}
+        }
+        self.call_answered(id, result);
+        let parked = guarded.and_then(|inode| self.removing.remove(&inode));
+        for (id, call) in parked.into_iter().flatten() {
+            self.start(id, call);
+        }
+    }
+
+    /// An inode has a name less.
+    fn lost_name(&mut self, attributes: &Attributes, orphan: bool) {
+        if attributes.links > 0 || attributes.kind == FileKind::Directory {
+            return;
+        }
+        match self.files.get_mut(&attributes.inode) {
+            Some(file) if orphan => {
+                file.opener = true;
+                self.touched.insert(attributes.inode);
+            }
+            Some(_) => self.vanished(attributes.inode),
+            None if orphan => {
+                // Closed while the removal was under way: nobody here needs it.
+                self.mutate(Mutation::Close { inode: attributes.inode }, Purpose::Close(attributes.inode));
+            }
+            None => self.pages.remove_file(attributes.inode),
+        }
+    }
+}
+
+/// How the coming (or going) of an entry changes its directory; the inode's own ctime tells when.
+fn entry_change(entries: i64, attributes: &Attributes) -> ParentChange {
+    let directories = if attributes.kind == FileKind::Directory { entries } else { 0 };
+    ParentChange { entries, directories, stamp: attributes.ctime }
+}
+
+fn attributes_of(outcome: &Outcome) -> Vec<&Attributes> {
+    match outcome {
+        Outcome::Entry { attributes, .. }
+        | Outcome::Attributes { attributes, .. }
+        | Outcome::Created { attributes, .. }
+        | Outcome::Removed { attributes, .. } => vec![attributes],
+        Outcome::Renamed { moved, replaced, .. } => std::iter::once(moved).chain(replaced).collect(),
+        Outcome::Directory { entries, .. } => entries.iter().filter_map(|e| e.attributes.as_ref()).collect(),
+        Outcome::Done | Outcome::Bytes(_) | Outcome::Names(_) | Outcome::Usage(_) => Vec::new(),
+    }
+}
+

@@ -1,0 +1,181 @@
+//! Handles: creating, opening, closing.
+//!
+//! While the session caches it is alone, so opening needs no message; the openers are named when that ends, or when the inode loses
+//! its last name. Otherwise the service records each opener, and forgets it when the last handle here is closed.
+
+use crate::call::{Call, CallId, OpenMode, Reply};
+use crate::control::Purpose;
+use crate::core::ClientCore;
+use crate::error::ClientError;
+use crate::file::Handle;
+use crate::read::Stream;
+use crate::{HandleId, session::State};
+use holdfast_types::{InodeId, LogIndex};
+use holdfast_wire::metadata::Request;
+use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, Outcome};
+
+impl ClientCore {
+    pub(crate) fn create(&mut self, id: CallId, call: Call) {
+        let Call::Create { parent, ref name, ref node, mode, uid, gid, exclusive, open } = call else { return };
+        let mutation = Mutation::Create {
+            parent,
+            name: name.clone(),
+            node: node.clone(),
+            mode,
+            uid,
+            gid,
+            exclusive,
+            open: open.is_some(),
+        };
+        let purpose = if open.is_some() { Purpose::Create(id, call) } else { Purpose::Call(id) };
+        self.mutate(mutation, purpose);
+    }
+
+    pub(crate) fn created(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
+        let Call::Create { open: Some(mode), .. } = call else { return };
+        let (attributes, new) = match result {
+            Ok(Outcome::Created { attributes, new, .. }) => (attributes, new),
+            Ok(_) => return self.complete(id, Err(ClientError::Protocol { detail: "create answered something else" })),
+            Err(error) => return self.complete(id, Err(error)),
+        };
+        if attributes.kind != FileKind::File {
+            return self.complete(id, Ok(Reply::Created { attributes, new, handle: None }));
+        }
+        let caching = self.caching();
+        let at = self.control.answered_at;
+        let file = self.ensure_file(&attributes, at);
+        if file.closing {
+            // It was there before, and our closing it is under way: found again after that, it is recorded as open.
+            return file.parked.push((id, call));
+        }
+        file.bound_held |= attributes.size_bound > 0;
+        file.opener |= !caching;
+        if !self.waits(id) {
+            // Nobody will close it: the file retires by itself.
+            return;
+        }
+        let mut shown = attributes;
+        let handle = self.add_handle(&mut shown, at, mode);
+        self.complete(id, Ok(Reply::Created { attributes: shown, new, handle: Some(handle) }));
+    }
+
+    pub(crate) fn open(&mut self, id: CallId, inode: InodeId, mode: OpenMode) {
+        if let Some(parked) = self.removing.get_mut(&inode) {
+            return parked.push((id, Call::Open { inode, mode }));
+        }
+        if let Some(file) = self.files.get_mut(&inode)
+            && file.closing
+        {
+            return file.parked.push((id, Call::Open { inode, mode }));
+        }
+        if self.may_serve_cache()
+            && let Some((attributes, at)) = self.names.attributes_at(inode)
+        {
+            return self.opened(id, attributes, at, mode);
+        }
+        *self.opening.entry(inode).or_insert(0) += 1;
+        let recorded = self.files.get(&inode).is_some_and(|f| f.opener);
+        if self.caching() || recorded {
+            self.query(Some(inode), Purpose::Open(id, inode, mode));
+        } else {
+            self.mutate(Mutation::Open { inode }, Purpose::Open(id, inode, mode));
+        }
+    }
+
+    pub(crate) fn open_answered(
+        &mut self,
+        id: CallId,
+        inode: InodeId,
+        mode: OpenMode,
+        request: &Request,
+        result: Result<Outcome, ClientError>,
+    ) {
+        if let Some(count) = self.opening.get_mut(&inode) {
+            *count -= 1;
+            if *count == 0 {
+                self.opening.remove(&inode);
+            }
+        }
+        self.touched.insert(inode);
+        let attributes = match result {
+            Ok(Outcome::Attributes { attributes, .. }) => attributes,
+            Ok(_) => return self.complete(id, Err(ClientError::Protocol { detail: "open answered something else" })),
+            Err(error) => return self.complete(id, Err(error)),
+        };
+        if matches!(request, Request::Mutate(_)) && attributes.kind == FileKind::File {
+            self.ensure_file(&attributes, self.control.answered_at).opener = true;
+        } else if !self.caching() && !self.files.get(&inode).is_some_and(|f| f.opener) && self.waits(id) {
+            // Asked while caching, answered after it ended: the opening must be recorded.
+            return self.open(id, inode, mode);
+        }
+        if self.waits(id) {
+            self.opened(id, attributes, self.control.answered_at, mode);
+        }
+    }
+
+    fn opened(&mut self, id: CallId, mut attributes: Attributes, at: LogIndex, mode: OpenMode) {
+        match attributes.kind {
+            FileKind::File => {}
+            FileKind::Directory => return self.complete(id, Err(NamespaceError::IsDirectory.into())),
+            _ => return self.complete(id, Err(NamespaceError::Invalid.into())),
+        }
+        let keep_cache = self.caching();
+        let handle = self.add_handle(&mut attributes, at, mode);
+        self.complete(id, Ok(Reply::Opened { handle, attributes, keep_cache }));
+    }
+
+    /// One more handle; `attributes` are then as callers see them.
+    fn add_handle(&mut self, attributes: &mut Attributes, at: LogIndex, mode: OpenMode) -> HandleId {
+        let handle = self.handle();
+        let file = self.ensure_file(attributes, at);
+        file.handles += 1;
+        file.show(attributes);
+        self.handles.insert(handle, Handle { inode: attributes.inode, mode, stream: Stream::default() });
+        handle
+    }
+
+    pub(crate) fn release(&mut self, id: CallId, handle: HandleId) {
+        let Some(open) = self.handles.remove(&handle) else {
+            return self.complete(id, Err(ClientError::BadHandle));
+        };
+        let file = self.files.get_mut(&open.inode).expect("a handle keeps its file");
+        file.handles -= 1;
+        file.closed_at = self.now;
+        self.touched.insert(open.inode);
+        self.complete(id, Ok(Reply::Done));
+    }
+
+    pub(crate) fn flush(&mut self, id: CallId, handle: HandleId) {
+        let error = match self.handles.get(&handle) {
+            Some(open) => self.files.get_mut(&open.inode).and_then(|file| file.error.take()),
+            None => Some(ClientError::BadHandle),
+        };
+        self.complete(id, error.map_or(Ok(Reply::Done), Err));
+    }
+
+    /// Forgets a file that nobody uses and that has nothing left to say.
+    pub(crate) fn retire(&mut self, inode: InodeId) {
+        let (telling, opening) = (self.session.telling(), self.opening.contains_key(&inode));
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        let idle = !file.is_open() && file.is_settled() && file.parked.is_empty() && file.syncs.is_empty();
+        if !idle || opening {
+            return;
+        }
+        if !file.opener {
+            self.files.remove(&inode);
+            self.buffer.forget(inode);
+        } else if !telling && matches!(self.session.state, State::Live) {
+            // While the service is being told who is open, a closing might overtake the list that names it.
+            file.closing = true;
+            file.opener = false;
+            self.mutate(Mutation::Close { inode }, Purpose::Close(inode));
+        }
+    }
+
+    pub(crate) fn closed(&mut self, inode: InodeId) {
+        if let Some(file) = self.files.get_mut(&inode) {
+            file.closing = false;
+        }
+        self.touched.insert(inode);
+    }
+}

@@ -1,0 +1,422 @@
+//! Reading: from memory what is there, from storage what is missing, ahead of a stream.
+//!
+//! The bytes of a read are those of the moment it was made, or later ones: what is dirty, under way or kept is collected at once,
+//! the rest is filled in as it arrives. Bytes that were asked for before a write are never kept over those of the write.
+
+use crate::call::{Call, CallId, Data, Reply};
+use crate::control::Purpose;
+use crate::core::ClientCore;
+use crate::data::DataPurpose;
+use crate::error::ClientError;
+use bytes::Bytes;
+use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
+use holdfast_types::size::KIB;
+use holdfast_types::{ChunkIndex, Generation, InodeId};
+use holdfast_wire::chunk::ChunkOp;
+use holdfast_wire::namespace::Outcome;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Files up to this size are read as a whole.
+const WHOLE_BYTES: u64 = 256 * KIB;
+/// First window of a stream; doubled with each read that goes on where the last ended.
+const WINDOW_BYTES_MIN: u64 = 256 * KIB;
+/// A kernel's parallel reads of one stream arrive this far out of order.
+const DISORDER_BYTES: u64 = 1024 * KIB;
+
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// How a handle has been read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stream {
+    /// Where the next read of a stream would begin.
+    next: u64,
+    /// How far to read ahead; 0: not a stream.
+    window: u64,
+    /// Up to here it was asked for ahead.
+    ahead: u64,
+}
+
+/// Bytes on their way from storage.
+struct Fetch {
+    inode: InodeId,
+    generation: Generation,
+    start: u64,
+    end: u64,
+    /// Written since it was asked for, or dirty then: not to be kept.
+    stale: Vec<(u64, u64)>,
+    /// Reads, each with the part that it may take from here.
+    waiting: Vec<(u64, u64, u64)>,
+    /// Nobody waited for it when it was asked for.
+    ahead: bool,
+    keep: bool,
+    span: u64,
+}
+
+/// A read that waits for bytes.
+struct Pending {
+    call: CallId,
+    parts: Assembly,
+}
+
+/// A range that is being put together.
+struct Assembly {
+    start: u64,
+    end: u64,
+    parts: BTreeMap<u64, Bytes>,
+}
+
+impl Assembly {
+    /// Ranges still missing, in order.
+    fn gaps(&self) -> Vec<(u64, u64)> {
+        let mut gaps = Vec::new();
+        let mut at = self.start;
+        for (start, bytes) in &self.parts {
+            if at < *start {
+                gaps.push((at, *start));
+            }
+            at = start + bytes.len() as u64;
+        }
+        if at < self.end {
+            gaps.push((at, self.end));
+        }
+        gaps
+    }
+
+    fn put(&mut self, at: u64, bytes: Bytes) {
+        self.parts.insert(at, bytes);
+    }
+
+    fn put_zeros(&mut self, start: u64, end: u64) {
+        let mut at = start;
+        while at < end {
+            let take = (end - at).min(ZEROS.len() as u64);
+            self.put(at, Bytes::from_static(&ZEROS[..take as usize]));
+            at += take;
+        }
+    }
+
+    fn reply(self) -> Reply {
+        Reply::Data(Data { pieces: self.parts.into_values().collect() })
+    }
+}
+
+/// What is being read.
+pub(crate) struct Reads {
+    fetches: BTreeMap<u64, Fetch>,
+    by_inode: BTreeMap<InodeId, BTreeSet<u64>>,
+    pending: BTreeMap<u64, Pending>,
+    next: u64,
+    /// Bytes that were asked for ahead and have not arrived.
+    ahead_bytes: u64,
+}
+
+impl Reads {
+    pub fn new() -> Self {
+        Self { fetches: BTreeMap::new(), by_inode: BTreeMap::new(), pending: BTreeMap::new(), next: 1, ahead_bytes: 0 }
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self { next: self.next, ..Self::new() };
+    }
+
+    /// A range has new content: what is on its way for it is old.
+    pub fn overwritten(&mut self, inode: InodeId, start: u64, end: u64) {
+        for number in self.by_inode.get(&inode).into_iter().flatten() {
+            let fetch = self.fetches.get_mut(number).expect("indexed");
+            if fetch.start < end && start < fetch.end {
+                fetch.stale.push((start.max(fetch.start), end.min(fetch.end)));
+            }
+        }
+    }
+
+    /// A fetch that will bring the byte at `at` as it is now, and how far it goes on so.
+    fn under_way(&self, inode: InodeId, generation: Generation, at: u64) -> Option<(u64, u64)> {
+        self.by_inode.get(&inode)?.iter().find_map(|number| {
+            let fetch = &self.fetches[number];
+            let fits = fetch.generation == generation && (fetch.start..fetch.end).contains(&at);
+            let clean = fetch.stale.iter().all(|(start, end)| !(*start..*end).contains(&at));
+            let until = fetch.stale.iter().map(|(start, _)| *start).filter(|s| *s > at).fold(fetch.end, u64::min);
+            (fits && clean).then_some((*number, until))
+        })
+    }
+}
+
+impl ClientCore {
+    pub(crate) fn read(&mut self, id: CallId, call: Call) {
+        let Call::Read { handle, offset, length } = call else { return };
+        let Some(open) = self.handles.get(&handle) else { return self.complete(id, Err(ClientError::BadHandle)) };
+        let inode = open.inode;
+        let file = self.files.get_mut(&inode).expect("a handle keeps its file");
+        if file.is_changing() {
+            return file.parked.push((id, call));
+        }
+        if self.may_serve_cache() {
+            return self.read_now(id, handle, offset, length);
+        }
+        self.query(Some(inode), Purpose::ReadSize(id, Box::new(call)));
+    }
+
+    /// The size is known: a read that may not use a cached one goes on.
+    pub(crate) fn read_sized(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
+        let Call::Read { handle, offset, length } = call else { return };
+        match result {
+            Ok(_) if self.waits(id) => self.read_now(id, handle, offset, length),
+            Ok(_) => {}
+            Err(error) => self.complete(id, Err(error)),
+        }
+    }
+
+    fn read_now(&mut self, id: CallId, handle: crate::HandleId, offset: u64, length: u32) {
+        let Some(inode) = self.handles.get(&handle).map(|h| h.inode) else {
+            return self.complete(id, Err(ClientError::BadHandle));
+        };
+        let keep = self.may_serve_cache();
+        let file = self.files.get_mut(&inode).expect("a handle keeps its file");
+        let (size, stored) = (file.size(), file.stored_end());
+        let end = offset.saturating_add(u64::from(length)).min(size);
+        if offset >= end {
+            return self.complete(id, Ok(Reply::Data(Data::default())));
+        }
+        let mut parts = Assembly { start: offset, end, parts: BTreeMap::new() };
+        file.dirty.overlay(offset, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
+        if !file.sending.is_empty() {
+            for (start, end) in parts.gaps() {
+                overlay_sending(&file.sending, start, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
+            }
+        }
+        if keep {
+            for (start, end) in parts.gaps() {
+                self.pages.overlay(inode, start, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
+            }
+        }
+        // Beyond what storage may hold, and above a cut that is not finished, there are only zeros.
+        let zeros_from = stored.min(file.base.trim_from.unwrap_or(u64::MAX));
+        let mut missing = Vec::new();
+        for (start, end) in parts.gaps() {
+            if start < zeros_from {
+                missing.push((start, end.min(zeros_from)));
+            }
+            parts.put_zeros(start.max(zeros_from), end);
+        }
+        if missing.is_empty() {
+            self.complete(id, Ok(parts.reply()));
+        } else {
+            let number = self.reads.next;
+            self.reads.next += 1;
+            self.reads.pending.insert(number, Pending { call: id, parts });
+            for (start, end) in missing {
+                self.fetch_gap(inode, start, end, zeros_from, keep, number);
+            }
+        }
+        if keep {
+            self.read_ahead(inode, handle, offset, end, zeros_from);
+        }
+    }
+
+    /// Asks for a gap of a pending read, or waits for whoever has asked already.
+    fn fetch_gap(&mut self, inode: InodeId, start: u64, end: u64, stored: u64, keep: bool, number: u64) {
+        let generation = self.files[&inode].base.generation;
+        let mut at = start;
+        while at < end {
+            if let Some((fetch, until)) = self.reads.under_way(inode, generation, at) {
+                let until = until.min(end);
+                self.reads.fetches.get_mut(&fetch).expect("indexed").waiting.push((number, at, until));
+                at = until;
+                continue;
+            }
+            let limit = end.min(at - at % self.config.request_bytes + self.config.request_bytes);
+            let mut until = self.next_fetch_start(inode, at).min(limit);
+            while until < limit && self.reads.under_way(inode, generation, until).is_none() {
+                until = self.next_fetch_start(inode, until).min(limit);
+            }
+            let (from, to) = if keep { self.widen(inode, at, until, stored) } else { (at, until) };
+            let fetch = self.fetch(inode, from, to, keep, false);
+            // Storage that is asked for a range without a primary answers later, never at once.
+            self.reads.fetches.get_mut(&fetch).expect("just made").waiting.push((number, at, until));
+            at = until;
+        }
+    }
+
+    fn next_fetch_start(&self, inode: InodeId, at: u64) -> u64 {
+        let fetches = self.reads.by_inode.get(&inode).into_iter().flatten().map(|n| &self.reads.fetches[n]);
+        fetches.flat_map(|f| f.stale.iter().map(|(_, end)| *end).chain([f.start])).filter(|s| *s > at).min().unwrap_or(u64::MAX)
+    }
+
+    /// Whole blocks, and small files as a whole: what lies around is likely to be wanted next. Within one request.
+    fn widen(&self, inode: InodeId, start: u64, end: u64, stored: u64) -> (u64, u64) {
+        let request = start - start % self.config.request_bytes;
+        let whole = stored <= WHOLE_BYTES && self.reads.by_inode.get(&inode).is_none_or(BTreeSet::is_empty);
+        let (from, to) = if whole {
+            (0, stored)
+        } else {
+            (start - start % BLOCK_BYTES, end.next_multiple_of(BLOCK_BYTES).min(stored))
+        };
+        (from.max(request), to.min(request + self.config.request_bytes).max(end))
+    }
+
+    /// Asks storage for bytes of one request-sized block.
+    fn fetch(&mut self, inode: InodeId, start: u64, end: u64, keep: bool, ahead: bool) -> u64 {
+        let volume = self.session.volume().clone();
+        let file = &mut self.files.get_mut(&inode).expect("read through a handle");
+        let mut stale = Vec::new();
+        file.dirty.overlay(start, end, |at, bytes| stale.push((at, at + bytes.len() as u64)));
+        overlay_sending(&file.sending, start, end, |at, bytes| stale.push((at, at + bytes.len() as u64)));
+        let number = self.reads.next;
+        self.reads.next += 1;
+        let (generation, span) = (file.base.generation, self.session.span);
+        let chunk = crate::data::chunk_key(&volume, &file.base, ChunkIndex(start / CHUNK_BYTES));
+        let fetch = Fetch { inode, generation, start, end, stale, waiting: Vec::new(), ahead, keep, span };
+        self.reads.fetches.insert(number, fetch);
+        self.reads.by_inode.entry(inode).or_default().insert(number);
+        let op = ChunkOp::Read { chunk, offset: (start % CHUNK_BYTES) as u32, length: (end - start) as u32 };
+        self.data_start(chunk.index, inode, op, Vec::new(), DataPurpose::Fetch(number));
+        number
+    }
+
+    /// Bytes have arrived: for readers, and to be kept.
+    pub(crate) fn fetched(&mut self, number: u64, result: Result<Bytes, ClientError>) {
+        let Some(fetch) = self.reads.fetches.remove(&number) else { return };
+        if let Some(fetches) = self.reads.by_inode.get_mut(&fetch.inode) {
+            fetches.remove(&number);
+            if fetches.is_empty() {
+                self.reads.by_inode.remove(&fetch.inode);
+            }
+        }
+        if fetch.ahead {
+            self.reads.ahead_bytes = self.reads.ahead_bytes.saturating_sub(fetch.end - fetch.start);
+        }
+        let stored;
+        let mut got = Assembly { start: fetch.start, end: fetch.end, parts: BTreeMap::new() };
+        match result {
+            Ok(bytes) => {
+                stored = fetch.start + bytes.len() as u64;
+                if !bytes.is_empty() {
+                    got.put(fetch.start, bytes);
+                }
+                got.put_zeros(stored, fetch.end);
+            }
+            Err(error) => {
+                for pending in fetch.waiting.iter().filter_map(|(n, ..)| self.reads.pending.remove(n)).collect::<Vec<_>>() {
+                    self.complete(pending.call, Err(error.clone()));
+                }
+                return;
+            }
+        }
+        for (number, from, to) in &fetch.waiting {
+            let Some(pending) = self.reads.pending.get_mut(number) else { continue };
+            for (start, end) in pending.parts.gaps() {
+                for (at, bytes) in slices(&got.parts, start.max(*from), end.min(*to)) {
+                    pending.parts.put(at, bytes);
+                }
+            }
+            if pending.parts.gaps().is_empty() {
+                let pending = self.reads.pending.remove(number).expect("just seen");
+                self.complete(pending.call, Ok(pending.parts.reply()));
+            }
+        }
+        let same = self.files.get(&fetch.inode).is_some_and(|f| f.base.generation == fetch.generation);
+        if fetch.keep && fetch.span == self.session.span && self.caching() && same {
+            let fresh = complement(fetch.start, fetch.end, fetch.stale);
+            for (start, end) in fresh {
+                for (at, bytes) in slices(&got.parts, start, end) {
+                    // Zeros share one buffer that is there anyway.
+                    let held = if at >= stored { 0 } else { stored - fetch.start };
+                    self.pages.insert(fetch.inode, at, bytes, held);
+                }
+            }
+        }
+    }
+
+    /// Asks for what a stream will want next.
+    fn read_ahead(&mut self, inode: InodeId, handle: crate::HandleId, offset: u64, end: u64, stored: u64) {
+        let Some(stream) = self.handles.get_mut(&handle).map(|h| &mut h.stream) else { return };
+        let goes_on = offset <= stream.next + DISORDER_BYTES && offset + DISORDER_BYTES >= stream.next;
+        if !goes_on || (stream.next == 0 && offset > 0) {
+            *stream = Stream { next: end, window: 0, ahead: end };
+            return;
+        }
+        if end > stream.next {
+            stream.next = end;
+            stream.window = (stream.window * 2).clamp(WINDOW_BYTES_MIN, self.config.read_ahead_bytes.max(WINDOW_BYTES_MIN));
+        }
+        let request = self.config.request_bytes;
+        let upto = (stream.next + stream.window).min(stored);
+        let stream_window = stream.window;
+        let mut at = stream.ahead.max(end);
+        let budget = self.config.read_cache_bytes / 4;
+        // Not before a good part of a request is wanted, so that requests stay large.
+        if upto < at + (request / 2).min(stream.window) && upto < stored {
+            return;
+        }
+        let generation = self.files[&inode].base.generation;
+        while at < upto && self.reads.ahead_bytes < budget {
+            let mut until = (at - at % request + request).min(stored);
+            if stream_window < request {
+                until = until.min(upto);
+            }
+            if let Some((_, until)) = self.reads.under_way(inode, generation, at) {
+                at = until;
+                continue;
+            }
+            if !self.pages.covers(inode, at, until) {
+                self.fetch(inode, at, until, true, true);
+                self.reads.ahead_bytes += until - at;
+            }
+            at = until;
+        }
+        if let Some(handle) = self.handles.get_mut(&handle) {
+            handle.stream.ahead = at;
+        }
+    }
+}
+
+/// Calls `found` for each part of a range that is under way, in order.
+fn overlay_sending(
+    sending: &BTreeMap<u64, crate::file::Sending>,
+    start: u64,
+    end: u64,
+    mut found: impl FnMut(u64, Bytes),
+) {
+    let first = sending.range(..=start).next_back().map_or(start, |(at, _)| *at);
+    for (at, sending) in sending.range(first..end) {
+        let mut at = *at;
+        for piece in &sending.pieces {
+            let piece_end = at + piece.len() as u64;
+            let (from, to) = (start.max(at), end.min(piece_end));
+            if from < to {
+                found(from, piece.slice((from - at) as usize..(to - at) as usize));
+            }
+            at = piece_end;
+        }
+    }
+}
+
+/// The parts of a range, cut to it.
+fn slices(parts: &BTreeMap<u64, Bytes>, start: u64, end: u64) -> Vec<(u64, Bytes)> {
+    if start >= end {
+        return Vec::new();
+    }
+    let first = parts.range(..=start).next_back().map_or(start, |(at, _)| *at);
+    let cut = |(at, bytes): (&u64, &Bytes)| {
+        let (from, to) = (start.max(*at), end.min(at + bytes.len() as u64));
+        (from < to).then(|| (from, bytes.slice((from - at) as usize..(to - at) as usize)))
+    };
+    parts.range(first..end).filter_map(cut).collect()
+}
+
+/// What of a range is in none of `holes`.
+fn complement(start: u64, end: u64, mut holes: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    holes.sort_unstable();
+    let mut rest = Vec::new();
+    let mut at = start;
+    for (from, to) in holes {
+        if at < from {
+            rest.push((at, from));
+        }
+        at = at.max(to);
+    }
+    if at < end {
+        rest.push((at, end));
+    }
+    rest
+}

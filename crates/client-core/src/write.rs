@@ -1,0 +1,431 @@
+//! Writing: the buffer, when its bytes are sent, who waits for them.
+//!
+//! While caching, a write is answered when its bytes lie in the buffer. Otherwise it is written through: the same path, but the call
+//! waits until its bytes are durable and published.
+
+use crate::call::{Call, CallId, Durability, Reply};
+use crate::control::Purpose;
+use crate::core::{ClientCore, Timer};
+use crate::data::DataPurpose;
+use crate::effect::Notice;
+use crate::error::ClientError;
+use crate::file::{Lane, Sending, Sync, Waiter, has_set_ids};
+use crate::session::State;
+use holdfast_types::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
+use holdfast_types::{ChunkIndex, InodeId};
+use holdfast_wire::chunk::ChunkOp;
+use holdfast_wire::namespace::{NamespaceError, Outcome};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Dirty segments looked at in one go when the oldest cannot be sent yet.
+const LOOK_MAX: usize = 256;
+
+/// The write buffer of a mount, as a whole.
+pub(crate) struct Buffer {
+    /// Dirty bytes and bytes under way, with what keeping them costs.
+    pub bytes: u64,
+    pub in_flight_bytes: u64,
+    pub in_flight_requests: usize,
+    /// Files with something to send for which there was no room under way.
+    waiting: BTreeSet<InodeId>,
+    /// Of `waiting`, who went last.
+    cursor: InodeId,
+    /// Writes that wait for room in the buffer.
+    queue: VecDeque<(CallId, Call)>,
+    /// `SyncAll` calls: files to go, first error.
+    all: BTreeMap<CallId, (usize, Option<ClientError>)>,
+    /// Files with dirty bytes.
+    dirty: BTreeSet<InodeId>,
+}
+
+impl Buffer {
+    pub fn new() -> Self {
+        Self {
+            bytes: 0,
+            in_flight_bytes: 0,
+            in_flight_requests: 0,
+            waiting: BTreeSet::new(),
+            cursor: InodeId(0),
+            queue: VecDeque::new(),
+            all: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+        }
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self::new();
+    }
+
+    /// A file is not in use any more.
+    pub fn forget(&mut self, inode: InodeId) {
+        self.waiting.remove(&inode);
+        self.dirty.remove(&inode);
+    }
+}
+
+impl ClientCore {
+    /// Counts what a file holds in the buffer.
+    pub(crate) fn recount(&mut self, inode: InodeId) {
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        let cost = file.cost();
+        self.buffer.bytes = self.buffer.bytes - file.counted + cost;
+        file.counted = cost;
+        if file.dirty.is_empty() {
+            self.buffer.dirty.remove(&inode);
+        } else {
+            self.buffer.dirty.insert(inode);
+        }
+    }
+
+    fn pressed(&self) -> bool {
+        self.buffer.bytes > self.config.write_buffer_bytes / 2
+    }
+
+    /// Whether dirty bytes are sent without delay.
+    pub(crate) fn write_through(&self) -> bool {
+        !self.caching()
+    }
+
+    // ---- calls ----
+
+    pub(crate) fn write(&mut self, id: CallId, call: Call) {
+        let Call::Write { handle, ref data, .. } = call else { return };
+        let Some(open) = self.handles.get(&handle) else { return self.complete(id, Err(ClientError::BadHandle)) };
+        let (inode, append) = (open.inode, open.mode.append);
+        let length = data.len() as u64;
+        let file = self.files.get_mut(&inode).expect("a handle keeps its file");
+        if let Some(error) = file.error.take() {
+            return self.complete(id, Err(error));
+        }
+        if self.config.read_only {
+            return self.complete(id, Err(NamespaceError::ReadOnly.into()));
+        }
+        if file.is_changing() {
+            return file.parked.push((id, call));
+        }
+        let room = self.buffer.bytes == 0 || self.buffer.bytes + length <= self.config.write_buffer_bytes;
+        if !room || !self.buffer.queue.is_empty() {
+            self.buffer.queue.push_back((id, call));
+            return;
+        }
+        if append && self.write_through() {
+            return self.query(Some(inode), Purpose::AppendSize(id, Box::new(call)));
+        }
+        self.write_now(id, call);
+    }
+
+    /// The size is known: an append in write-through mode goes on.
+    pub(crate) fn append_sized(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
+        let Call::Write { handle, .. } = call else { return };
+        match result {
+            Err(error) => self.complete(id, Err(error)),
+            Ok(_) if !self.waits(id) => {}
+            Ok(_) => match self.handles.get(&handle).and_then(|h| self.files.get_mut(&h.inode)) {
+                None => self.complete(id, Err(ClientError::BadHandle)),
+                Some(file) if file.is_changing() => file.parked.push((id, call)),
+                Some(_) => self.write_now(id, call),
+            },
+        }
+    }
+
+    fn write_now(&mut self, id: CallId, call: Call) {
+        let Call::Write { handle, offset, data, clear_set_ids } = call else { return };
+        let Some(open) = self.handles.get(&handle) else { return self.complete(id, Err(ClientError::BadHandle)) };
+        let (inode, mode) = (open.inode, open.mode);
+        let stamp = self.stamp();
+        let now = self.now;
+        let through = self.write_through();
+        let file = self.files.get_mut(&inode).expect("a handle keeps its file");
+        let offset = if mode.append { file.size() } else { offset };
+        let length = data.len() as u64;
+        let reply = Reply::Written { offset, length: length as u32 };
+        if length == 0 {
+            return self.complete(id, Ok(reply));
+        }
+        let end = match offset.checked_add(length).filter(|end| *end <= FILE_BYTES_MAX) {
+            Some(end) => end,
+            None => return self.complete(id, Err(NamespaceError::TooLarge.into())),
+        };
+        if file.gone {
+            return self.complete(id, Err(ClientError::Stale));
+        }
+        let number = file.number_next;
+        file.number_next += 1;
+        file.dirty.insert(offset, data, number, now);
+        file.mtime = Some(stamp);
+        file.written_at = now;
+        file.clear_set_ids |= clear_set_ids && has_set_ids(&file.base);
+        match (through, mode.durable) {
+            (false, Durability::Buffered) => self.complete(id, Ok(reply)),
+            (false, Durability::Data) => {
+                file.syncs.push(Sync { target: number, data_only: true, waiter: Waiter::Call(id, reply) });
+            }
+            (true, _) | (false, Durability::Full) => {
+                file.syncs.push(Sync { target: number, data_only: false, waiter: Waiter::Call(id, reply) });
+            }
+        }
+        self.reads.overwritten(inode, offset, end);
+        self.recount(inode);
+        self.touched.insert(inode);
+        if self.pressed() {
+            self.touched.extend(self.buffer.dirty.iter().copied());
+        }
+    }
+
+    pub(crate) fn fsync(&mut self, id: CallId, inode: InodeId, data_only: bool) {
+        let Some(file) = self.files.get_mut(&inode) else { return self.complete(id, Ok(Reply::Done)) };
+        if let Some(error) = file.error.take() {
+            return self.complete(id, Err(error));
+        }
+        let target = file.number_next - 1;
+        file.syncs.push(Sync { target, data_only, waiter: Waiter::Call(id, Reply::Done) });
+        self.touched.insert(inode);
+    }
+
+    pub(crate) fn sync_all(&mut self, id: CallId) {
+        let mut count = 0;
+        for file in self.files.values_mut().filter(|f| !f.is_clean() || f.needs_publish(false)) {
+            file.syncs.push(Sync { target: file.number_next - 1, data_only: false, waiter: Waiter::All(id) });
+            self.touched.insert(file.inode);
+            count += 1;
+        }
+        if count == 0 {
+            self.complete(id, Ok(Reply::Done));
+        } else {
+            self.buffer.all.insert(id, (count, None));
+        }
+    }
+
+    // ---- sending ----
+
+    /// Sends what of a file is due and may go.
+    pub(crate) fn send_dirty(&mut self, inode: InodeId) {
+        while let Some((start, end)) = self.next_run(inode) {
+            let room = self.buffer.in_flight_bytes < self.config.flush_bytes_in_flight
+                && self.buffer.in_flight_requests < self.config.flush_requests_in_flight;
+            if !room {
+                self.buffer.waiting.insert(inode);
+                return;
+            }
+            self.send_run(inode, start, end);
+        }
+    }
+
+    /// The next run of a file to be sent, if there is one: within one request, not overlapping what is under way.
+    fn next_run(&mut self, inode: InodeId) -> Option<(u64, u64)> {
+        let (all, now, delay) = (self.write_through() || self.pressed(), self.now, self.config.writeback_delay);
+        let file = self.files.get_mut(&inode)?;
+        if file.holds_back() || file.gone || file.refresh {
+            return None;
+        }
+        let (target, limit, trim) = (file.sync_target(), file.limit(), file.base.trim_from);
+        let mut wait_trim = false;
+        let mut found = None;
+        let request_bytes = self.config.request_bytes;
+        let mut may_go = |start: u64, end: u64| {
+            let end = end.min(limit);
+            if trim.is_some_and(|trim| end > trim) {
+                wait_trim = true;
+                return None;
+            }
+            (start < end && !file.overlaps_sending(start, end)).then_some((start, end))
+        };
+        for block in file.dirty.full_blocks().take(LOOK_MAX) {
+            // Cut at the limit only where somebody waits; a whole block waits for its reservation.
+            if block + request_bytes <= limit {
+                found = may_go(block, block + request_bytes);
+                if found.is_some() {
+                    break;
+                }
+            }
+        }
+        if found.is_none() {
+            let due = |number: u64, since| all || number <= target || since + delay <= now;
+            for (_, _, at) in file.dirty.by_age().take(LOOK_MAX).take_while(|(number, since, _)| due(*number, *since)) {
+                let (start, end) = file.dirty.run_around(at);
+                found = may_go(start, end);
+                if found.is_some() {
+                    break;
+                }
+            }
+        }
+        if wait_trim {
+            self.await_trim(inode);
+        }
+        found
+    }
+
+    fn send_run(&mut self, inode: InodeId, start: u64, end: u64) {
+        let span = self.session.span;
+        let volume = self.session.volume().clone();
+        let file = self.files.get_mut(&inode).expect("just looked at");
+        let taken = file.dirty.take(start, end);
+        let chunk = crate::data::chunk_key(&volume, &file.base, ChunkIndex(start / CHUNK_BYTES));
+        let op = ChunkOp::Write { chunk, offset: (start % CHUNK_BYTES) as u32, sums: Vec::new() };
+        let pieces = taken.pieces.clone();
+        file.send(start, Sending { end: taken.end, pieces: taken.pieces, number: taken.number, span });
+        self.buffer.in_flight_bytes += end - start;
+        self.buffer.in_flight_requests += 1;
+        self.recount(inode);
+        self.data_start(chunk.index, inode, op, pieces, DataPurpose::Flush { inode, start });
+    }
+
+    /// Bytes of a file are durable, or never will be.
+    pub(crate) fn flushed(&mut self, inode: InodeId, start: u64, result: Result<(), ClientError>) {
+        let keep = self.caching();
+        let span = self.session.span;
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        let Some(sending) = file.sent(start) else { return };
+        self.buffer.in_flight_bytes -= sending.end - start;
+        self.buffer.in_flight_requests -= 1;
+        match result {
+            Ok(()) if file.gone => {}
+            Ok(()) => {
+                file.unpublished_end = file.unpublished_end.max(sending.end);
+                if keep && sending.span == span {
+                    let mut at = start;
+                    for piece in sending.pieces {
+                        let length = piece.len() as u64;
+                        self.pages.insert(inode, at, piece, length);
+                        at += length;
+                    }
+                } else {
+                    self.pages.remove(inode, start, sending.end);
+                }
+            }
+            Err(error) => {
+                self.pages.remove(inode, start, sending.end);
+                self.lost(inode, sending.number, error);
+            }
+        }
+        self.recount(inode);
+        self.touched.insert(inode);
+        self.room_made();
+    }
+
+    /// There is room: under way for files that wait, in the buffer for writers that wait.
+    pub(crate) fn room_made(&mut self) {
+        let cursor = self.buffer.cursor;
+        let next = self.buffer.waiting.range((std::ops::Bound::Excluded(cursor), std::ops::Bound::Unbounded)).next();
+        if let Some(inode) = next.or(self.buffer.waiting.first()).copied() {
+            self.buffer.waiting.remove(&inode);
+            self.buffer.cursor = inode;
+            self.touched.insert(inode);
+        }
+        while let Some((_, Call::Write { data, .. })) = self.buffer.queue.front() {
+            let room = self.buffer.bytes == 0 || self.buffer.bytes + data.len() as u64 <= self.config.write_buffer_bytes;
+            if !room {
+                return;
+            }
+            let rest = std::mem::take(&mut self.buffer.queue);
+            let mut rest = rest.into_iter();
+            if let Some((id, call)) = rest.next() {
+                self.start(id, call);
+            }
+            self.buffer.queue.extend(rest);
+        }
+    }
+
+    /// Bytes of a file cannot be stored: whoever waits for them learns it, or the next write, fsync or close does.
+    pub(crate) fn lost(&mut self, inode: InodeId, number: u64, error: ClientError) {
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        let (told, rest): (Vec<Sync>, Vec<Sync>) =
+            std::mem::take(&mut file.syncs).into_iter().partition(|sync| sync.target >= number);
+        file.syncs = rest;
+        if told.is_empty() {
+            file.error = Some(error.clone());
+        }
+        for sync in told {
+            self.sync_done(sync.waiter, Err(error.clone()));
+        }
+        self.notify(Notice::WriteLost { inode, error });
+    }
+
+    /// Answers those whose writes are durable and published.
+    pub(crate) fn finish_syncs(&mut self, inode: InodeId) {
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        if file.syncs.is_empty() || matches!(file.lane, Some(Lane::Change { .. })) {
+            return;
+        }
+        let oldest = file.oldest_unsafe();
+        let (full, data) = (file.needs_publish(false), file.needs_publish(true));
+        let published = file.published_to;
+        let is_done = |sync: &Sync| {
+            let open = if sync.data_only { data } else { full };
+            sync.target < oldest && (!open || published >= sync.target && sync.target > 0)
+        };
+        let (done, rest): (Vec<Sync>, Vec<Sync>) = std::mem::take(&mut file.syncs).into_iter().partition(is_done);
+        file.syncs = rest;
+        for sync in done {
+            self.sync_done(sync.waiter, Ok(()));
+        }
+    }
+
+    pub(crate) fn sync_done(&mut self, waiter: Waiter, result: Result<(), ClientError>) {
+        match waiter {
+            Waiter::Call(id, reply) => self.complete(id, result.map(|()| reply)),
+            Waiter::All(id) => {
+                let Some((left, error)) = self.buffer.all.get_mut(&id) else { return };
+                *left -= 1;
+                *error = error.take().or(result.err());
+                if *left == 0 {
+                    let (_, error) = self.buffer.all.remove(&id).expect("just seen");
+                    self.complete(id, error.map_or(Ok(Reply::Done), Err));
+                }
+            }
+        }
+    }
+
+    // ---- one look at a file ----
+
+    /// Does what is due for a file and may be done now.
+    pub(crate) fn pump(&mut self, inode: InodeId) {
+        if matches!(self.session.state, State::Over { .. }) {
+            return;
+        }
+        if let Some(file) = self.files.get_mut(&inode)
+            && file.gone
+            && !file.dirty.is_empty()
+        {
+            file.dirty.cut(0, u64::MAX);
+            self.recount(inode);
+        }
+        self.send_dirty(inode);
+        self.run_lane(inode);
+        self.finish_syncs(inode);
+        self.wake_parked(inode);
+        self.retire(inode);
+        self.schedule(inode);
+    }
+
+    /// Calls that waited for a change begin anew.
+    fn wake_parked(&mut self, inode: InodeId) {
+        let Some(file) = self.files.get_mut(&inode).filter(|f| !f.is_changing() && !f.closing) else { return };
+        for (id, call) in std::mem::take(&mut file.parked) {
+            self.start(id, call);
+        }
+    }
+
+    pub(crate) fn file_due(&mut self, inode: InodeId) {
+        if let Some(file) = self.files.get_mut(&inode) {
+            file.due = None;
+            self.touched.insert(inode);
+        }
+    }
+
+    /// Sets a timer for whatever of a file is due later.
+    fn schedule(&mut self, inode: InodeId) {
+        let delay = self.config.writeback_delay;
+        let caching = self.caching();
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        let flush = file.dirty.oldest().map(|(_, since, _)| since + delay);
+        let publish = (file.is_clean() && file.needs_publish(false)).then(|| file.written_at + delay);
+        let release = (!file.is_open() && file.bound_held).then(|| file.closed_at + delay);
+        let Some(at) = [flush, publish, release].into_iter().flatten().min() else { return };
+        // What is overdue waits for something else, which will look at the file again.
+        if caching && at > self.now && file.due.is_none_or(|due| at < due) {
+            file.due = Some(at);
+            self.timer(at, Timer::File(inode));
+        }
+    }
+}
