@@ -7,3 +7,16 @@
 
 pub mod chunk_store;
 pub mod config;
+
+mod clock;
+mod control;
+mod disk;
+mod heartbeat;
+pub mod metrics;
+mod owner;
+mod peers;
+mod run;
+mod service;
+mod shell;
+
+pub use run::{Error, run};

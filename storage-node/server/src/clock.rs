@@ -1,0 +1,14 @@
+//! The one place where this crate reads a clock.
+
+use holdfast_types::Instant;
+
+/// Monotonic time that counts suspended time.
+pub(crate) fn now() -> Instant {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Instant(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+/// A deadline of the runtime's clock on ours.
+pub(crate) fn from_runtime(deadline: std::time::Instant) -> Instant {
+    now() + deadline.saturating_duration_since(std::time::Instant::now())
+}

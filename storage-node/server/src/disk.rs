@@ -1,0 +1,303 @@
+//! A disk's threads: one for changes, which commits what waits as one batch, and a few for reads of all disks.
+//!
+//! * Changes are applied in the order given. What arrives while a batch is being synced becomes the next batch.
+//! * Reads never wait for a sync, and see every change that was reported done.
+//! * A checkpoint's slow part runs on a thread of its own; the thread of changes begins and ends it.
+
+use crate::chunk_store::{CheckpointJob, ChunkStore, Reader};
+use crate::clock::now;
+use crate::metrics::{Metrics, add};
+use holdfast_journal::DirectoryDisk;
+use holdfast_storage_core::Input;
+use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOp, LocalOutcome, Ticket};
+use holdfast_types::limits::NODE_HEARTBEAT;
+use holdfast_types::{DiskId, Incarnation, Instant};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The store of a real disk.
+pub(crate) type Store = ChunkStore<DirectoryDisk>;
+/// Where outcomes go: the owner's queue.
+pub(crate) type Report = Arc<dyn Fn(Vec<Input>) + Send + Sync>;
+
+/// Changes in one batch at the most, and their bytes. By eye: a batch of that size takes a few milliseconds.
+const BATCH_OPS_MAX: usize = 1024;
+const BATCH_BYTES_MAX: usize = 16 << 20;
+/// How often an idle disk looks at its space and whether a checkpoint is due.
+const CHORES: Duration = NODE_HEARTBEAT;
+/// A checkpoint is made so long after the last one if anything was written: bounds what a restart replays and how long
+/// freed space stays unused.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(30);
+/// Threads for reads. By eye: enough to keep a disk and two cores busy.
+const READERS: usize = 3;
+
+/// What others may know of a disk at any moment.
+#[derive(Debug, Default)]
+pub(crate) struct Vitals {
+    /// When the batch under way began, in nanoseconds of our clock; 0: none is.
+    busy_since: AtomicU64,
+    pub capacity: AtomicU64,
+    pub free: AtomicU64,
+    pub failed: AtomicBool,
+}
+
+impl Vitals {
+    /// How long the oldest unfinished operation has been under way.
+    pub fn oldest(&self) -> Duration {
+        match self.busy_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => now().since(Instant(since)),
+        }
+    }
+}
+
+enum Job {
+    Apply(Ticket, LocalOp),
+    CheckpointRan(CheckpointJob<DirectoryDisk>, Result<(), LocalError>),
+    Stop,
+}
+
+struct ReadJob {
+    reader: Reader<DirectoryDisk>,
+    ticket: Ticket,
+    command: LocalCommand,
+}
+
+/// One disk, running.
+pub(crate) struct Disk {
+    pub id: DiskId,
+    pub incarnation: Incarnation,
+    pub vitals: Arc<Vitals>,
+    changes: Sender<Job>,
+    reader: Reader<DirectoryDisk>,
+    reads: Sender<ReadJob>,
+}
+
+/// The threads of all disks; joined at the end.
+pub(crate) struct Threads {
+    disks: Vec<(Sender<Job>, JoinHandle<()>)>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Disk {
+    /// Starts a command; its outcome is reported.
+    pub fn start(&self, ticket: Ticket, command: LocalCommand) {
+        // Sending fails only when the threads have ended, and then nobody waits for the outcome.
+        let _ = match command {
+            LocalCommand::Apply(op) => self.changes.send(Job::Apply(ticket, op)).is_ok(),
+            command => self.reads.send(ReadJob { reader: self.reader.clone(), ticket, command }).is_ok(),
+        };
+    }
+}
+
+/// Starts the threads of some disks.
+pub(crate) fn start(
+    stores: Vec<(DiskId, Store)>,
+    report: &Report,
+    metrics: &Arc<Metrics>,
+) -> io::Result<(Vec<Disk>, Threads)> {
+    let (reads, queue) = channel();
+    let queue = Arc::new(Mutex::new(queue));
+    let (mut disks, mut threads) = (Vec::new(), Threads { disks: Vec::new(), readers: Vec::new() });
+    for n in 0..READERS {
+        let (queue, report, metrics) = (Arc::clone(&queue), Arc::clone(report), Arc::clone(metrics));
+        let thread = std::thread::Builder::new().name(format!("read-{n}"));
+        threads.readers.push(thread.spawn(move || serve_reads(&queue, &report, &metrics))?);
+    }
+    for (id, store) in stores {
+        let (changes, queue) = channel();
+        let vitals = Arc::new(Vitals::default());
+        disks.push(Disk {
+            id,
+            incarnation: store.incarnation(),
+            vitals: Arc::clone(&vitals),
+            changes: changes.clone(),
+            reader: store.reader(),
+            reads: reads.clone(),
+        });
+        let (report, metrics, jobs) = (Arc::clone(report), Arc::clone(metrics), changes.clone());
+        let writer = Writer {
+            id,
+            store,
+            vitals,
+            report,
+            metrics,
+            jobs,
+            checkpoint: None,
+            last_checkpoint: now(),
+            low: false,
+            told: false,
+        };
+        let thread = std::thread::Builder::new().name(format!("disk-{}", id.0)).spawn(move || writer.run(&queue))?;
+        threads.disks.push((changes, thread));
+    }
+    Ok((disks, threads))
+}
+
+impl Threads {
+    /// Lets every disk finish what it was given, makes a last checkpoint, and waits. All [`Disk`]s are to be dropped before.
+    pub fn join(self) {
+        for (jobs, _) in &self.disks {
+            let _ = jobs.send(Job::Stop);
+        }
+        for thread in self.disks.into_iter().map(|(_, thread)| thread).chain(self.readers) {
+            // A panic was logged where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve_reads(queue: &Mutex<Receiver<ReadJob>>, report: &Report, metrics: &Metrics) {
+    loop {
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(ReadJob { reader, ticket, command }) = job else { return };
+        let result = reader.serve(&command);
+        add(&metrics.reads_total, 1);
+        if let Err(error) = &result {
+            add(&metrics.failures_total, 1);
+            tracing::warn!(%error, ?command, "local read failed");
+        }
+        report(vec![Input::LocalDone { ticket, result }]);
+    }
+}
+
+/// The thread of changes.
+struct Writer {
+    id: DiskId,
+    store: Store,
+    vitals: Arc<Vitals>,
+    report: Report,
+    metrics: Arc<Metrics>,
+    /// Its own queue, for the checkpoint's thread.
+    jobs: Sender<Job>,
+    checkpoint: Option<JoinHandle<()>>,
+    last_checkpoint: Instant,
+    low: bool,
+    /// The failure was logged.
+    told: bool,
+}
+
+impl Writer {
+    fn run(mut self, queue: &Receiver<Job>) {
+        let mut chores_at = now();
+        loop {
+            let mut stop = false;
+            let (mut tickets, mut ops, mut bytes) = (Vec::new(), Vec::new(), 0);
+            let mut next = match queue.recv_timeout(CHORES) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            while let Some(job) = next {
+                match job {
+                    Job::Apply(ticket, op) => {
+                        bytes += op.change.bytes();
+                        tickets.push(ticket);
+                        ops.push(op);
+                    }
+                    Job::CheckpointRan(job, result) => self.checkpoint_ran(&job, result),
+                    Job::Stop => stop = true,
+                }
+                let full = ops.len() >= BATCH_OPS_MAX || bytes >= BATCH_BYTES_MAX;
+                next = if full || stop { None } else { queue.try_recv().ok() };
+            }
+            if !ops.is_empty() {
+                self.apply(&tickets, &ops, bytes);
+            }
+            if stop {
+                return self.stop();
+            }
+            let due = now() >= chores_at;
+            if due {
+                chores_at = now() + CHORES;
+                self.look_at_space();
+            }
+            let old = due && now().since(self.last_checkpoint) > CHECKPOINT_AFTER && self.store.is_dirty();
+            if self.checkpoint.is_none() && (old || self.store.wants_checkpoint()) {
+                self.begin_checkpoint();
+            }
+        }
+    }
+
+    fn apply(&mut self, tickets: &[Ticket], ops: &[LocalOp], bytes: usize) {
+        self.vitals.busy_since.store(now().0, Ordering::Relaxed);
+        let results = self.store.apply(ops);
+        self.vitals.busy_since.store(0, Ordering::Relaxed);
+        let failures = results.iter().filter(|result| result.is_err()).count();
+        add(&self.metrics.batches_total, 1);
+        add(&self.metrics.changes_total, (ops.len() - failures) as u64);
+        add(&self.metrics.write_bytes_total, bytes as u64);
+        add(&self.metrics.failures_total, failures as u64);
+        if results.contains(&Err(LocalError::Failed)) {
+            self.tell_fault();
+        }
+        let done = tickets.iter().zip(results);
+        (self.report)(
+            done.map(|(&ticket, result)| Input::LocalDone { ticket, result: result.map(|()| LocalOutcome::Applied) })
+                .collect(),
+        );
+    }
+
+    fn tell_fault(&mut self) {
+        self.vitals.failed.store(true, Ordering::Relaxed);
+        if !std::mem::replace(&mut self.told, true) {
+            let reason = self.store.fault().unwrap_or_default();
+            tracing::error!(disk = %self.id, reason, "disk failed; it leaves its views");
+        }
+    }
+
+    fn look_at_space(&mut self) {
+        match self.store.space() {
+            Ok(space) => {
+                self.vitals.capacity.store(space.total, Ordering::Relaxed);
+                self.vitals.free.store(space.free, Ordering::Relaxed);
+                if space.low != self.low {
+                    self.low = space.low;
+                    tracing::warn!(disk = %self.id, free = space.free, low = space.low, "disk space crossed the mark");
+                    (self.report)(vec![Input::Space { disk: self.id, low: space.low }]);
+                }
+            }
+            Err(error) => tracing::warn!(disk = %self.id, %error, "cannot tell how much space is left"),
+        }
+        if self.store.fault().is_some() {
+            self.tell_fault();
+        }
+    }
+
+    fn begin_checkpoint(&mut self) {
+        self.last_checkpoint = now();
+        let job = self.store.begin_checkpoint();
+        let jobs = self.jobs.clone();
+        let thread = std::thread::Builder::new().name(format!("sync-{}", self.id.0)).spawn(move || {
+            let result = job.run();
+            let _ = jobs.send(Job::CheckpointRan(job, result));
+        });
+        match thread {
+            Ok(thread) => self.checkpoint = Some(thread),
+            // No thread to be had now: the next one covers what this one would have.
+            Err(error) => tracing::warn!(disk = %self.id, %error, "no thread for a checkpoint"),
+        }
+    }
+
+    fn checkpoint_ran(&mut self, job: &CheckpointJob<DirectoryDisk>, result: Result<(), LocalError>) {
+        self.checkpoint = None;
+        match result.and_then(|()| self.store.end_checkpoint(job)) {
+            Ok(()) => add(&self.metrics.checkpoints_total, 1),
+            Err(_) => self.tell_fault(),
+        }
+    }
+
+    fn stop(mut self) {
+        if let Some(thread) = self.checkpoint.take() {
+            let _ = thread.join();
+        }
+        // Without it the next start replays more of the journal; nothing is lost.
+        if self.store.fault().is_none() && self.store.checkpoint().is_err() {
+            self.tell_fault();
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! A storage node from its start to its stop.
+//!
+//! ```text
+//! open disks ──▶ listen ──▶ heartbeats ──heard──▶ ready … serving … ──stop──▶ leave views ──▶ last answers ──▶ checkpoints
+//! ```
+
+use crate::chunk_store::{DiskIdentity, OpenError, StoreOptions};
+use crate::clock::now;
+use crate::config::Config;
+use crate::control::Control;
+use crate::disk::{self, Report, Store, Threads};
+use crate::heartbeat::Beat;
+use crate::metrics::Metrics;
+use crate::owner::Owner;
+use crate::peers::Peers;
+use crate::service::{Requests, Service};
+use crate::shell::{Shell, Standing};
+use holdfast_journal::{DirectoryDisk, Disk as _, Syncing};
+use holdfast_rpc::{Address, ConnectError, Identity, IdentityError, Role, Server, ServerOptions, Transport};
+use holdfast_storage_core::local::GroupState;
+use holdfast_storage_core::{Config as CoreConfig, Input, Limits, Mutations, StorageCore};
+use holdfast_store::{FjallConfig, FjallTable};
+use holdfast_types::{DiskId, prng};
+use holdfast_wire::metadata::Request;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+/// How often the core is told that time passes.
+const TICK: Duration = Duration::from_millis(50);
+/// How often requests whose callers left are looked for, in ticks.
+const CANCELLED_TICKS: u64 = 10;
+/// How long answers under way may take at a stop.
+const GRACE: Duration = Duration::from_millis(500);
+/// How long a planned stop waits for the leader to hear of it, and then to take the node out of its views.
+const LEAVE_HEARD: Duration = Duration::from_secs(1);
+const LEAVE_DONE: Duration = Duration::from_secs(3);
+/// Directory of a disk's index, below the disk's own.
+const INDEX: &str = "index";
+
+/// Why a storage node does not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Certificate, key or authority.
+    #[error("certificate: {0}")]
+    Identity(#[from] IdentityError),
+    /// The certificate is another process's.
+    #[error("the certificate is {found}'s, the configuration is storage-{expected}'s")]
+    WrongCertificate {
+        /// Whose it is.
+        found: String,
+        /// Whose it should be.
+        expected: u64,
+    },
+    /// A disk, and no other is left.
+    #[error("disk {id} at {path}: {reason}")]
+    Disk {
+        /// Which disk.
+        id: u32,
+        /// Where.
+        path: PathBuf,
+        /// Why, with all causes.
+        reason: String,
+    },
+    /// An address.
+    #[error("cannot listen or connect: {0}")]
+    Address(#[from] ConnectError),
+    /// The system has no thread to give.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The loop ended by itself: a bug, and the log says where.
+    #[error("the node's loop ended unexpectedly")]
+    Died,
+}
+
+/// Runs a storage node until `shutdown` becomes true. `ready` is called once, with the address, when the node listens and
+/// the leader has heard of it.
+///
+/// At a stop the node leaves its views first, as far as the leader answers and somebody else can go on; this is bounded.
+///
+/// # Errors
+/// [`Error`]
+pub async fn run(
+    config: Config,
+    shutdown: watch::Receiver<bool>,
+    ready: impl FnOnce(String) + Send,
+) -> Result<(), Error> {
+    let identity = identity(&config)?;
+    let stores = {
+        let config = config.clone();
+        // Opening replays journals and may take a while: not on the runtime's threads.
+        tokio::task::spawn_blocking(move || open_disks(&config)).await.map_err(|_| Error::Died)??
+    };
+    let node = Node::assemble(&config, &identity, stores)?;
+    let address: Address = config.address.parse()?;
+    let service =
+        Service { owner: Arc::clone(&node.owner), requests: node.requests.clone(), metrics: node.metrics.clone() };
+    let options = ServerOptions::default();
+    let server = match Server::bind(Transport::Tls, &address, identity, Arc::new(service), options).await {
+        Ok(server) => server,
+        Err(error) => {
+            node.end().await;
+            return Err(error.into());
+        }
+    };
+    let said = said_address(&config.address, &server);
+    let result = node.serve(&config, said, shutdown, ready).await;
+    server.shutdown(GRACE).await;
+    node.end().await;
+    result
+}
+
+fn identity(config: &Config) -> Result<Identity, Error> {
+    let identity = Identity::load(&config.certificate, &config.key, &config.authority)?;
+    let me = identity.me();
+    if me.role != Role::Storage || me.id != config.id || identity.cluster() != config.cluster_id() {
+        let found = format!("{me} of {}", identity.cluster());
+        return Err(Error::WrongCertificate { found, expected: config.id });
+    }
+    Ok(identity)
+}
+
+/// The address that others are told: as configured, with the port that was chosen.
+fn said_address(configured: &str, server: &Server) -> String {
+    match (configured.rsplit_once(':'), server.local_port()) {
+        (Some((host, "0")), Some(port)) => format!("{host}:{port}"),
+        _ => configured.to_owned(),
+    }
+}
+
+/// Opens all disks. One that cannot be opened is left out, and said so, as long as another can.
+fn open_disks(config: &Config) -> Result<Vec<(DiskId, Store)>, Error> {
+    let (mut stores, mut failed) = (Vec::new(), None);
+    for disk in &config.disks {
+        match open_disk(config, disk) {
+            Ok(store) => stores.push((disk.disk_id(), store)),
+            Err(error) => {
+                let reason = format!("{error}{}", crate::chunk_store::cause(&error));
+                tracing::error!(disk = disk.id, path = %disk.path.display(), reason, "disk is out");
+                failed = Some(Error::Disk { id: disk.id, path: disk.path.clone(), reason });
+            }
+        }
+    }
+    match failed {
+        Some(error) if stores.is_empty() => Err(error),
+        _ => Ok(stores),
+    }
+}
+
+fn open_disk(config: &Config, disk: &crate::config::DiskConfig) -> Result<Store, OpenError> {
+    let syncing = if config.test_skip_sync { Syncing::SkippedForTest } else { Syncing::Real };
+    if config.test_skip_sync {
+        tracing::warn!("test-skip-sync is set: NOTHING IS DURABLE, a power cut loses data");
+    }
+    let directory = DirectoryDisk::open(&disk.path, syncing)?;
+    let tables = FjallConfig { cache_bytes: config.cache_mib << 20, ..FjallConfig::default() };
+    let table = Arc::new(FjallTable::open(&disk.path.join(INDEX), tables)?);
+    let owner = DiskIdentity { cluster: config.cluster_id(), node: config.node_id(), disk: disk.disk_id() };
+    let options = StoreOptions::for_disk(directory.space()?);
+    Store::open(directory, table, owner, options)
+}
+
+/// The running parts.
+struct Node {
+    owner: Arc<Owner>,
+    requests: Arc<Requests>,
+    metrics: Arc<Metrics>,
+    control: Arc<Control>,
+    standing: Arc<Standing>,
+    fetching: Arc<AtomicBool>,
+    threads: Threads,
+}
+
+impl Node {
+    /// Puts core, disks and connections together. Must be called within a tokio runtime.
+    fn assemble(config: &Config, identity: &Identity, stores: Vec<(DiskId, Store)>) -> Result<Self, Error> {
+        let lives = stores.iter().map(|(id, store)| (*id, store.incarnation())).collect();
+        let groups: Vec<(DiskId, GroupState)> =
+            stores.iter().flat_map(|(id, store)| store.groups().into_iter().map(|group| (*id, group))).collect();
+        let metrics = Arc::new(Metrics::default());
+        // Disks report to an owner that does not exist yet; nothing is reported before the first command.
+        let late: Arc<OnceLock<std::sync::Weak<Owner>>> = Arc::new(OnceLock::new());
+        let report: Report = {
+            let late = Arc::clone(&late);
+            Arc::new(move |inputs: Vec<Input>| {
+                if let Some(owner) = late.get().and_then(std::sync::Weak::upgrade) {
+                    owner.submit(inputs);
+                }
+            })
+        };
+        let (disks, threads) = disk::start(stores, &report, &metrics)?;
+        let control = Arc::new(Control::new(identity, &config.metadata)?);
+        let standing = Arc::new(Standing {
+            map_version: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            disks: disks.iter().map(|disk| (disk.id, disk.incarnation, Arc::clone(&disk.vitals))).collect(),
+            leaving: AtomicBool::new(false),
+            news: Notify::new(),
+            shared_views: watch::channel(0).0,
+        });
+        let requests = Arc::new(Requests::default());
+        let fetching = Arc::new(AtomicBool::new(false));
+        let core = StorageCore::new(
+            CoreConfig {
+                node: config.node_id(),
+                disks: lives,
+                seed: prng::mix(config.id ^ now().0 ^ u64::from(std::process::id()) << 32),
+                mutations: Mutations::default(),
+                limits: Limits::default(),
+            },
+            groups,
+            now(),
+        );
+        let owner = Arc::new_cyclic(|owner| {
+            let shell = Shell {
+                node: config.node_id(),
+                disks: disks.into_iter().map(|disk| (disk.id, disk)).collect(),
+                peers: Peers::new(identity.clone(), Transport::Tls, owner.clone()),
+                requests: Arc::clone(&requests),
+                control: Arc::clone(&control),
+                standing: Arc::clone(&standing),
+                owner: owner.clone(),
+                runtime: tokio::runtime::Handle::current(),
+                fetching: Arc::clone(&fetching),
+            };
+            Owner::new(core, shell)
+        });
+        late.set(Arc::downgrade(&owner)).expect("set once");
+        Ok(Self { owner, requests, metrics, control, standing, fetching, threads })
+    }
+
+    /// Beats, ticks and follows the map until told to stop; then leaves the views.
+    async fn serve(
+        &self,
+        config: &Config,
+        address: String,
+        mut shutdown: watch::Receiver<bool>,
+        ready: impl FnOnce(String) + Send,
+    ) -> Result<(), Error> {
+        let (heard, mut hears) = watch::channel(false);
+        let beat = Arc::new(Beat {
+            node: config.node_id(),
+            address: address.clone(),
+            labels: config.labels.clone(),
+            control: Arc::clone(&self.control),
+            standing: Arc::clone(&self.standing),
+            owner: Arc::downgrade(&self.owner),
+            fetching: Arc::clone(&self.fetching),
+            heard,
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&beat).run());
+        tasks.spawn(beat.follow_map());
+        tasks.spawn(tick(Arc::clone(&self.owner), Arc::clone(&self.requests)));
+        let mut dead = self.owner.dead();
+        let mut ready = Some(ready);
+        loop {
+            tokio::select! {
+                _ = hears.wait_for(|heard| *heard), if ready.is_some() => {
+                    if let Some(ready) = ready.take() {
+                        ready(address.clone());
+                    }
+                }
+                _ = shutdown.wait_for(|stop| *stop) => break,
+                _ = dead.wait_for(|dead| *dead) => return Err(Error::Died),
+                // None of the tasks ends unless it panics.
+                _ = tasks.join_next() => return Err(Error::Died),
+            }
+        }
+        self.leave(config).await;
+        Ok(())
+    }
+
+    /// A planned stop: out of the views first, as far as that is possible, so that nobody has to wait for our silence.
+    async fn leave(&self, config: &Config) {
+        self.standing.leaving.store(true, Ordering::Relaxed);
+        self.standing.news.notify_one();
+        let node = config.node_id();
+        if let Err(error) = self.control.ask(Request::LeaveViews { node }, LEAVE_HEARD, LEAVE_HEARD).await {
+            return tracing::info!(%error, "stopping without leaving the views");
+        }
+        let mut shared = self.standing.shared_views.subscribe();
+        if tokio::time::timeout(LEAVE_DONE, shared.wait_for(|count| *count == 0)).await.is_err() {
+            tracing::info!(views = *shared.borrow(), "stopping while still in views");
+        }
+    }
+
+    /// Ends threads and connections, with a last checkpoint of each disk.
+    async fn end(self) {
+        let Self { owner, control, threads, metrics, .. } = self;
+        owner.close();
+        control.close().await;
+        let joined = tokio::task::spawn_blocking(move || threads.join()).await;
+        for (name, _, value) in metrics.read() {
+            tracing::debug!(name, value, "total");
+        }
+        if joined.is_err() {
+            tracing::error!("a disk's thread panicked");
+        }
+    }
+}
+
+async fn tick(owner: Arc<Owner>, requests: Arc<Requests>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for count in 0u64.. {
+        ticks.tick().await;
+        owner.submit([Input::Tick]);
+        if count % CANCELLED_TICKS == 0 {
+            owner.submit(requests.take_cancelled().into_iter().map(|id| Input::Cancelled { id }));
+        }
+    }
+}
