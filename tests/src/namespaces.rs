@@ -88,10 +88,18 @@ impl Network {
     /// # Errors
     /// When there is no such host.
     pub fn plug(&self, host: &str, in_it_is: bool) -> Result<()> {
+        shell(&self.plug_command(host, in_it_is)?, LIMIT)?;
+        Ok(())
+    }
+
+    /// The line of shell that [`Network::plug`] runs.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn plug_command(&self, host: &str, in_it_is: bool) -> Result<String> {
         let (switch, number) = (self.namespace("switch"), self.number(host)?);
         let state = if in_it_is { "up" } else { "down" };
-        shell(&format!("ip -n {switch} link set port{number} {state}"), LIMIT)?;
-        Ok(())
+        Ok(format!("ip -n {switch} link set port{number} {state}"))
     }
 }
 

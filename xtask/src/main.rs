@@ -46,7 +46,7 @@ fn task() -> Result<bool> {
         "check" => run::run(&root, &target, &run::Options { only: vec!["check".into()], long: false }),
         "posix" => test(&root, &target, &["--only".into(), "posix".into()]),
         "test" => test(&root, &target, &rest),
-        "sim" => pass_on(sim_command(), &rest),
+        "sim" => pass_on(&sim_command(), &rest),
         "cluster" => cluster(&rest),
         "bench" => bench::run(&root, &target, &rest),
         "help" | "--help" | "-h" => {
@@ -80,7 +80,7 @@ fn cluster(arguments: &[String]) -> Result<bool> {
     if !built.success() {
         return Ok(false);
     }
-    pass_on(words("cargo run --release --quiet --package holdfast-tests --bin cluster --"), arguments)
+    pass_on(&words("cargo run --release --quiet --package holdfast-tests --bin cluster --"), arguments)
 }
 
 /// The command that runs the simulator, ready for its arguments.
@@ -92,9 +92,11 @@ fn words(line: &str) -> Vec<String> {
     line.split(' ').map(str::to_string).collect()
 }
 
-fn pass_on(command: Vec<String>, arguments: &[String]) -> Result<bool> {
-    let status = Command::new(&command[0]).args(&command[1..]).args(arguments).status()?;
-    Ok(status.success())
+/// Becomes `command`, so that Ctrl-C reaches it and the shell waits for its cleaning. Returns only with an error.
+fn pass_on(command: &[String], arguments: &[String]) -> Result<bool> {
+    use std::os::unix::process::CommandExt;
+    let error = Command::new(&command[0]).args(&command[1..]).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot start {}", command.join(" ")))
 }
 
 /// The repository's folder: the one that holds this package.

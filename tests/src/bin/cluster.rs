@@ -12,7 +12,7 @@ fn main() -> Result<()> {
     let mut cluster = Cluster::start(&options)?;
     let mount = cluster.mount()?;
     introduce(&mut cluster, mount, &options)?;
-    wait_for_interrupt(&mut cluster)?;
+    serve(&mut cluster)?;
     println!("\nremoving the cluster ...");
     if let Err(error) = cluster.mounted(mount).unmount() {
         println!("the mount did not go by itself ({error:#}); taking it away");
@@ -52,19 +52,16 @@ fn introduce(cluster: &mut Cluster, mount: usize, options: &Options) -> Result<(
     let leader = cluster.leader().unwrap_or_default();
     println!("\n{:<14} {:>8}  log", "process", "pid");
     let folder = cluster.folder().to_path_buf();
-    let mut restart = String::new();
     for server in cluster.servers() {
         let note = if server.name() == leader { "   (leads)" } else { "" };
         let log = folder.join(format!("{}.log", server.name()));
         println!("{:<14} {:>8}  {}{note}", server.name(), server.pid().unwrap_or_default(), log.display());
-        restart = server.command().join(" ");
     }
     let mount = cluster.mounted(mount);
     let at = mount.path().to_path_buf();
     println!("{:<14} {:>8}  mounted at {}", "mount-1", mount.process().pid().unwrap_or_default(), at.display());
     println!("\nNow kill any of these, work in {} meanwhile, and start it again. For instance:", at.display());
     println!("    python3 benches/failover.py {} --fault 'kill -9 PID'", at.display());
-    println!("    {restart} &");
     let before = cluster
         .network()
         .map_or(Ok(String::new()), |network| network.on("client").map(|words| words.join(" ") + " "))?;
@@ -83,8 +80,32 @@ fn introduce(cluster: &mut Cluster, mount: usize, options: &Options) -> Result<(
     Ok(())
 }
 
-/// Waits for Ctrl-C or SIGTERM; a line `cut` on standard input is a power cut.
-fn wait_for_interrupt(cluster: &mut Cluster) -> Result<()> {
+fn obey(cluster: &mut Cluster, line: &str) -> Result<()> {
+    match line.split_once(' ').unwrap_or((line, "")) {
+        ("", _) => {}
+        ("cut", _) => {
+            cluster.cut_power()?;
+            println!("the power is off; bringing it back ...");
+            cluster.restore_power()?;
+            println!("everything runs again");
+        }
+        ("start", "mount-1") => {
+            let mount = cluster.mounted(0);
+            mount.kill()?;
+            mount.restart()?;
+            println!("mount-1 runs, pid {}", mount.process().pid().unwrap_or_default());
+        }
+        ("start", name) => {
+            cluster.restart(name)?;
+            println!("{name} runs, pid {}", cluster.server(name)?.pid().unwrap_or_default());
+        }
+        (other, _) => bail!("no {other:?} here: start NAME, or cut"),
+    }
+    Ok(())
+}
+
+/// Obeys lines of standard input until Ctrl-C or SIGTERM.
+fn serve(cluster: &mut Cluster) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (lines, mut said) = tokio::sync::mpsc::channel(1);
     std::thread::spawn(move || {
@@ -102,11 +123,8 @@ fn wait_for_interrupt(cluster: &mut Cluster) -> Result<()> {
             tokio::select! {
                 interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
                 _ = terminate.recv() => return Ok(()),
-                Some(line) = said.recv() => if line.trim() == "cut" {
-                    cluster.cut_power()?;
-                    println!("the power is off; bringing it back ...");
-                    cluster.restore_power()?;
-                    println!("everything runs again");
+                Some(line) = said.recv() => if let Err(error) = obey(cluster, line.trim()) {
+                    println!("{error:#}");
                 },
             }
         }
