@@ -15,11 +15,13 @@
 //! * `apply` is a function of the log: two servers at one applied index hold the same rows.
 
 pub mod api;
+mod cluster;
 mod command;
 mod core;
 mod error;
 mod machine;
 mod ops;
+mod replica;
 mod tables;
 mod txn;
 mod volumes;

@@ -4,7 +4,9 @@
 //! (in use) ──DropVolume──▶ Rows ──DropStep…──▶ Chunks ──Dropped──▶ Done
 //! ```
 
-use crate::error::Applied;
+use super::rows;
+use crate::error::{Applied, Fail};
+use crate::tables::session::{self, SessionRow};
 use crate::tables::volume::{self, DroppedRow};
 use crate::tables::{Key, entry, inode, mark, purge};
 use crate::txn::Txn;
@@ -25,6 +27,10 @@ const TABLES: [u8; 9] = [
 ];
 
 pub(super) fn drop_volume(txn: &mut Txn<'_>, volume: VolumeId) -> Applied<Response> {
+    let in_use = rows::<SessionRow>(txn, Key::of(session::SESSION).done(), usize::MAX)?;
+    if in_use.iter().any(|(_, row)| row.volume == volume) {
+        return Err(Fail::Wait);
+    }
     let key = volume::dropped(volume);
     if txn.get_raw(&key)?.is_none() {
         txn.put(key, &DroppedRow::Rows);

@@ -218,7 +218,6 @@ pub(super) fn end_step(
         txn.remove(answer::answers(session));
         txn.put(session::ended(session), &EndedRow { reason });
         forget_oldest(txn)?;
-        context.counters.fences += 1;
     }
     Ok(Response::Done)
 }

@@ -1,0 +1,330 @@
+//! Shard 0: nodes, views, the map, sessions' ids, volumes.
+//!
+//! All of it is small (a row per group, session and volume) and is held in memory, like its table.
+//!
+//! Invariants:
+//! * The map's version is the index of the command that last changed it, and rises with every change.
+//! * A session id is given once; one that is not live and not above the newest is over, for ever.
+//! * Every view is valid (`views::is_valid`), and follows from the one before by a step that `views` allows.
+
+pub(crate) mod map;
+pub(crate) mod placement;
+pub(crate) mod views;
+
+use crate::command::{ClusterCommand, Command, NodeChange, ViewChange, ViewStep, home};
+use crate::error::{Applied, Fail, ensure};
+use crate::machine::{Context, Machine, Output};
+use crate::tables::cluster::{self as rows, GroupRow, LiveRow, NodeRow, SettingsRow, VolumeEntryRow};
+use crate::tables::number_at;
+use crate::txn::{Txn, decode};
+use crate::volumes::sessions::superseding;
+use holdfast_store::{Batch, KeyRange, View as TableView};
+use holdfast_types::limits::VOLUME_NAME_BYTES_MAX;
+use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, SessionId, ShardId, SnapshotNumber, VolumeId};
+use holdfast_wire::map::{NodeRecord, SessionGrant, View};
+use holdfast_wire::metadata::{ClientRecord, MetadataError, Response};
+use holdfast_wire::namespace::VolumeRecord;
+use map::{Change, Deltas};
+use std::collections::BTreeMap;
+
+/// Version of the placement function `GroupId::of`.
+const PLACEMENT_VERSION: u32 = 1;
+
+/// The machine.
+#[derive(Debug, Default)]
+pub(crate) struct Cluster {
+    pub(crate) settings: SettingsRow,
+    pub(crate) nodes: BTreeMap<NodeId, NodeRow>,
+    pub(crate) groups: Vec<GroupRow>,
+    pub(crate) live: BTreeMap<SessionId, LiveRow>,
+    pub(crate) volumes: BTreeMap<VolumeId, VolumeEntryRow>,
+    deltas: Deltas,
+}
+
+impl Machine for Cluster {
+    fn load(view: &dyn TableView) -> Applied<Self> {
+        let mut machine = Self::default();
+        let pairs = |table: u8| view.range(KeyRange::prefix(vec![table]));
+        if let Some(bytes) = view.get(&rows::settings())? {
+            machine.settings = decode(&rows::settings(), &bytes)?;
+        }
+        for pair in pairs(rows::NODE) {
+            let (key, value) = pair?;
+            machine.nodes.insert(NodeId(number_at(&key, 0)), decode(&key, &value)?);
+        }
+        for pair in pairs(rows::GROUP) {
+            let (key, value) = pair?;
+            machine.groups.push(decode(&key, &value)?);
+        }
+        for pair in pairs(rows::LIVE) {
+            let (key, value) = pair?;
+            machine.live.insert(SessionId(number_at(&key, 0)), decode(&key, &value)?);
+        }
+        for pair in pairs(rows::VOLUME) {
+            let (key, value) = pair?;
+            machine.volumes.insert(VolumeId(number_at(&key, 0)), decode(&key, &value)?);
+        }
+        ensure!(machine.groups.len() == machine.settings.groups as usize, "groups are missing");
+        Ok(machine)
+    }
+
+    fn apply(&mut self, txn: &mut Txn<'_>, context: &mut Context<'_>, command: &Command) -> Applied<Output> {
+        let Command::Cluster(command) = command else {
+            return Err(Fail::Broken("a command of shard 1 in the log of shard 0".into()));
+        };
+        let response = match command {
+            ClusterCommand::OpenSession { volume, client, read_only, nonce } => {
+                self.open_session(txn, context, volume, client, (*read_only, *nonce))?
+            }
+            ClusterCommand::Fence { sessions } => self.fence(txn, context, sessions),
+            ClusterCommand::Update { nodes, views } => self.update(txn, context, nodes, views)?,
+            ClusterCommand::Form { replicas, feature_level, views, volume } => {
+                self.form(txn, context, (*replicas, *feature_level), views, volume)?
+            }
+            ClusterCommand::CreateVolume { name } => self.create_volume(txn, name)?,
+            ClusterCommand::DeleteVolume { name } => self.delete_volume(txn, name)?,
+            ClusterCommand::VolumeGone { volume } => {
+                self.volumes.remove(volume);
+                txn.remove(rows::volume(*volume));
+                Response::Done
+            }
+        };
+        Ok(Output::done(context.index, response))
+    }
+
+    fn follow(&mut self, _batch: &Batch) -> Applied<()> {
+        // `apply` changes what is in memory along with the rows, after all that it checks.
+        Ok(())
+    }
+}
+
+impl Cluster {
+    /// Version of the map.
+    pub(crate) fn version(&self) -> MapVersion {
+        self.settings.version
+    }
+
+    /// The volume of a name that is in use.
+    pub(crate) fn volume_named(&self, name: &str) -> Option<&VolumeRecord> {
+        self.volumes.values().find(|row| !row.deleting && row.record.name == name).map(|row| &row.record)
+    }
+
+    /// What the pool holds after replication, in bytes.
+    pub(crate) fn pool_bytes(&self) -> u64 {
+        let disks = self.nodes.values().flat_map(|node| &node.record.disks);
+        disks.map(|disk| disk.capacity).sum::<u64>() / u64::from(self.settings.replicas.max(1))
+    }
+
+    /// The map has changed: a new version, and what is different for those who have the one before.
+    fn publish(&mut self, txn: &mut Txn<'_>, context: &Context<'_>, change: Change) {
+        let from = self.settings.version;
+        self.settings.version = MapVersion(context.index.0);
+        txn.put(rows::settings(), &self.settings);
+        self.deltas.push(from, self.settings.version, change, self.settings.session_newest);
+    }
+
+    fn open_session(
+        &mut self,
+        txn: &mut Txn<'_>,
+        context: &Context<'_>,
+        volume: &str,
+        client: &ClientRecord,
+        (read_only, nonce): (bool, u128),
+    ) -> Applied<Response> {
+        let Some(record) = self.volume_named(volume).cloned() else {
+            return Err(Fail::Refused(MetadataError::NoVolume { name: volume.into() }));
+        };
+        let opened = |session, row: &LiveRow| Response::SessionOpened {
+            session,
+            volume: record.clone(),
+            map_min: row.opened,
+        };
+        let same_volume = || self.live.iter().filter(|(_, row)| row.grant.volume == record.id);
+        if let Some((session, row)) = same_volume().find(|(_, row)| row.nonce == nonce) {
+            return Ok(opened(*session, row));
+        }
+        if let Some(by) = same_volume().filter_map(|(_, row)| superseding(&row.client, client)).max() {
+            return Err(Fail::Refused(MetadataError::Superseded { by }));
+        }
+        let session = self.settings.session_newest.next();
+        let grant = SessionGrant { volume: record.id, read_only };
+        let row = LiveRow { grant, client: client.clone(), nonce, opened: MapVersion(context.index.0) };
+        txn.put(rows::live(session), &row);
+        let response = opened(session, &row);
+        self.live.insert(session, row);
+        self.settings.session_newest = session;
+        self.publish(txn, context, Change { opened: vec![(session, grant)], ..Change::default() });
+        Ok(response)
+    }
+
+    fn fence(&mut self, txn: &mut Txn<'_>, context: &mut Context<'_>, sessions: &[SessionId]) -> Response {
+        let ended: Vec<SessionId> = sessions.iter().copied().filter(|s| self.live.remove(s).is_some()).collect();
+        if !ended.is_empty() {
+            context.counters.fences += ended.len() as u64;
+            ended.iter().for_each(|session| txn.remove(rows::live(*session)));
+            self.publish(txn, context, Change { ended, ..Change::default() });
+        }
+        Response::Done
+    }
+
+    fn update(
+        &mut self,
+        txn: &mut Txn<'_>,
+        context: &mut Context<'_>,
+        nodes: &[NodeChange],
+        views: &[ViewChange],
+    ) -> Applied<Response> {
+        let mut change = Change::default();
+        for node in nodes {
+            if let Some(record) = self.change_node(node) {
+                txn.put(rows::node(record.id), &NodeRow { record: record.clone() });
+                change.nodes.push(record);
+            }
+        }
+        let mut changes = views.to_vec();
+        if context.mutations.other_incarnation_accepted {
+            changes.extend(self.take_for_granted(&change.nodes));
+        }
+        for wanted in &changes {
+            let Some(row) = self.groups.get_mut(wanted.group.0 as usize) else { continue };
+            if row.view.epoch != wanted.epoch {
+                continue;
+            }
+            let Some(view) = views::next_view(&row.view, &wanted.steps, &row.homes) else { continue };
+            ensure!(views::is_valid(&view), "{}: {view:?} is no view", wanted.group);
+            row.view = view.clone();
+            row.changed = MapVersion(context.index.0);
+            txn.put(rows::group(wanted.group), row);
+            context.counters.view_changes += 1;
+            change.views.push((wanted.group, view));
+        }
+        if !change.nodes.is_empty() || !change.views.is_empty() {
+            self.publish(txn, context, change);
+        }
+        Ok(Response::Done)
+    }
+
+    /// A node's record after a change; `None` if it is the same.
+    fn change_node(&mut self, change: &NodeChange) -> Option<NodeRecord> {
+        let (id, record) = match change {
+            NodeChange::Register { node, address, labels, disks } => {
+                let (address, labels, disks) = (address.clone(), labels.clone(), disks.clone());
+                (*node, NodeRecord { id: *node, address, labels, disks, alive: true })
+            }
+            NodeChange::Heard { node } => (*node, NodeRecord { alive: true, ..self.nodes.get(node)?.record.clone() }),
+            NodeChange::Silent { node } => (*node, NodeRecord { alive: false, ..self.nodes.get(node)?.record.clone() }),
+        };
+        if self.nodes.get(&id).is_some_and(|known| known.record == record) {
+            return None;
+        }
+        self.nodes.insert(id, NodeRow { record: record.clone() });
+        Some(record)
+    }
+
+    /// The deliberate bug: a disk in another life is taken for the member that it was.
+    fn take_for_granted(&self, nodes: &[NodeRecord]) -> Vec<ViewChange> {
+        let lives: Vec<MemberId> = nodes.iter().flat_map(members).collect();
+        let mut changes = Vec::new();
+        for (group, row) in self.groups.iter().enumerate() {
+            let now = |old: &MemberId| lives.iter().find(|new| home(**new) == home(*old)).copied().unwrap_or(*old);
+            let kept: Vec<MemberId> = row.view.in_sync.iter().map(now).collect();
+            if kept != row.view.in_sync {
+                let members = kept.into_iter().collect();
+                let mut steps: Vec<ViewStep> = vec![ViewStep::Reform { members }];
+                let same = row.view.in_sync.iter().filter(|old| now(old) == **old);
+                for old in same {
+                    steps.push(ViewStep::Add { member: *old });
+                    steps.push(ViewStep::Promote { member: *old });
+                }
+                changes.push(ViewChange { group: GroupId(group as u32), epoch: row.view.epoch, steps });
+            }
+        }
+        changes
+    }
+
+    fn form(
+        &mut self,
+        txn: &mut Txn<'_>,
+        context: &mut Context<'_>,
+        (replicas, feature_level): (u32, u32),
+        views: &[View],
+        volume: &str,
+    ) -> Applied<Response> {
+        if self.settings.groups > 0 {
+            return Ok(Response::Done);
+        }
+        ensure!(views.len().is_power_of_two() && views.iter().all(views::is_valid), "the first views are none");
+        self.settings.replicas = replicas;
+        self.settings.min_in_sync = replicas / 2 + 1;
+        self.settings.feature_level = feature_level;
+        self.settings.groups = views.len() as u32;
+        let changed = MapVersion(context.index.0);
+        for (number, view) in views.iter().enumerate() {
+            // The primary's disk first: it is preferred as primary from then on.
+            let mut homes = vec![home(view.primary)];
+            homes.extend(view.in_sync.iter().map(|member| home(*member)).filter(|place| *place != home(view.primary)));
+            let row = GroupRow { view: view.clone(), changed, homes };
+            txn.put(rows::group(GroupId(number as u32)), &row);
+            self.groups.push(row);
+        }
+        self.publish(txn, context, Change::default());
+        // Fields that no delta carries have changed.
+        self.deltas.forget();
+        if self.volume_named(volume).is_none() {
+            self.create_volume(txn, volume)?;
+        }
+        Ok(Response::Done)
+    }
+
+    fn create_volume(&mut self, txn: &mut Txn<'_>, name: &str) -> Applied<Response> {
+        if name.is_empty() || name.len() > VOLUME_NAME_BYTES_MAX || name.contains(['/', '\0']) {
+            let reason = format!("a volume's name has 1 to {VOLUME_NAME_BYTES_MAX} bytes, no '/' and no NUL");
+            return Err(Fail::Refused(MetadataError::Invalid { reason }));
+        }
+        if self.settings.groups == 0 {
+            let reason = "the pool is not formed yet: too few storage nodes have registered".into();
+            return Err(Fail::Unkept(MetadataError::Unavailable { reason }));
+        }
+        if self.volume_named(name).is_some() {
+            return Err(Fail::Refused(MetadataError::VolumeExists { name: name.into() }));
+        }
+        let id = self.settings.volume_newest.next();
+        let record = VolumeRecord {
+            id,
+            name: name.into(),
+            groups: self.settings.groups,
+            placement_version: PLACEMENT_VERSION,
+            snapshot: SnapshotNumber(0),
+            origin: None,
+            bytes_max: None,
+            inodes_max: None,
+            shard: ShardId::VOLUMES,
+        };
+        self.settings.volume_newest = id;
+        txn.put(rows::settings(), &self.settings);
+        let row = VolumeEntryRow { record: record.clone(), deleting: false };
+        txn.put(rows::volume(id), &row);
+        self.volumes.insert(id, row);
+        Ok(Response::Volume(record))
+    }
+
+    fn delete_volume(&mut self, txn: &mut Txn<'_>, name: &str) -> Applied<Response> {
+        let Some(id) = self.volume_named(name).map(|record| record.id) else {
+            return Err(Fail::Refused(MetadataError::NoVolume { name: name.into() }));
+        };
+        let sessions = self.live.values().filter(|row| row.grant.volume == id).count() as u32;
+        if sessions > 0 {
+            return Err(Fail::Refused(MetadataError::Busy { name: name.into(), sessions }));
+        }
+        if let Some(row) = self.volumes.get_mut(&id) {
+            row.deleting = true;
+            txn.put(rows::volume(id), row);
+        }
+        Ok(Response::Done)
+    }
+}
+
+/// A node's disks as members.
+pub(crate) fn members(node: &NodeRecord) -> impl Iterator<Item = MemberId> + '_ {
+    node.disks.iter().map(|disk| MemberId { node: node.id, disk: disk.id, incarnation: disk.incarnation })
+}
