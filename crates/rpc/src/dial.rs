@@ -77,8 +77,7 @@ async fn tls(identity: &Identity, tcp: TcpStream, remote: &str, expected: Expect
     tcp.set_nodelay(true).map_err(failed)?;
     let connector = TlsConnector::from(identity.tls()?.client.clone());
     let name = expected.server_name(identity.cluster());
-    let mut stream =
-        connector.connect(name, BufReader::with_capacity(TLS_READ_BYTES, tcp)).await.map_err(failed)?;
+    let mut stream = connector.connect(name, BufReader::with_capacity(TLS_READ_BYTES, tcp)).await.map_err(failed)?;
     let session = stream.get_mut().1;
     session.set_buffer_limit(Some(TLS_WRITE_BYTES));
     let proven = proven(session.peer_certificates(), identity, remote)?;
@@ -115,8 +114,7 @@ async fn quic(
     let mut config = quinn::ClientConfig::new(config);
     config.transport_config(transport_config());
     let name = expected.server_name(identity.cluster());
-    let connecting =
-        endpoint.connect_with(config, address, &name.to_str()).map_err(|e| failed(e.to_string()))?;
+    let connecting = endpoint.connect_with(config, address, &name.to_str()).map_err(|e| failed(e.to_string()))?;
     let connection = connecting.await.map_err(|error| quic_refused(remote.into(), &error))?;
     let streams = connection.open_bi().await.map_err(|error| quic_refused(remote.into(), &error))?;
     quic_stream(identity, connection, streams, remote.into())
@@ -167,8 +165,8 @@ async fn resolve(endpoint: &quinn::Endpoint, remote: &str) -> io::Result<SocketA
 
 /// A socket for outgoing QUIC connections.
 pub(crate) fn quic_endpoint() -> io::Result<quinn::Endpoint> {
-    let socket = quic_socket((Ipv6Addr::UNSPECIFIED, 0).into())
-        .or_else(|_| quic_socket((Ipv4Addr::UNSPECIFIED, 0).into()))?;
+    let socket =
+        quic_socket((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| quic_socket((Ipv4Addr::UNSPECIFIED, 0).into()))?;
     let runtime = Arc::new(quinn::TokioRuntime);
     quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime)
 }

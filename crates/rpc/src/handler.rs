@@ -2,7 +2,8 @@
 
 use crate::error::{CastError, Refusal, RpcError};
 use crate::identity::PeerIdentity;
-use crate::shared::{Completion, Draft, Shared};
+use crate::shared::Shared;
+use crate::table::{Completion, Draft};
 use bytes::Bytes;
 use holdfast_wire::frame::TraceContext;
 use std::fmt;
@@ -192,7 +193,8 @@ impl Link {
         match self.shared.try_units(&draft) {
             Err(error) => completion.run(Err(error)),
             Ok(permit) => {
-                if let Err((error, _, completion, _)) = self.shared.submit(draft, completion, permit) {
+                if let Err(returned) = self.shared.submit(draft, completion, permit) {
+                    let (error, _, completion, _) = *returned;
                     completion.run(Err(error));
                 }
             }

@@ -12,6 +12,7 @@
 //! * Nothing waits without a bound: every call has a deadline, every queue a size, every silent connection an end.
 //! * Nothing but a Hello is read from a stranger.
 
+mod buffers;
 pub mod ca;
 mod connection;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod dial;
 mod error;
 mod handler;
 mod identity;
+mod lane;
 mod listen;
 mod peer;
 mod reader;
@@ -27,11 +29,12 @@ pub mod retry;
 mod server;
 mod shared;
 mod stream;
+mod table;
 mod tls;
 mod writer;
 
-pub use error::{ConnectError, RpcError};
 pub use error::{CastError, IdentityError, Refusal};
+pub use error::{ConnectError, RpcError};
 pub use handler::{Handler, Incoming, Link, Responder, Response};
 pub use holdfast_wire::frame::TraceContext;
 pub use identity::{Expect, Identity, PeerIdentity, Role};

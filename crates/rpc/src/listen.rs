@@ -32,7 +32,7 @@ pub(crate) enum Knock {
     Tls(TcpStream, SocketAddr),
     Plain(TcpStream, SocketAddr),
     Unix(UnixStream),
-    Quic(quinn::Incoming),
+    Quic(Box<quinn::Incoming>),
 }
 
 impl Listener {
@@ -64,7 +64,7 @@ impl Listener {
             let runtime = Arc::new(quinn::TokioRuntime);
             let socket = runtime.wrap_udp_socket(socket).map_err(broken)?;
             let held = Arc::downgrade(&socket);
-            let defaults = quinn::EndpointConfig::default();
+            let defaults = identity.tls()?.quic_endpoint();
             let endpoint = quinn::Endpoint::new_with_abstract_socket(defaults, Some(config), socket, runtime);
             let endpoint = endpoint.map_err(broken)?;
             let local = endpoint.local_addr().map_err(broken)?.into();
@@ -86,7 +86,9 @@ impl Listener {
             Self::Tls(listener) => listener.accept().await.map(|(stream, from)| Knock::Tls(stream, from))?,
             Self::Plain(listener) => listener.accept().await.map(|(stream, from)| Knock::Plain(stream, from))?,
             Self::Unix(listener) => Knock::Unix(listener.accept().await?.0),
-            Self::Quic(endpoint, _) => return Ok(endpoint.accept().await.map(Knock::Quic)),
+            Self::Quic(endpoint, _) => {
+                return Ok(endpoint.accept().await.map(|incoming| Knock::Quic(Box::new(incoming))));
+            }
         }))
     }
 
@@ -171,8 +173,9 @@ impl Knock {
                 Ok(Stream { read, write, proven: Some(proven), covered: true, remote, quic: None })
             }
             Self::Quic(incoming) => {
-                let failed = |e: quinn::ConnectionError| ConnectError::Quic { address: remote.clone(), reason: e.to_string() };
-                let connection = incoming.await.map_err(failed)?;
+                let failed =
+                    |e: quinn::ConnectionError| ConnectError::Quic { address: remote.clone(), reason: e.to_string() };
+                let connection = (*incoming).await.map_err(failed)?;
                 let streams = connection.accept_bi().await.map_err(failed)?;
                 quic_stream(identity, connection, streams, remote)
             }

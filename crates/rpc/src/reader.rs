@@ -1,5 +1,6 @@
-//! Frames out of a byte stream. A large body is read straight into one allocation of its own size; small ones share a buffer.
+//! Frames out of a byte stream. A large body is read straight into one buffer of its own; small ones share a buffer.
 
+use crate::buffers::Buffer;
 use bytes::{BufMut, Bytes, BytesMut};
 use holdfast_wire::frame::{FrameError, HEADER_BYTES, Header};
 use std::io;
@@ -7,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes asked for at a time while frames are small.
 const BUFFER_BYTES: usize = 64 << 10;
-/// A body larger than this gets its own allocation.
+/// A body larger than this gets its own buffer.
 const SHARED_BODY_BYTES: usize = 16 << 10;
 
 /// Why reading ended.
@@ -57,12 +58,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             self.fill(length, progress).await?;
             return Ok(self.buffer.split_to(length).freeze());
         }
-        let mut body = BytesMut::with_capacity(length);
-        body.extend_from_slice(&self.buffer);
+        let mut body = Buffer::new(length);
+        body.bytes.extend_from_slice(&self.buffer);
         self.buffer.clear();
-        while body.len() < length {
-            let rest = length - body.len();
-            if self.io.read_buf(&mut (&mut body).limit(rest)).await? == 0 {
+        while body.bytes.len() < length {
+            let rest = length - body.bytes.len();
+            if self.io.read_buf(&mut (&mut body.bytes).limit(rest)).await? == 0 {
                 return Err(ReadError::End);
             }
             progress();

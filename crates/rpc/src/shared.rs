@@ -7,21 +7,20 @@
 //!
 //! Invariants:
 //! * A call is completed exactly once, outside of the lock.
-//! * A call is marked as sent before its first byte is handed to the transport.
-//! * `deadlines` holds exactly the calls of `calls`.
+//! * Whoever adds work wakes the writer; whoever frees room wakes the reader.
 
-use crate::error::{CastError, ConnectError, Refusal, RpcError};
+use crate::error::{CastError, Refusal, RpcError};
 use crate::handler::Response;
 use crate::identity::{Identity, PeerIdentity};
+use crate::table::{Completion, DEADLINE_MAX, Draft, End, Out, Phase, Returned, Table, UNIT_BYTES, units};
 use bytes::Bytes;
 use holdfast_types::limits;
-use holdfast_wire::frame::{FrameError, FrameKind, HEADER_BYTES, Header, TraceContext};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use holdfast_wire::frame::{FrameError, FrameKind, Header, TraceContext};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Bounds of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -34,110 +33,8 @@ pub(crate) struct Bounds {
     pub idle_timeout: Duration,
 }
 
-/// One unit of [`Bounds::bytes_max`], in bytes. A frame costs one unit more than its bodies, so empty ones are bounded as well.
-const UNIT_BYTES: u64 = 1024;
 /// Largest frame, in bytes.
 const FRAME_BYTES_MAX: u64 = limits::FRAME_HEADER_BYTES + limits::MESSAGE_BYTES_MAX + limits::PAYLOAD_BYTES_MAX;
-/// No call waits longer.
-const DEADLINE_MAX: Duration = Duration::from_secs(3600);
-/// Most bytes and frames that the writer takes at once: enough to fill a socket, few enough that a cancelled call is not sent.
-const BATCH_BYTES: u64 = 1 << 20;
-const BATCH_FRAMES: usize = 256;
-
-/// A call about to be made.
-pub(crate) struct Draft {
-    pub kind: u16,
-    pub message: Bytes,
-    pub payload: Bytes,
-    pub deadline: Instant,
-    pub waited: Duration,
-    pub trace: TraceContext,
-}
-
-impl Draft {
-    pub fn new(kind: u16, message: Bytes, payload: Bytes, deadline: Duration) -> Self {
-        let waited = deadline.min(DEADLINE_MAX);
-        Self { kind, message, payload, deadline: Instant::now() + waited, waited, trace: TraceContext::default() }
-    }
-
-    pub fn units(&self) -> u32 {
-        // A frame's bodies fit into 32 bits; larger ones are refused before they get here.
-        units(self.message.len() as u64 + self.payload.len() as u64) as u32
-    }
-}
-
-pub(crate) fn units(bytes: u64) -> u64 {
-    1 + bytes / UNIT_BYTES
-}
-
-/// Whom an answer goes to.
-pub(crate) enum Completion {
-    Channel(oneshot::Sender<Result<Response, RpcError>>),
-    Callback(Box<dyn FnOnce(Result<Response, RpcError>) + Send>),
-}
-
-impl Completion {
-    pub fn run(self, result: Result<Response, RpcError>) {
-        match self {
-            // A receiver that is gone has cancelled.
-            Self::Channel(sender) => drop(sender.send(result)),
-            Self::Callback(then) => then(result),
-        }
-    }
-}
-
-/// A frame that waits for the writer, which completes its header.
-pub(crate) struct Out {
-    pub header: Header,
-    pub deadline: Option<Instant>,
-    pub message: Bytes,
-    pub payload: Bytes,
-}
-
-impl Out {
-    pub fn bytes(&self) -> u64 {
-        (HEADER_BYTES + self.message.len() + self.payload.len()) as u64
-    }
-}
-
-/// A call that could not be queued, and why.
-pub(crate) type Returned = (RpcError, Draft, Completion, OwnedSemaphorePermit);
-
-struct Call {
-    completion: Completion,
-    deadline: Instant,
-    waited: Duration,
-    sent: bool,
-    /// Room in the bound; given back when the call is over.
-    _permit: OwnedSemaphorePermit,
-}
-
-/// Why a connection is over.
-#[derive(Clone, Debug)]
-pub(crate) enum End {
-    Unreachable(Arc<ConnectError>),
-    Closed(Arc<str>),
-}
-
-enum Phase {
-    Waiting,
-    Up,
-    Closed(End),
-}
-
-struct Inner {
-    phase: Phase,
-    queue: VecDeque<Out>,
-    queued_bytes: u64,
-    request_last: u64,
-    calls: HashMap<u64, Call>,
-    deadlines: BTreeSet<(Instant, u64)>,
-    /// When the timers wake next.
-    armed: Option<Instant>,
-    /// Requests of the other end that we owe an answer.
-    serving: BTreeSet<u64>,
-    draining: bool,
-}
 
 pub(crate) struct Shared {
     id: u64,
@@ -147,7 +44,7 @@ pub(crate) struct Shared {
     peer: OnceLock<PeerIdentity>,
     bounds: Bounds,
     units: Arc<Semaphore>,
-    inner: Mutex<Inner>,
+    table: Mutex<Table>,
     /// Work for the writer, or for whoever connects.
     pub work: Notify,
     timers: Notify,
@@ -186,17 +83,7 @@ impl Shared {
             peer: OnceLock::new(),
             bounds,
             units,
-            inner: Mutex::new(Inner {
-                phase: Phase::Waiting,
-                queue: VecDeque::new(),
-                queued_bytes: 0,
-                request_last: 0,
-                calls: HashMap::new(),
-                deadlines: BTreeSet::new(),
-                armed: None,
-                serving: BTreeSet::new(),
-                draining: false,
-            }),
+            table: Mutex::new(Table::new()),
             work: Notify::new(),
             timers: Notify::new(),
             resume: Notify::new(),
@@ -218,8 +105,8 @@ impl Shared {
         Arc::new(Semaphore::new((bounds.bytes_max / UNIT_BYTES).max(least) as usize))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("no code of others runs under this lock")
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no code of others runs under this lock")
     }
 
     pub fn id(&self) -> u64 {
@@ -249,30 +136,26 @@ impl Shared {
         self.peer.set(peer).expect("one hello per connection");
         self.touch_read();
         self.touch_write();
-        let mut inner = self.lock();
-        if matches!(inner.phase, Phase::Waiting) {
-            inner.phase = Phase::Up;
+        let mut table = self.lock();
+        if matches!(table.phase, Phase::Waiting) {
+            table.phase = Phase::Up;
         }
     }
 
     /// Completes everything that waits with an error; later calls fail at once.
     pub fn close(&self, end: &End) {
         let (calls, queue) = {
-            let mut inner = self.lock();
-            if matches!(inner.phase, Phase::Closed(_)) {
+            let mut table = self.lock();
+            if matches!(table.phase, Phase::Closed(_)) {
                 return;
             }
-            inner.phase = Phase::Closed(end.clone());
-            inner.deadlines.clear();
-            inner.serving.clear();
-            inner.queued_bytes = 0;
-            (std::mem::take(&mut inner.calls), std::mem::take(&mut inner.queue))
+            table.close(end)
         };
         let casts = queue.iter().filter(|out| out.header.kind == FrameKind::OneWay).count();
         self.dropped_casts.fetch_add(casts as u64, Ordering::Relaxed);
         drop(queue);
         self.stop();
-        for call in calls.into_values() {
+        for call in calls {
             let error = self.ended(end, call.sent);
             call.completion.run(Err(error));
         }
@@ -306,30 +189,21 @@ impl Shared {
     }
 
     /// Queues a call, or gives it back with the reason when the connection is closed or the queue is full.
-    pub fn submit(
-        &self,
-        draft: Draft,
-        completion: Completion,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<u64, Returned> {
-        let mut inner = self.lock();
-        if let Phase::Closed(end) = &inner.phase {
-            return Err((self.ended(end, false), draft, completion, permit));
+    pub fn submit(&self, draft: Draft, completion: Completion, permit: OwnedSemaphorePermit) -> Result<u64, Returned> {
+        let mut table = self.lock();
+        if let Phase::Closed(end) = &table.phase {
+            return Err(Box::new((self.ended(end, false), draft, completion, permit)));
         }
         // Only calls that were cancelled while queued can bring it there: live ones are bounded by their permits.
-        if inner.queued_bytes > 3 * self.bounds.bytes_max.max(FRAME_BYTES_MAX) {
-            return Err((RpcError::Full { peer: self.name() }, draft, completion, permit));
+        if table.queued_bytes > 3 * self.bounds.bytes_max.max(FRAME_BYTES_MAX) {
+            return Err(Box::new((RpcError::Full { peer: self.name() }, draft, completion, permit)));
         }
-        inner.request_last += 1;
-        let request = inner.request_last;
         let Draft { kind, message, payload, deadline, waited, trace } = draft;
-        inner.calls.insert(request, Call { completion, deadline, waited, sent: false, _permit: permit });
-        inner.deadlines.insert((deadline, request));
+        let (request, sooner) = table.register(completion, deadline, waited, permit);
         let mut header = self.header(FrameKind::Request, kind, request);
         header.trace = trace;
-        let sooner = inner.armed.is_none_or(|armed| deadline < armed);
-        let idle = inner.push(Out { header, deadline: Some(deadline), message, payload });
-        drop(inner);
+        let idle = table.push(Out { header, deadline: Some(deadline), message, payload });
+        drop(table);
         if idle {
             self.work.notify_one();
         }
@@ -341,13 +215,13 @@ impl Shared {
 
     /// The caller gave up.
     pub fn cancel(&self, request: u64) {
-        let mut inner = self.lock();
-        let Some(call) = inner.remove(request) else { return };
+        let mut table = self.lock();
+        let Some(call) = table.remove(request) else { return };
         let mut idle = false;
         if call.sent {
-            idle = inner.push(Out::bare(self.header(FrameKind::Cancel, 0, request)));
+            idle = table.push(Out::bare(self.header(FrameKind::Cancel, 0, request)));
         }
-        drop(inner);
+        drop(table);
         if idle {
             self.work.notify_one();
         }
@@ -362,18 +236,18 @@ impl Shared {
     /// Queues a one-way message.
     pub fn cast(&self, kind: u16, message: Bytes, payload: Bytes, trace: TraceContext) -> Result<(), CastError> {
         check_lengths(&message, &payload)?;
-        let mut inner = self.lock();
-        let result = if matches!(inner.phase, Phase::Closed(_)) {
+        let mut table = self.lock();
+        let result = if matches!(table.phase, Phase::Closed(_)) {
             Err(CastError::NotConnected)
-        } else if inner.queued_bytes > self.bounds.bytes_max {
+        } else if table.queued_bytes > self.bounds.bytes_max {
             self.dropped_casts.fetch_add(1, Ordering::Relaxed);
             Err(CastError::Full)
         } else {
             let mut header = self.header(FrameKind::OneWay, kind, 0);
             header.trace = trace;
-            Ok(inner.push(Out { header, deadline: None, message, payload }))
+            Ok(table.push(Out { header, deadline: None, message, payload }))
         };
-        drop(inner);
+        drop(table);
         if result? {
             self.work.notify_one();
         }
@@ -396,11 +270,11 @@ impl Shared {
 
     /// Registers a request. False when it is refused because we are closing; an error when its id is in use.
     pub fn begin(&self, request: u64) -> Result<bool, &'static str> {
-        let mut inner = self.lock();
-        if inner.draining {
+        let mut table = self.lock();
+        if table.draining {
             return Ok(false);
         }
-        if inner.serving.insert(request) { Ok(true) } else { Err("a request id was used twice") }
+        if table.serving.insert(request) { Ok(true) } else { Err("a request id was used twice") }
     }
 
     pub fn is_serving(&self, request: u64) -> bool {
@@ -435,9 +309,9 @@ impl Shared {
     }
 
     fn finish(&self, request: u64, out: Out) {
-        let mut inner = self.lock();
-        let idle = inner.serving.remove(&request) && inner.push(out);
-        drop(inner);
+        let mut table = self.lock();
+        let idle = table.serving.remove(&request) && table.push(out);
+        drop(table);
         if idle {
             self.work.notify_one();
         }
@@ -450,9 +324,9 @@ impl Shared {
     }
 
     fn wake_if_drained(&self) {
-        let inner = self.lock();
-        if inner.draining && inner.serving.is_empty() {
-            drop(inner);
+        let table = self.lock();
+        if table.draining && table.serving.is_empty() {
+            drop(table);
             self.work.notify_one();
         }
     }
@@ -494,12 +368,12 @@ impl Shared {
     pub async fn take(&self, batch: &mut Vec<Out>) -> bool {
         loop {
             {
-                let mut inner = self.lock();
-                inner.take(Instant::now(), batch);
+                let mut table = self.lock();
+                table.take(Instant::now(), batch);
                 if !batch.is_empty() {
                     break;
                 }
-                if matches!(inner.phase, Phase::Closed(_)) || inner.draining && inner.serving.is_empty() {
+                if matches!(table.phase, Phase::Closed(_)) || table.draining && table.serving.is_empty() {
                     return false;
                 }
             }
@@ -553,8 +427,8 @@ impl Shared {
     }
 
     fn check_silence(&self) -> Option<Arc<str>> {
-        let mut inner = self.lock();
-        if !matches!(inner.phase, Phase::Up) {
+        let mut table = self.lock();
+        if !matches!(table.phase, Phase::Up) {
             return None;
         }
         let now = self.now_ms();
@@ -563,72 +437,12 @@ impl Shared {
             return Some(format!("silent for {:?}", self.bounds.idle_timeout).into());
         }
         // With something queued there is no need, and no use if the writer is stuck.
-        if silent(&self.write_ms) >= self.bounds.heartbeat / 2 && inner.queue.is_empty() {
-            inner.push(Out::bare(self.header(FrameKind::Alive, 0, 0)));
-            drop(inner);
+        if silent(&self.write_ms) >= self.bounds.heartbeat / 2 && table.queue.is_empty() {
+            table.push(Out::bare(self.header(FrameKind::Alive, 0, 0)));
+            drop(table);
             self.work.notify_one();
         }
         None
-    }
-}
-
-impl Out {
-    fn bare(header: Header) -> Self {
-        Self { header, deadline: None, message: Bytes::new(), payload: Bytes::new() }
-    }
-}
-
-impl Inner {
-    /// Queues a frame; true when the writer may be asleep.
-    fn push(&mut self, out: Out) -> bool {
-        if matches!(self.phase, Phase::Closed(_)) {
-            return false;
-        }
-        let idle = self.queue.is_empty();
-        self.queued_bytes += out.bytes();
-        self.queue.push_back(out);
-        idle
-    }
-
-    fn remove(&mut self, request: u64) -> Option<Call> {
-        let call = self.calls.remove(&request)?;
-        let listed = self.deadlines.remove(&(call.deadline, request));
-        assert!(listed, "call {request} has no deadline");
-        Some(call)
-    }
-
-    fn take(&mut self, now: Instant, batch: &mut Vec<Out>) {
-        let mut bytes = 0;
-        while bytes < BATCH_BYTES && batch.len() < BATCH_FRAMES {
-            let Some(mut out) = self.queue.pop_front() else { break };
-            self.queued_bytes -= out.bytes();
-            if let Some(deadline) = out.deadline {
-                let left = deadline.saturating_duration_since(now);
-                // Cancelled, or about to expire: the timers complete it as never sent.
-                let Some(call) = self.calls.get_mut(&out.header.request).filter(|_| !left.is_zero()) else { continue };
-                call.sent = true;
-                out.header.deadline_us = left.as_micros().max(1) as u64;
-            }
-            bytes += out.bytes();
-            batch.push(out);
-        }
-    }
-
-    /// Takes out the calls whose time is over and tells the other end; returns when the next one's is.
-    fn expire(&mut self, now: Instant, cancel: impl Fn(u64) -> Header) -> (Vec<Call>, Option<Instant>) {
-        let mut expired = Vec::new();
-        self.armed = loop {
-            let Some(&(deadline, request)) = self.deadlines.first() else { break None };
-            if deadline > now {
-                break Some(deadline);
-            }
-            let call = self.remove(request).expect("every deadline has its call");
-            if call.sent {
-                self.push(Out::bare(cancel(request)));
-            }
-            expired.push(call);
-        };
-        (expired, self.armed)
     }
 }
 

@@ -1,6 +1,7 @@
 //! TLS 1.3 both ways with the cluster's own authority, for TCP and for QUIC.
 
 use crate::error::IdentityError;
+use ::aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,6 +18,7 @@ pub(crate) struct Configs {
     pub server: Arc<ServerConfig>,
     pub quic_client: Arc<QuicClientConfig>,
     pub quic_server: Arc<QuicServerConfig>,
+    secret: hmac::Key,
 }
 
 impl Configs {
@@ -29,6 +31,7 @@ impl Configs {
         for authority in authorities {
             roots.add(authority)?;
         }
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, key.secret_der());
         let (roots, provider) = (Arc::new(roots), Arc::new(provider()));
         let versions = &[&rustls::version::TLS13];
 
@@ -51,7 +54,40 @@ impl Configs {
         let suite = |_| IdentityError::Tls(rustls::Error::General("no cipher suite for QUIC".into()));
         let quic_client = Arc::new(QuicClientConfig::try_from(client.clone()).map_err(suite)?);
         let quic_server = Arc::new(QuicServerConfig::try_from(server.clone()).map_err(suite)?);
-        Ok(Self { client: Arc::new(client), server: Arc::new(server), quic_client, quic_server })
+        Ok(Self { client: Arc::new(client), server: Arc::new(server), quic_client, quic_server, secret })
+    }
+
+    /// What a QUIC server is known by to those who still talk to the process before it.
+    ///
+    /// The reset key follows from the identity's key, so that a restarted server can reset connections that died with its
+    /// predecessor; with a new key it could not, and the other end would wait for its idle timeout.
+    pub fn quic_endpoint(&self) -> quinn::EndpointConfig {
+        let reset = hmac::sign(&self.secret, b"holdfast quic reset");
+        let mut config = quinn::EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_ref())));
+        config.cid_generator(|| Box::new(RandomIds));
+        config
+    }
+}
+
+/// Ids of QUIC connections. quinn's own carry a mark of the process that drew them, and packets without it get no reset.
+struct RandomIds;
+
+/// Bytes of an id: enough that two of one server never meet.
+const ID_BYTES: usize = 8;
+
+impl quinn::ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        let mut bytes = [0; ID_BYTES];
+        ::aws_lc_rs::rand::fill(&mut bytes).expect("the system has randomness");
+        quinn::ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<std::time::Duration> {
+        None
     }
 }
 

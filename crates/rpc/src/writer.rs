@@ -1,6 +1,7 @@
 //! Frames into a byte stream: whatever is queued goes out in as few writes as possible; large bodies are not copied.
 
-use crate::shared::{Out, Shared};
+use crate::shared::Shared;
+use crate::table::Out;
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};

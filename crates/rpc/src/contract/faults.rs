@@ -12,6 +12,7 @@ contract!(
     the_server_learns_how_much_time_is_left,
     a_dropped_call_is_cancelled_at_the_server,
     calls_under_way_fail_when_the_server_dies_and_later_ones_reach_its_successor,
+    a_killed_servers_successor_ends_the_wait,
     an_absent_server_is_reported_as_never_reached,
     a_shutdown_lets_answers_out_and_refuses_new_work,
     everybody_is_told_when_a_peer_goes,
@@ -85,6 +86,39 @@ async fn calls_under_way_fail_when_the_server_dies_and_later_ones_reach_its_succ
         }
     };
     assert_eq!(answer.message, text("you again"));
+}
+
+/// A runtime that is torn down says goodbye to nobody, like a killed process; for TCP the kernel does it.
+async fn a_killed_servers_successor_ends_the_wait(way: Way) {
+    let mut world = World::start(way).await;
+    let address = world.address();
+    world.stop().await;
+    let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+    let bind = {
+        let (address, recorder) = (address.clone(), world.recorder.clone());
+        let bind = async move {
+            let options = ServerOptions::default();
+            crate::Server::bind(way.transport(), &address, server_identity(), recorder, options).await
+        };
+        doomed.spawn(bind)
+    };
+    let server = bind.await.expect("joined").expect("bound");
+    // Only the reset can be in time.
+    let patient = PeerOptions { idle_timeout: 2 * LONG, ..PeerOptions::default() };
+    let addresses = vec![address.clone()];
+    let peer = Peer::new(super::client_identity(), way.transport(), addresses, Some(server_identity().me()), patient);
+    let waiting = tokio::spawn({
+        let peer = peer.clone();
+        async move { peer.call(HOLD, text("x"), Bytes::new(), 2 * LONG).await }
+    });
+    until("it has arrived", || world.recorder.see(|seen| !seen.held.is_empty())).await;
+    tokio::task::spawn_blocking(move || doomed.shutdown_timeout(LONG)).await.expect("killed");
+    drop(server);
+    world.serve(&address, server_identity(), ServerOptions::default()).await;
+    let error = waiting.await.expect("joined").expect_err("the one who knew is gone");
+    assert!(matches!(error, RpcError::Closed { sent: true, .. }), "{error}");
+    assert!(!error.to_string().contains("timed out"), "QUIC's own idle timeout has noticed, and no reset: {error}");
+    echo(&peer, "you again").await.expect("answered");
 }
 
 async fn an_absent_server_is_reported_as_never_reached(way: Way) {

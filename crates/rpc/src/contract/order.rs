@@ -45,7 +45,8 @@ async fn answers_come_in_any_order(way: Way) {
     until("all are held", || world.recorder.see(|seen| seen.held.len()) == 10).await;
     let held = world.recorder.see(|seen| std::mem::take(&mut seen.held));
     // From a thread of no runtime, the last first.
-    let answer = move || held.into_iter().rev().for_each(|(request, respond)| respond.send(request.message, Bytes::new()));
+    let answer =
+        move || held.into_iter().rev().for_each(|(request, respond)| respond.send(request.message, Bytes::new()));
     std::thread::spawn(answer).join().expect("answered");
     until("all are answered", || order.lock().expect("sane").len() == 10).await;
     let expected: Vec<_> = (0..10).rev().map(|n| text(&n.to_string())).collect();

@@ -114,7 +114,9 @@ async fn knock(address: &Address, way: Way, bytes: &[u8]) {
             let packet = &bytes[..bytes.len().min(1400)];
             socket.send_to(packet, name).await.expect("sent");
         }
-        (_, Address::Network(name)) => throw(tokio::net::TcpStream::connect(name).await.expect("connected"), bytes).await,
+        (_, Address::Network(name)) => {
+            throw(tokio::net::TcpStream::connect(name).await.expect("connected"), bytes).await
+        }
         (_, Address::Unix(path)) => throw(tokio::net::UnixStream::connect(path).await.expect("connected"), bytes).await,
     }
 }
