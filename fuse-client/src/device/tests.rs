@@ -1,0 +1,149 @@
+//! Requests recorded from a kernel, and the sizes of answers as the kernel's header has them.
+
+use super::encode::{self, InitAnswer};
+use super::*;
+use bytes::Bytes;
+use holdfast_types::{Generation, InodeId, Timestamp};
+use holdfast_wire::namespace::{Attributes, FileKind, VolumeUsage};
+use std::time::Duration;
+
+const RECORDED: &str = include_str!("testdata/requests.txt");
+
+fn bytes_of(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal")).collect()
+}
+
+fn recorded() -> Vec<(Vec<u8>, &'static str)> {
+    let lines: Vec<&str> = RECORDED.lines().filter(|line| !line.starts_with('#')).collect();
+    lines.chunks_exact(2).map(|pair| (bytes_of(pair[0]), pair[1])).collect()
+}
+
+fn decode(bytes: &[u8]) -> Result<String, decode::Malformed> {
+    decode::request(bytes, &mut |data| Bytes::copy_from_slice(data)).map(|request| format!("{request:?}"))
+}
+
+#[test]
+fn recorded_requests_say_what_they_said() {
+    let recorded = recorded();
+    assert!(recorded.len() > 40);
+    for (bytes, expected) in &recorded {
+        assert_eq!(decode(bytes).as_deref(), Ok(*expected));
+    }
+}
+
+#[test]
+fn no_truncated_or_garbled_request_is_read_past_its_end() {
+    for (bytes, expected) in recorded() {
+        for length in 0..bytes.len() {
+            // Some fields are of no interest to us, so a request may be complete without its last bytes; never is it another.
+            if let Ok(read) = decode(&bytes[..length]) {
+                assert_eq!(read, expected);
+            }
+        }
+        for at in 0..bytes.len() {
+            let mut garbled = bytes.clone();
+            garbled[at] ^= 0xff;
+            let _ = decode(&garbled);
+        }
+    }
+}
+
+#[test]
+fn a_write_of_mapped_pages_is_told_from_a_write() {
+    let (mut bytes, _) = recorded().into_iter().find(|(_, text)| text.contains("Write {")).expect("recorded");
+    const FLAGS_AT: usize = abi::IN_HEADER_BYTES + 20;
+    bytes[FLAGS_AT..FLAGS_AT + 4].copy_from_slice(&abi::WRITE_FROM_CACHE.to_ne_bytes());
+    assert!(decode(&bytes).expect("whole").contains("from_cache: true"));
+}
+
+fn attributes() -> Attributes {
+    let time = |seconds| Timestamp { seconds, nanos: 7 };
+    Attributes {
+        inode: InodeId(0x1122),
+        kind: FileKind::File,
+        mode: 0o4755,
+        links: 3,
+        uid: 4,
+        gid: 5,
+        rdev: 6,
+        size: 1025,
+        atime: time(-1),
+        mtime: time(2),
+        ctime: time(3),
+        btime: time(4),
+        generation: Generation(9),
+        trim_from: None,
+        size_bound: 0,
+        parent: InodeId(0),
+    }
+}
+
+fn entry() -> Entry {
+    Entry {
+        attributes: attributes(),
+        name_valid: Duration::from_millis(1500),
+        attributes_valid: Duration::from_secs(2),
+    }
+}
+
+#[test]
+fn answers_have_the_sizes_of_the_kernels_structures() {
+    let size = |answer| encode::answer(answer).body.len();
+    assert_eq!(size(Answer::Done), 0);
+    assert_eq!(size(Answer::Entry(entry())), 128);
+    assert_eq!(size(Answer::Absent(Duration::ZERO)), 128);
+    assert_eq!(size(Answer::Attributes(attributes(), Duration::ZERO)), 104);
+    assert_eq!(size(Answer::Opened(1, OpenHints::default())), 16);
+    assert_eq!(size(Answer::Created(entry(), 1, OpenHints::default())), 144);
+    assert_eq!(size(Answer::Written(1)), 8);
+    assert_eq!(size(Answer::Usage(VolumeUsage::default())), 80);
+    assert_eq!(size(Answer::Offset(1)), 8);
+    let init = InitAnswer { flags: u64::MAX, readahead: 1, write: 1 << 20, background: 64 };
+    let init = encode::init(&init);
+    assert_eq!(init.len(), 64);
+    assert_eq!(u16::from_ne_bytes([init[28], init[29]]), 256, "pages of the largest write");
+}
+
+#[test]
+fn attributes_lie_where_the_kernel_looks_for_them() {
+    let body = encode::answer(Answer::Attributes(attributes(), Duration::from_millis(2500))).body;
+    let u64_at = |at: usize| u64::from_ne_bytes(body[at..at + 8].try_into().expect("eight"));
+    let u32_at = |at: usize| u32::from_ne_bytes(body[at..at + 4].try_into().expect("four"));
+    assert_eq!((u64_at(0), u32_at(8)), (2, 500_000_000));
+    assert_eq!((u64_at(16), u64_at(24), u64_at(32)), (0x1122, 1025, 3));
+    assert_eq!((u64_at(40) as i64, u64_at(48), u64_at(56), u32_at(64)), (-1, 2, 3, 7));
+    assert_eq!((u32_at(76), u32_at(80), u32_at(84), u32_at(88), u32_at(92)), (libc::S_IFREG | 0o4755, 3, 4, 5, 6));
+    assert_eq!(u32_at(96), crate::attrs::BLOCK_SIZE_SHOWN);
+}
+
+#[test]
+fn directory_entries_fill_the_room_and_no_more() {
+    for plus in [false, true] {
+        let each = if plus { 128 + 32 } else { 32 };
+        let mut buffer = DirectoryBuffer::new(each * 3 + each - 1, plus);
+        assert_eq!(buffer.capacity(), 3);
+        let entry = entry();
+        let mut add = |name: &[u8]| {
+            let inode = InodeId(5);
+            buffer.add(&Listed { name, inode, kind: FileKind::Directory, cookie: 9, entry: Some(&entry) })
+        };
+        assert!(add(b"12345678") && add(b"1") && add(b"1234567"));
+        assert!(!add(b"x"));
+        assert_eq!(encode::answer(Answer::Directory(buffer)).body.len(), each as usize * 3);
+    }
+}
+
+#[test]
+fn a_dropped_reply_is_an_error_and_an_unneeded_one_is_nothing() {
+    struct Kept(std::sync::Mutex<Vec<(u64, Option<i32>)>>);
+    impl Sink for Kept {
+        fn send(&self, unique: u64, result: Result<Answer, rustix::io::Errno>) {
+            self.0.lock().expect("no panic").push((unique, result.err().map(rustix::io::Errno::raw_os_error)));
+        }
+    }
+    let kept = std::sync::Arc::new(Kept(std::sync::Mutex::default()));
+    drop(Reply::new(1, 0, kept.clone()));
+    Reply::new(2, 0, kept.clone()).unneeded();
+    Reply::new(3, 0, kept.clone()).done();
+    assert_eq!(*kept.0.lock().expect("no panic"), [(1, Some(libc::EIO)), (3, None)]);
+}
