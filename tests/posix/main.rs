@@ -1,6 +1,6 @@
 //! POSIX suites on a mount. Each failing case is listed with its cause in `docs/posix.md`; the list must be the truth.
 //!
-//! Run by `cargo xtask posix`, which installs the suite and names it in `$HOLDFAST_TEST_PJDFSTEST`.
+//! Run by `cargo xtask posix`, which installs the suites and names them in `$HOLDFAST_TEST_PJDFSTEST` and `$HOLDFAST_TEST_FSX`.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -84,6 +84,35 @@ fn pjdfstest_runs_to_its_end_and_each_failure_is_listed_with_its_cause() {
     }
     assert!(new.is_empty(), "not listed in docs/posix.md: {new:#?}");
     assert!(gone.is_empty(), "listed in docs/posix.md but no longer failing: {gone:#?}");
+}
+
+/// The file system exerciser: random operations on one file, each read compared with what was written.
+#[test]
+fn fsx_finds_no_byte_out_of_place() {
+    let name = "fsx_finds_no_byte_out_of_place";
+    if !can_mount(name, &[]) {
+        return;
+    }
+    let Some(program) = std::env::var_os("HOLDFAST_TEST_FSX") else {
+        skip(name, "fsx is not installed (cargo xtask posix installs it)");
+        return;
+    };
+    let up = Up::start(&[]).expect("up is ready");
+    let kept = tempfile::tempdir().expect("a folder for what fsx leaves after a failure");
+    let (seeds, operations) = if holdfast_tests::report::long() { (20, "20000") } else { (3, "3000") };
+    for seed in 1..=seeds {
+        let mut command = Command::new(&program);
+        command.arg("-f").arg(repository().join("tests/posix/fsx.toml")).args([
+            "-N",
+            operations,
+            "-S",
+            &seed.to_string(),
+        ]);
+        command.arg("-P").arg(kept.path()).arg(up.mount().join(format!("fsx-{seed}")));
+        let said = run(&mut command, LIMIT).expect("ends");
+        assert!(said.success, "seed {seed}:\n{}{}", said.stdout, said.stderr);
+    }
+    note(&format!("fsx: {seeds} seeds of {operations} operations agreed"));
 }
 
 #[test]

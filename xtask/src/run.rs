@@ -122,7 +122,8 @@ fn report(rows: &[(&str, u64, Counts)], allowed: &BTreeSet<String>, seconds: u64
     }
     println!("{:<14} {seconds:>8}", "all");
     for skip in &total.skipped {
-        let listed = if allowed.contains(&skip.name) { "" } else { " - NOT LISTED in tests/skips.toml, so the run fails" };
+        let listed =
+            if allowed.contains(&skip.name) { "" } else { " - NOT LISTED in tests/skips.toml, so the run fails" };
         println!("skipped {}: {}{listed}", skip.name, skip.reason);
     }
     for name in &total.failures {
@@ -202,7 +203,10 @@ mod tests {
         let skip = |name: &str| Skip { name: name.to_string(), reason: "no moon".to_string() };
         let total = |skipped| Counts { passed: 3, skipped, ..Counts::default() };
         assert_eq!(closing(&total(vec![skip("a")]), &allowed), ("3 passed, 0 failed, 1 skipped".to_string(), true));
-        assert_eq!(closing(&total(vec![skip("a"), skip("b")]), &allowed), ("3 passed, 1 failed, 1 skipped".to_string(), false));
+        assert_eq!(
+            closing(&total(vec![skip("a"), skip("b")]), &allowed),
+            ("3 passed, 1 failed, 1 skipped".to_string(), false)
+        );
         assert!(!closing(&Counts::default(), &allowed).1, "a run of nothing is not green");
         assert!(!closing(&Counts { failed: 1, passed: 9, ..Counts::default() }, &allowed).1);
     }

@@ -11,6 +11,8 @@ use crate::step::Step;
 const CARGO_DENY_VERSION: &str = "0.20.2";
 /// The version of the POSIX suite whose failures `docs/posix.md` lists.
 const PJDFSTEST_VERSION: &str = "0.2.2";
+/// The file system exerciser.
+const FSX_VERSION: &str = "0.3.2";
 /// Seeds the simulator runs each time; fresh ones are for the night.
 const SIM_SEEDS: &str = "200";
 
@@ -131,10 +133,14 @@ fn applications(context: &Context<'_>) -> Result<Vec<Step>> {
 
 fn posix(context: &Context<'_>) -> Result<Vec<Step>> {
     let mut step = suite_of("posix", context);
-    // The test itself says that it cannot run when the tool is not there.
-    match needs::cargo_tool(context.target, "pjdfstest", PJDFSTEST_VERSION) {
-        Ok(program) => step = step.with("HOLDFAST_TEST_PJDFSTEST", &program.to_string_lossy()),
-        Err(error) => println!("    {error}"),
+    // The tests themselves say that they cannot run when a tool is not there.
+    for (key, krate, version) in
+        [("HOLDFAST_TEST_PJDFSTEST", "pjdfstest", PJDFSTEST_VERSION), ("HOLDFAST_TEST_FSX", "fsx", FSX_VERSION)]
+    {
+        match needs::cargo_tool(context.target, krate, version) {
+            Ok(program) => step = step.with(key, &program.to_string_lossy()),
+            Err(error) => println!("    {error:#}"),
+        }
     }
     Ok(vec![step])
 }
