@@ -33,9 +33,11 @@ pub(crate) struct Arrived {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Member {
-    /// When the primary of this epoch was last heard, and when it was last spoken to without being heard.
+    /// When the primary of this epoch last spoke of this member's business, and when it was last told that the member is here.
     heard: Option<Instant>,
     here_at: Option<Instant>,
+    /// The primary knows that this member is here, and has no stream for it yet.
+    told_to_wait: bool,
     /// The stream that is taken. 0: none yet.
     stream: u64,
     /// Every position up to here was given to the disk.
@@ -59,10 +61,11 @@ impl Member {
         let syncing = base.view.syncing.contains(&base.me);
         let lost = match self.heard {
             None => true,
-            // A syncing member that was dropped, or waits for its turn, is not spoken to: it says again that it is here.
+            // A syncing member that was dropped is not spoken to: it says again that it is here.
             Some(heard) => syncing && ctx.now.since(heard) >= limits.ask_again,
         };
-        if lost && self.here_at.is_none_or(|at| ctx.now.since(at) >= limits.resend) {
+        let pause = if self.told_to_wait { limits.ask_again } else { limits.resend };
+        if lost && self.here_at.is_none_or(|at| ctx.now.since(at) >= pause) {
             self.say_here(base, ctx);
         }
         lost || syncing
@@ -75,8 +78,12 @@ impl Member {
     }
 
     /// The primary of this epoch spoke.
-    pub(crate) fn heard(&mut self, base: &mut Base, now: Instant, settled: OpNumber) {
-        self.heard = Some(now);
+    pub(crate) fn heard(&mut self, base: &mut Base, now: Instant, settled: OpNumber, body: &GroupBody) {
+        if matches!(body, GroupBody::Idle { stream: 0, .. }) {
+            self.told_to_wait = true;
+        } else {
+            self.heard = Some(now);
+        }
         base.settled = base.settled.max(settled);
     }
 

@@ -181,7 +181,7 @@ impl Group {
             Role::Outside | Role::Failed => {}
             Role::Member(_) if from != self.base.view.primary => {}
             Role::Member(member) => {
-                member.heard(&mut self.base, ctx.now, settled);
+                member.heard(&mut self.base, ctx.now, settled, &body);
                 to_member(member, &mut self.base, ctx, body, payload);
             }
             Role::Primary(primary) => to_primary(primary, &mut self.base, ctx, from, body),

@@ -78,6 +78,8 @@ pub(crate) struct Primary {
     pub(crate) evictions: BTreeMap<MemberId, Instant>,
     /// Members that said they are in this epoch.
     pub(crate) here: BTreeSet<MemberId>,
+    /// Listed members that did not say so, and when they were last told of the epoch.
+    pub(crate) nudged: BTreeMap<MemberId, Instant>,
     pub(crate) reads: Reads,
     pub(crate) waiting: VecDeque<Waiting>,
     pub(crate) waiting_reads: VecDeque<Waiting>,
@@ -109,6 +111,7 @@ impl Primary {
             promoting: BTreeMap::new(),
             evictions: BTreeMap::new(),
             here: BTreeSet::new(),
+            nudged: BTreeMap::new(),
             reads: Reads::default(),
             waiting: VecDeque::new(),
             waiting_reads: VecDeque::new(),
@@ -168,6 +171,7 @@ impl Primary {
         self.promoting.clear();
         self.evictions.clear();
         self.here.clear();
+        self.nudged.clear();
         ctx.book.resyncs.remove(&base.group);
     }
 

@@ -6,7 +6,9 @@ use crate::group::primary::{Phase, Primary};
 use crate::group::repair::Repair;
 use crate::group::stream::StreamOut;
 use crate::local::KeyRange;
+use bytes::Bytes;
 use holdfast_types::{Instant, MemberId};
+use holdfast_wire::group::GroupBody;
 use holdfast_wire::metadata::Request;
 
 impl Primary {
@@ -84,7 +86,18 @@ impl Primary {
                     ctx.book.resyncs.insert(base.group);
                     self.join(base, ctx, member);
                 }
+            } else {
+                self.nudge(base, ctx, member);
             }
+        }
+    }
+
+    /// A listed member was not heard: perhaps it has an older map, and learns from this that there is a newer one.
+    fn nudge(&mut self, base: &Base, ctx: &mut Ctx<'_>, member: MemberId) {
+        let nudged = self.nudged.entry(member).or_default();
+        if ctx.now.since(*nudged) >= ctx.config.limits.ask_again {
+            *nudged = ctx.now;
+            base.send(ctx, member, GroupBody::Idle { stream: 0, position: 0 }, Bytes::new());
         }
     }
 

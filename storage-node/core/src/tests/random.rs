@@ -91,3 +91,25 @@ fn nothing_acknowledged_is_lost_and_replicas_agree_whatever_fails() {
     println!("{seeds} seeds: {acknowledged} changes acknowledged, {view_changes} view changes, {lost} messages lost");
     assert!(acknowledged > 100 * seeds && view_changes > 10 * seeds && lost > 10 * seeds, "the worlds were too quiet");
 }
+
+/// Which of the first seeds finds a bug that was put in on purpose.
+fn found(mutations: Mutations) -> Option<u64> {
+    (0..200).find(|seed| std::panic::catch_unwind(|| world(*seed, mutations)).is_err())
+}
+
+#[test]
+fn every_deliberate_bug_is_found_within_200_seeds() {
+    let none = Mutations::default();
+    let bugs = [
+        ("acknowledge before a backup is durable", Mutations { acknowledge_before_durable: true, ..none }),
+        ("old epoch accepted", Mutations { old_epoch_accepted: true, ..none }),
+        ("another incarnation accepted", Mutations { other_incarnation_accepted: true, ..none }),
+        ("promotion not counted while asked for", Mutations { promotion_not_counted: true, ..none }),
+        ("counts reused across epochs", Mutations { counts_reused: true, ..none }),
+    ];
+    for (name, mutations) in bugs {
+        let seed = found(mutations);
+        println!("{name}: seed {seed:?}");
+        assert!(seed.is_some(), "not found: {name}");
+    }
+}

@@ -98,6 +98,9 @@ impl FakeStore {
     }
 
     pub(crate) fn give(&mut self, ticket: Ticket, command: LocalCommand) {
+        if let LocalCommand::ChangesAbove { group, .. } = &command {
+            assert!(self.given.get(group).is_none_or(VecDeque::is_empty), "asked while changes are under way");
+        }
         if let LocalCommand::Apply(op) = &command {
             self.given.entry(op.group).or_default().push_back((ticket, command));
         } else {
@@ -179,7 +182,6 @@ impl FakeStore {
                 LocalOutcome::Highest { found }
             }
             LocalCommand::ChangesAbove { group, number } => {
-                assert!(self.given.get(group).is_none_or(VecDeque::is_empty), "asked while changes are under way");
                 let above = stored(group).unsettled.iter().filter(|(n, _)| n > number);
                 LocalOutcome::Changes { changed: above.map(|(_, keys)| *keys).collect() }
             }

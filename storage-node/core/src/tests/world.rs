@@ -222,9 +222,22 @@ impl World {
     pub(crate) fn until(&mut self, what: &str, ms: u64, holds: impl Fn(&Self) -> bool) {
         let end = self.now + ms;
         while !holds(self) {
-            assert!(self.now < end, "after {ms} ms still not: {what}");
+            assert!(self.now < end, "after {ms} ms still not: {what}\n{}", self.picture());
             self.run(5);
         }
+    }
+
+    /// What a person would look at first.
+    fn picture(&self) -> String {
+        let whole = self.authority.map.replicas as usize;
+        let mut out = format!("map {}\n", self.authority.map.version);
+        for (index, view) in self.authority.map.views.iter().enumerate().filter(|(_, v)| v.in_sync.len() < whole) {
+            out += &format!("g{index}: {view:?}\n");
+            for node in self.nodes.iter().filter_map(|node| node.core.as_ref()) {
+                out += &format!("  {} {:?}\n", node.map_version(), node.groups.get(&GroupId(index as u32)));
+            }
+        }
+        out
     }
 
     pub(crate) fn step(&mut self, index: usize, input: Input) {
