@@ -4,6 +4,9 @@
 //! open disks ──▶ listen ──▶ heartbeats ──heard──▶ ready … serving … ──stop──▶ leave views ──▶ last answers ──▶ checkpoints
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use crate::chunk_store::{DiskIdentity, OpenError, StoreOptions};
 use crate::clock::now;
 use crate::config::Config;
