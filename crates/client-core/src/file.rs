@@ -77,8 +77,10 @@ pub(crate) enum Lane {
 pub(crate) struct File {
     pub inode: InodeId,
     pub handles: u32,
-    /// The service has recorded this session as an opener.
+    /// The service may have recorded this session as an opener: the last close is to be told.
     pub opener: bool,
+    /// The service has it on record that the file is open here, so an unlink elsewhere keeps it.
+    pub recorded: bool,
     /// The inode does not exist any more: whatever is dirty is of no use.
     pub gone: bool,
     /// What the service last said, and when that was right.
@@ -127,6 +129,7 @@ impl File {
             inode: base.inode,
             handles: 0,
             opener: false,
+            recorded: false,
             gone: false,
             base,
             base_at,

@@ -5,6 +5,7 @@ use crate::control::{Published, Purpose};
 use crate::core::ClientCore;
 use crate::data::DataPurpose;
 use crate::error::ClientError;
+use crate::session::Caching;
 use crate::file::{Change, Lane, Sync, Waiter};
 use holdfast_types::limits::FILE_BYTES_MAX;
 use holdfast_types::size::{MIB, pieces};
@@ -88,13 +89,22 @@ impl ClientCore {
         sending.into_iter().chain(dirty).fold(file.unpublished_end, u64::min)
     }
 
+    fn publish_releasing(&mut self, inode: InodeId) {
+        self.publish_with(inode, true);
+    }
+
     fn publish(&mut self, inode: InodeId) {
         let keep = self.caching();
+        let Some(file) = self.files.get(&inode) else { return };
+        let release = file.bound_held && file.is_clean() && (!keep || !file.is_open());
+        self.publish_with(inode, release);
+    }
+
+    fn publish_with(&mut self, inode: InodeId, release: bool) {
         let oldest = self.files[&inode].oldest_unsafe();
         let asked = self.files[&inode].syncs.iter().any(|s| s.target < oldest);
         let unbroken = if asked { u64::MAX } else { self.unbroken_end(inode) };
         let Some(file) = self.files.get_mut(&inode) else { return };
-        let release = file.bound_held && file.is_clean() && (!keep || !file.is_open());
         let published = Published {
             covers: oldest - 1,
             size: file.unpublished_end.min(unbroken).max(file.base.size),
@@ -132,7 +142,16 @@ impl ClientCore {
                 // The bound follows the size: there may be room now.
                 file.reserve_short = false;
             }
-            Err(ClientError::Namespace(NamespaceError::NotFound | NamespaceError::Stale)) => self.vanished(inode),
+            Err(ClientError::Namespace(NamespaceError::NotFound | NamespaceError::Stale)) => {
+                // The inode is gone, or another host has cut the file at the same time, and our bytes with it.
+                let alone = file.unpublished_end > file.base.size && self.session.caching == Caching::On;
+                let Some(file) = self.files.get_mut(&inode) else { return };
+                (file.unpublished_end, file.mtime, file.clear_set_ids) = (0, None, false);
+                file.refresh = true;
+                if alone && file.is_open() {
+                    self.lost(inode, 0, ClientError::Stale);
+                }
+            }
             Err(error) => {
                 (file.unpublished_end, file.mtime, file.clear_set_ids) = (0, None, false);
                 self.lost(inode, 0, error);
@@ -217,8 +236,10 @@ impl ClientCore {
         if let Some(file) = self.files.get_mut(&inode) {
             file.lane = None;
         }
-        if result.is_err() {
-            self.vanished(inode);
+        match result {
+            Ok(_) => {}
+            Err(ClientError::Namespace(_)) => self.vanished(inode),
+            Err(error) => self.lost(inode, 0, error),
         }
     }
 
@@ -302,6 +323,11 @@ impl ClientCore {
             Some(Change::Set { set: SetAttributes { size: Some(size), .. }, .. }) => *size < file.stored_end(),
             _ => false,
         };
+        let resizes = matches!(file.changes.front(), Some(Change::Set { set: SetAttributes { size: Some(_), .. }, .. }));
+        if resizes && file.bound_held && file.is_clean() {
+            // With no bound held, nothing above the size has to be removed.
+            return self.publish_releasing(inode);
+        }
         if shrinks && file.unpublished_end > file.base.size {
             // The service must know how far bytes reach before it can remove them.
             return self.publish(inode);

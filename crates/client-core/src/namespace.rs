@@ -214,9 +214,17 @@ impl ClientCore {
         let Mutation::Rename { from_parent, from_name, to_parent, to_name, mode, .. } = mutation else { return };
         let Outcome::Renamed { moved, replaced, orphan } = outcome else { return };
         self.names.put_attributes(moved, at);
-        if replaced.as_ref().is_some_and(|r| r.inode == moved.inode) {
-            // Two names of one inode: nothing happens (rename(2)).
-            return;
+        if replaced.is_none() && moved.links > 1 && moved.kind != FileKind::Directory {
+            // Two names of one inode: nothing happens and both stay (rename(2)); the answer looks as if the target was free.
+            match self.names.entry(*to_parent, to_name) {
+                Found::Present(inode) if inode == moved.inode => return,
+                Found::Absent => {}
+                Found::Present(_) | Found::Unknown => {
+                    self.names.remove(*from_parent);
+                    self.names.remove(*to_parent);
+                    return;
+                }
+            }
         }
         let there = |attributes: &Attributes| Some((attributes.inode, attributes.kind));
         self.names.put_entry(*to_parent, to_name, there(moved), at);
@@ -333,7 +341,7 @@ impl ClientCore {
             Found::Present(inode) => self.remove_known(id, call, Some(inode)),
             Found::Absent => self.remove_known(id, call, None),
             // An inode that is open here, and only we know it, must be named, or it would be purged.
-            Found::Unknown if self.files.values().any(|f| f.is_open() && !f.opener) => {
+            Found::Unknown if self.files.values().any(|f| f.is_open() && !f.recorded) => {
                 self.ask(Query::Lookup { parent, name }, Purpose::Resume(id, Box::new(call)));
             }
             Found::Unknown => self.remove_known(id, call, None),
@@ -379,7 +387,7 @@ impl ClientCore {
         }
         match self.files.get_mut(&attributes.inode) {
             Some(file) if orphan => {
-                file.opener = true;
+                (file.opener, file.recorded) = (true, true);
                 self.touched.insert(attributes.inode);
             }
             Some(_) => self.vanished(attributes.inode),

@@ -50,6 +50,7 @@ impl ClientCore {
         }
         file.bound_held |= attributes.size_bound > 0;
         file.opener |= !caching;
+        file.recorded |= !caching;
         if !self.waits(id) {
             // Nobody will close it: the file retires by itself.
             return;
@@ -74,7 +75,7 @@ impl ClientCore {
             return self.opened(id, attributes, at, mode);
         }
         *self.opening.entry(inode).or_insert(0) += 1;
-        let recorded = self.files.get(&inode).is_some_and(|f| f.opener);
+        let recorded = self.files.get(&inode).is_some_and(|f| f.recorded);
         if self.caching() || recorded {
             self.query(Some(inode), Purpose::Open(id, inode, mode));
         } else {
@@ -103,8 +104,9 @@ impl ClientCore {
             Err(error) => return self.complete(id, Err(error)),
         };
         if matches!(request, Request::Mutate(_)) && attributes.kind == FileKind::File {
-            self.ensure_file(&attributes, self.control.answered_at).opener = true;
-        } else if !self.caching() && !self.files.get(&inode).is_some_and(|f| f.opener) && self.waits(id) {
+            let file = self.ensure_file(&attributes, self.control.answered_at);
+            (file.opener, file.recorded) = (true, true);
+        } else if !self.caching() && !self.files.get(&inode).is_some_and(|f| f.recorded) && self.waits(id) {
             // Asked while caching, answered after it ended: the opening must be recorded.
             return self.open(id, inode, mode);
         }
@@ -167,7 +169,7 @@ impl ClientCore {
         } else if !telling && matches!(self.session.state, State::Live) {
             // While the service is being told who is open, a closing might overtake the list that names it.
             file.closing = true;
-            file.opener = false;
+            (file.opener, file.recorded) = (false, false);
             self.mutate(Mutation::Close { inode }, Purpose::Close(inode));
         }
     }

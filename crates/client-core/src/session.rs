@@ -239,6 +239,10 @@ impl ClientCore {
         self.session.span += 1;
         self.names.clear();
         self.pages.clear();
+        for file in self.files.values_mut() {
+            // The service forgets who has what open, but for orphans; from now on we name it when a name goes away.
+            file.recorded = false;
+        }
         self.notify(Notice::StartCaching);
     }
 
@@ -305,7 +309,7 @@ impl ClientCore {
         self.session.caching = Caching::Off;
         self.session.off_since = self.now;
         for file in self.files.values_mut().filter(|f| f.is_open()) {
-            file.opener = true;
+            (file.opener, file.recorded) = (true, true);
         }
         if stop.start {
             self.start_caching();

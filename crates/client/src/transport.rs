@@ -1,13 +1,26 @@
-//! How messages travel: a trait, so that a client can be tested without sockets.
+//! How messages travel: a trait, so that a client can be tested without sockets; and the real thing, over `holdfast-rpc`.
 
-use bytes::Bytes;
+use crate::cluster_file::ClusterFile;
+use bytes::{Bytes, BytesMut};
 use holdfast_client_core::{ChunkCall, ChunkReply, Failure};
-use holdfast_types::ServerId;
+use holdfast_rpc::{Address, Expect, Identity, Peer, PeerIdentity, PeerOptions, Role, RpcError};
+use holdfast_types::{NodeId, ServerId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest};
+use holdfast_wire::codec;
+use holdfast_wire::kind::Kind;
 use holdfast_wire::metadata::{Answer, Envelope};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+/// Connections to one storage node: enough that a large write does not hold up a small read.
+const STORAGE_LANES: usize = 3;
+/// Bytes under way on one of them.
+const STORAGE_LANE_BYTES: u64 = 32 << 20;
+/// How long a request that failed on the spot waits before it says so: nobody is to try again in a tight loop.
+const FAILURE_PAUSE: Duration = Duration::from_millis(5);
 
 /// A boxed future.
 pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -23,14 +36,134 @@ pub(crate) trait Transport: Send + Sync + 'static {
 }
 
 /// Pieces as one run; copies only when there are several.
-pub(crate) fn join(mut pieces: Vec<Bytes>) -> Bytes {
-    if pieces.len() == 1 {
-        return pieces.remove(0);
+fn join(mut pieces: Vec<Bytes>) -> Bytes {
+    match pieces.len() {
+        0 => Bytes::new(),
+        1 => pieces.remove(0),
+        _ => {
+            let mut whole = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+            for piece in &pieces {
+                whole.extend_from_slice(piece);
+            }
+            whole.freeze()
+        }
     }
-    pieces.concat().into()
 }
 
-/// The real thing.
-pub(crate) fn connect(_cluster: &crate::ClusterFile) -> Result<Box<dyn Transport>, String> {
-    Err("the transport is being written".into())
+/// Prepares connections to a cluster; none is made yet. Must be called within a tokio runtime.
+///
+/// # Errors
+/// What is wrong with the certificate, key or addresses.
+pub(crate) fn connect(cluster: &ClusterFile) -> Result<Box<dyn Transport>, String> {
+    let tls = &cluster.tls;
+    let identity = Identity::load(&tls.certificate, &tls.key, &tls.authority).map_err(|e| e.to_string())?;
+    if identity.cluster() != cluster.cluster {
+        return Err(format!("the certificate is of cluster {}, the file of {}", identity.cluster(), cluster.cluster));
+    }
+    let mut metadata = BTreeMap::new();
+    for server in &cluster.metadata {
+        let address: Address = server.address.parse().map_err(|e: holdfast_rpc::ConnectError| e.to_string())?;
+        let expected = Expect::Exactly(PeerIdentity { role: Role::Metadata, id: server.id });
+        let peer =
+            Peer::new(identity.clone(), holdfast_rpc::Transport::Quic, vec![address], expected, PeerOptions::default());
+        metadata.insert(server.server(), peer);
+    }
+    Ok(Box::new(Sockets { identity, metadata, storage: Mutex::default() }))
 }
+
+/// QUIC to metadata servers, TCP with TLS to storage nodes.
+struct Sockets {
+    identity: Identity,
+    metadata: BTreeMap<ServerId, Peer>,
+    storage: Mutex<BTreeMap<NodeId, (String, Peer)>>,
+}
+
+impl Sockets {
+    /// The node's connections, made anew when the map has another address for it.
+    fn storage(&self, node: NodeId, address: &str) -> Result<Peer, Failure> {
+        let mut storage = self.storage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, peer)) = storage.get(&node)
+            && known == address
+        {
+            return Ok(peer.clone());
+        }
+        let parsed: Address = address.parse().map_err(|error: holdfast_rpc::ConnectError| {
+            tracing::warn!(%node, %error, "storage node's address is of no use");
+            Failure::Unreachable
+        })?;
+        let expected = Expect::Exactly(PeerIdentity { role: Role::Storage, id: node.get() });
+        let options = PeerOptions { lanes: STORAGE_LANES, bytes_max: STORAGE_LANE_BYTES, ..PeerOptions::default() };
+        let peer = Peer::new(self.identity.clone(), holdfast_rpc::Transport::Tls, vec![parsed], expected, options);
+        storage.insert(node, (address.to_owned(), peer.clone()));
+        Ok(peer)
+    }
+
+    fn control<A: serde::de::DeserializeOwned + 'static>(
+        &self,
+        server: ServerId,
+        kind: Kind,
+        message: Bytes,
+        timeout: Duration,
+    ) -> Boxed<Result<A, Failure>> {
+        let peer = self.metadata.get(&server).cloned();
+        Box::pin(async move {
+            let peer = peer.ok_or(Failure::Unreachable)?;
+            let answer = match peer.call(kind as u16, message, Bytes::new(), timeout).await {
+                Ok(answer) => answer,
+                Err(error) => return Err(failed(&error).await),
+            };
+            codec::decode(&answer.message).map_err(|error| {
+                tracing::warn!(%server, %error, "answer not understood");
+                Failure::Unreachable
+            })
+        })
+    }
+}
+
+/// What a failed call means to the core: it asks again in either case, with the same sequence.
+async fn failed(error: &RpcError) -> Failure {
+    tracing::debug!(%error, "request failed");
+    match error {
+        RpcError::Deadline { .. } => Failure::TimedOut,
+        RpcError::Unreachable { .. }
+        | RpcError::Closed { .. }
+        | RpcError::Full { .. }
+        | RpcError::TooLarge(_)
+        | RpcError::Refused { .. } => {
+            tokio::time::sleep(FAILURE_PAUSE).await;
+            Failure::Unreachable
+        }
+    }
+}
+
+impl Transport for Sockets {
+    fn metadata(&self, server: ServerId, envelope: Envelope, timeout: Duration) -> Boxed<Result<Answer, Failure>> {
+        self.control(server, Kind::Metadata, codec::encode(&envelope), timeout)
+    }
+
+    fn admin(&self, server: ServerId, request: AdminRequest, timeout: Duration) -> Boxed<Result<AdminAnswer, Failure>> {
+        self.control(server, Kind::Admin, codec::encode(&request), timeout)
+    }
+
+    fn chunk(&self, call: ChunkCall, timeout: Duration) -> Boxed<Result<ChunkReply, Failure>> {
+        let node = call.node;
+        let peer = self.storage(node, &call.address);
+        Box::pin(async move {
+            let peer = peer?;
+            let (request, pieces) = call.seal();
+            let message = codec::encode(&request);
+            let answer = match peer.call(Kind::Chunk as u16, message, join(pieces), timeout).await {
+                Ok(answer) => answer,
+                Err(error) => return Err(failed(&error).await),
+            };
+            match codec::decode(&answer.message) {
+                Ok(message) => Ok(ChunkReply::check(&request, message, answer.payload)),
+                Err(error) => {
+                    tracing::warn!(%node, %error, "answer not understood");
+                    Err(Failure::Unreachable)
+                }
+            }
+        })
+    }
+}
+
