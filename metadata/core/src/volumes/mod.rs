@@ -7,13 +7,16 @@
 
 pub(crate) mod answers;
 pub(crate) mod deletion;
+pub(crate) mod lead;
+pub(crate) mod purge;
+pub(crate) mod waiting;
 pub(crate) mod sessions;
 
 use crate::command::{Command, Trimmed, VolumesCommand};
 use crate::error::{Applied, Fail};
 use crate::machine::{Context, Machine, Output};
 use crate::tables::inode::{self, InodeRow};
-use crate::tables::purge::{self, TrimRow};
+use crate::tables::purge::{self as queue, TrimRow};
 use crate::tables::session::{self, SessionRow};
 use crate::tables::volume::{self, DroppedRow};
 use crate::tables::{Row, number_at};
@@ -110,10 +113,10 @@ fn cleaned(
     trimmed: &[Trimmed],
 ) -> Applied<Response> {
     for (volume, inode, generation) in purged {
-        txn.remove(purge::purge(*volume, *inode, *generation));
+        txn.remove(queue::purge(*volume, *inode, *generation));
     }
     for done in trimmed {
-        let key = purge::trim(done.volume, done.inode);
+        let key = queue::trim(done.volume, done.inode);
         let row: Option<TrimRow> = txn.get(&key)?;
         if row != Some(TrimRow { generation: done.generation, from: done.from, to: done.to }) {
             continue;

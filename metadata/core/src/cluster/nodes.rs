@@ -1,0 +1,331 @@
+//! Which storage nodes live, and what that means for the views.
+//!
+//! ```text
+//! member:  in_sync ──silent, failed, other life, evicted──▶ (out) ──heard, at home──▶ syncing ──primary asks──▶ in_sync
+//! group:   somebody in sync kept its life ──nobody did──▶ reforming ──all are back, or patience ends──▶ in_sync again
+//! ```
+//! * Silence is counted in this server's own ticks, since it leads at the earliest.
+//! * The last members in sync stay listed while they are silent.
+//! * A disk in another life is not the member that it was.
+
+use super::lead::Work;
+use super::placement;
+use crate::api::ticks;
+use crate::command::{ClusterCommand, NodeChange, ViewChange, ViewStep};
+use crate::core::MetadataCore;
+use crate::tables::cluster::GroupRow;
+use holdfast_types::limits::{NODE_TTL, REFORM_PATIENCE};
+use holdfast_types::{GroupId, Incarnation, MapVersion, MemberId, NodeId};
+use holdfast_wire::admin::{ClusterStatus, DiskStatus, SessionStatus, StorageStatus};
+use holdfast_wire::map::{DiskRecord, NodeRecord};
+use holdfast_wire::metadata::{DiskState, Heartbeat};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a member that was reported stays out of the view.
+const EVICTED_TICKS: u64 = ticks(Duration::from_secs(5));
+/// Views are looked at this often even if nothing seems to have happened.
+const LOOK_TICKS: u64 = 10;
+/// Groups named in a status.
+const DEGRADED_SHOWN: usize = 32;
+
+/// What a node last said.
+#[derive(Clone, Debug)]
+pub(crate) struct Heard {
+    pub(super) tick: u64,
+    pub(super) acknowledged: MapVersion,
+    pub(super) leaving: bool,
+    pid: u32,
+    address: String,
+    labels: Vec<(String, String)>,
+    disks: Vec<DiskState>,
+}
+
+/// What is known of a member's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It serves, in this life.
+    Serves,
+    /// Not heard since this server leads, and not for long enough to tell.
+    Unknown,
+    /// Its node is silent, or the disk failed, or is gone from its node.
+    Gone,
+    /// It serves in a later life.
+    OtherLife(Incarnation),
+}
+
+impl MetadataCore {
+    /// A node says that it lives.
+    pub(super) fn hear(&mut self, heartbeat: Heartbeat) {
+        let Heartbeat { node, address, labels, pid, disks, acknowledged, leaving } = heartbeat;
+        let leaving = leaving || self.cluster_lead.heard.get(&node).is_some_and(|heard| heard.leaving && heard.pid == pid);
+        let heard = Heard { tick: self.ticks, acknowledged, leaving, pid, address, labels, disks };
+        let lives = |disks: &[DiskState]| -> Vec<_> { disks.iter().map(|d| (d.id, d.incarnation, d.failed)).collect() };
+        let before = self.cluster_lead.heard.insert(node, heard);
+        let now = &self.cluster_lead.heard[&node];
+        let is_new = before.is_none_or(|old| {
+            (lives(&old.disks), &old.address, old.leaving) != (lives(&now.disks), &now.address, now.leaving)
+        });
+        let known_alive = self.cluster.machine.nodes.get(&node).is_some_and(|row| row.record.alive);
+        self.cluster_lead.dirty |= is_new || !known_alive;
+    }
+
+    /// For how many ticks a node was silent.
+    pub(super) fn silent_for(&self, node: NodeId) -> u64 {
+        let since = self.cluster_lead.since.unwrap_or(self.ticks);
+        let heard = self.cluster_lead.heard.get(&node).map_or(since, |heard| heard.tick.max(since));
+        self.ticks - heard
+    }
+
+    fn is_silent(&self, node: NodeId) -> bool {
+        self.silent_for(node) > ticks(NODE_TTL)
+    }
+
+    pub(super) fn tick_nodes(&mut self) {
+        if self.cluster_lead.since.is_none() {
+            return;
+        }
+        let silent = |(node, row): (&NodeId, &crate::tables::cluster::NodeRow)| row.record.alive && self.is_silent(*node);
+        let look = self.ticks.is_multiple_of(LOOK_TICKS) || !self.cluster_lead.reforming.is_empty();
+        self.cluster_lead.dirty |= look || self.cluster.machine.nodes.iter().any(silent);
+        let now = self.ticks;
+        self.cluster_lead.evicted.retain(|_, at| now < *at + EVICTED_TICKS);
+        if now.is_multiple_of(EVICTED_TICKS) {
+            self.cluster_lead.reports.clear();
+        }
+    }
+
+    /// Registers, buries and revives nodes, and changes the views that depend on it: one command for all.
+    pub(super) fn drive_nodes(&mut self) {
+        if self.cluster_lead.is_busy(Work::Update) || self.cluster_lead.is_busy(Work::Form) {
+            return;
+        }
+        let nodes = self.node_changes();
+        let views = self.view_changes();
+        if !nodes.is_empty() || !views.is_empty() {
+            return self.propose_work(Work::Update, ClusterCommand::Update { nodes, views });
+        }
+        self.form_pool();
+    }
+
+    fn node_changes(&self) -> Vec<NodeChange> {
+        let mut changes = Vec::new();
+        let known = &self.cluster.machine.nodes;
+        for (node, heard) in &self.cluster_lead.heard {
+            let row = known.get(node);
+            if row.is_none_or(|row| !is_same(&row.record, heard)) {
+                let disk = |d: &DiskState| DiskRecord { id: d.id, incarnation: d.incarnation, capacity: d.capacity };
+                changes.push(NodeChange::Register {
+                    node: *node,
+                    address: heard.address.clone(),
+                    labels: heard.labels.clone(),
+                    disks: heard.disks.iter().map(disk).collect(),
+                });
+            } else if row.is_some_and(|row| !row.record.alive) && !self.is_silent(*node) {
+                changes.push(NodeChange::Heard { node: *node });
+            }
+        }
+        let silent = known.iter().filter(|(node, row)| row.record.alive && self.is_silent(**node));
+        changes.extend(silent.map(|(node, _)| NodeChange::Silent { node: *node }));
+        changes
+    }
+
+    fn standing(&self, member: MemberId) -> Standing {
+        if self.is_silent(member.node) {
+            return Standing::Gone;
+        }
+        let Some(heard) = self.cluster_lead.heard.get(&member.node) else { return Standing::Unknown };
+        match heard.disks.iter().find(|disk| disk.id == member.disk) {
+            Some(disk) if disk.failed => Standing::Gone,
+            Some(disk) if disk.incarnation == member.incarnation => Standing::Serves,
+            // The deliberate bug takes it for the member that it was.
+            Some(_) if self.config.mutations.other_incarnation_accepted => Standing::Serves,
+            Some(disk) => Standing::OtherLife(disk.incarnation),
+            None => Standing::Gone,
+        }
+    }
+
+    fn view_changes(&mut self) -> Vec<ViewChange> {
+        let mut reforming = std::mem::take(&mut self.cluster_lead.reforming);
+        let mut changes = Vec::new();
+        for (number, row) in self.cluster.machine.groups.iter().enumerate() {
+            let group = GroupId(number as u32);
+            let steps = self.steps(group, row, &mut reforming);
+            if super::views::next_view(&row.view, &steps, &row.homes).is_some() {
+                changes.push(ViewChange { group, epoch: row.view.epoch, steps });
+            }
+        }
+        self.cluster_lead.reforming = reforming;
+        changes
+    }
+
+    /// What a group's view needs now.
+    fn steps(&self, group: GroupId, row: &GroupRow, reforming: &mut BTreeMap<GroupId, u64>) -> Vec<ViewStep> {
+        let view = &row.view;
+        let standing: Vec<(MemberId, Standing)> = view.members().map(|m| (m, self.standing(m))).collect();
+        let in_sync = || standing.iter().filter(|(member, _)| view.in_sync.contains(member));
+        let stays = |standing: &Standing| matches!(standing, Standing::Serves | Standing::Unknown);
+        let mut steps = Vec::new();
+        if in_sync().any(|(_, standing)| stays(standing)) {
+            reforming.remove(&group);
+            let gone = standing.iter().filter(|(_, standing)| !stays(standing));
+            steps.extend(gone.map(|(member, _)| ViewStep::Remove { member: *member }));
+            steps.extend(self.returning(group, row));
+            return steps;
+        }
+        let members: Vec<MemberId> = in_sync()
+            .filter_map(|(member, standing)| match standing {
+                Standing::OtherLife(incarnation) => Some(MemberId { incarnation: *incarnation, ..*member }),
+                Standing::Serves | Standing::Unknown | Standing::Gone => None,
+            })
+            .collect();
+        if members.is_empty() {
+            return steps;
+        }
+        // Any one of them holds all that was acknowledged; waiting for the others spares comparing whole disks.
+        let since = *reforming.entry(group).or_insert(self.ticks);
+        if members.len() == view.in_sync.len() || self.ticks >= since + ticks(REFORM_PATIENCE) {
+            reforming.remove(&group);
+            steps.push(ViewStep::Reform { members });
+            let gone = standing.iter().filter(|(member, s)| view.syncing.contains(member) && !stays(s));
+            steps.extend(gone.map(|(member, _)| ViewStep::Remove { member: *member }));
+            steps.extend(self.returning(group, row));
+        }
+        steps
+    }
+
+    /// Disks at home in a group that serve and are to be caught up, if they are not members.
+    fn returning(&self, group: GroupId, row: &GroupRow) -> Vec<ViewStep> {
+        let mut steps = Vec::new();
+        for (node, disk) in &row.homes {
+            let Some(heard) = self.cluster_lead.heard.get(node) else { continue };
+            if heard.leaving || self.is_silent(*node) {
+                continue;
+            }
+            let Some(state) = heard.disks.iter().find(|state| state.id == *disk && !state.failed) else { continue };
+            let member = MemberId { node: *node, disk: *disk, incarnation: state.incarnation };
+            let is_member = row.view.members().any(|other| other == member);
+            if !is_member && !self.cluster_lead.evicted.contains_key(&(group, member)) {
+                steps.push(ViewStep::Add { member });
+            }
+        }
+        steps
+    }
+
+    /// Whether a member's word is enough to take another out of the view: of a backup the primary's; of the primary that of two
+    /// members, or of one if it is silent, too. Never below what writes need.
+    pub(super) fn may_evict(&mut self, group: GroupId, member: MemberId, reporter: MemberId) -> bool {
+        let Some(row) = self.cluster.machine.groups.get(group.0 as usize) else { return false };
+        let view = &row.view;
+        if !view.has(member) || !view.has(reporter) || member == reporter {
+            return false;
+        }
+        let needed = self.cluster.machine.settings.min_in_sync as usize;
+        let spared = view.syncing.contains(&member) || view.in_sync.len() > needed;
+        if member != view.primary {
+            return spared && reporter == view.primary;
+        }
+        let reporters = self.cluster_lead.reports.entry((group, member)).or_default();
+        reporters.insert(reporter);
+        let word = reporters.iter().filter(|reporter| view.in_sync.contains(reporter)).count();
+        let silent = self.silent_for(member.node) > ticks(NODE_TTL) / 2;
+        let granted = spared && (word >= 2 || (word == 1 && silent));
+        if granted {
+            self.cluster_lead.reports.remove(&(group, member));
+        }
+        granted
+    }
+
+    /// Makes the pool when enough nodes have registered.
+    fn form_pool(&mut self) {
+        let machine = &self.cluster.machine;
+        if machine.settings.groups > 0 {
+            return;
+        }
+        let ready: Vec<Vec<MemberId>> = machine
+            .nodes
+            .values()
+            .filter(|row| row.record.alive && !self.is_silent(row.record.id))
+            .map(|row| super::members(&row.record).filter(|m| self.standing(*m) == Standing::Serves).collect())
+            .filter(|disks: &Vec<MemberId>| !disks.is_empty())
+            .collect();
+        if ready.len() < self.config.storage_expected as usize {
+            return;
+        }
+        let replicas = self.config.replicas.min(ready.len() as u32);
+        let views = placement::first_views(&ready, self.config.groups, replicas);
+        let command = ClusterCommand::Form {
+            replicas,
+            feature_level: self.config.feature_level,
+            views,
+            volume: self.config.first_volume.clone(),
+        };
+        self.propose_work(Work::Form, command);
+    }
+
+    pub(super) fn cluster_status(&self) -> ClusterStatus {
+        let machine = &self.cluster.machine;
+        let short = |row: &GroupRow, needed: u32| (row.view.in_sync.len() as u32) < needed;
+        let groups = || machine.groups.iter().enumerate();
+        let degraded = || groups().filter(|(_, row)| short(row, machine.settings.replicas));
+        ClusterStatus {
+            cluster: self.config.cluster,
+            version: machine.version(),
+            replicas: machine.settings.replicas,
+            groups_total: machine.settings.groups,
+            groups_degraded: degraded().count() as u32,
+            groups_waiting: groups().filter(|(_, row)| short(row, machine.settings.min_in_sync)).count() as u32,
+            degraded: degraded().take(DEGRADED_SHOWN).map(|(number, _)| GroupId(number as u32)).collect(),
+            storage: machine.nodes.values().map(|row| self.storage_status(&row.record)).collect(),
+            sessions: machine
+                .live
+                .iter()
+                .map(|(id, row)| SessionStatus {
+                    id: *id,
+                    volume: row.grant.volume,
+                    host: row.client.host.clone(),
+                    pid: row.client.pid,
+                    mount_point: row.client.mount_point.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    fn storage_status(&self, record: &NodeRecord) -> StorageStatus {
+        let heard = self.cluster_lead.heard.get(&record.id);
+        let groups = &self.cluster.machine.groups;
+        let count = |has: &dyn Fn(&GroupRow) -> bool| groups.iter().filter(|row| has(row)).count() as u32;
+        let here = |member: &MemberId| member.node == record.id;
+        let disks = record.disks.iter().map(|disk| {
+            let state = heard.and_then(|heard| heard.disks.iter().find(|state| state.id == disk.id));
+            DiskStatus {
+                id: disk.id,
+                incarnation: disk.incarnation,
+                capacity: state.map_or(disk.capacity, |state| state.capacity),
+                free: state.map_or(0, |state| state.free),
+                failed: state.is_some_and(|state| state.failed),
+            }
+        });
+        StorageStatus {
+            id: record.id,
+            address: record.address.clone(),
+            pid: heard.map_or(0, |heard| heard.pid),
+            alive: record.alive && !self.is_silent(record.id),
+            primary_of: count(&|row| here(&row.view.primary)),
+            in_sync_of: count(&|row| row.view.in_sync.iter().any(here)),
+            syncing_of: count(&|row| row.view.syncing.iter().any(here)),
+            disks: disks.collect(),
+        }
+    }
+}
+
+/// Whether a node's record says what the node says. A little change of capacity is not worth a new map.
+fn is_same(record: &NodeRecord, heard: &Heard) -> bool {
+    let close = |a: u64, b: u64| a.abs_diff(b) <= a / 16;
+    record.address == heard.address
+        && record.labels == heard.labels
+        && record.disks.len() == heard.disks.len()
+        && record.disks.iter().zip(&heard.disks).all(|(known, now)| {
+            (known.id, known.incarnation) == (now.id, now.incarnation) && close(known.capacity, now.capacity)
+        })
+}

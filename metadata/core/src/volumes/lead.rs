@@ -1,0 +1,376 @@
+//! What shard 1's leader does beside applying: requests, reads, and what becomes of each.
+//!
+//! Everything here is in memory and begins afresh with every leader; what must survive is in the log.
+
+use super::answers::live;
+use super::purge::Cleaner;
+use super::waiting::Waiting;
+use crate::command::{Command, VolumesCommand};
+use crate::core::{Asker, MetadataCore, Waiter};
+use crate::error::{Applied, Fail};
+use crate::replica::{Event, Outcome, Token, describe};
+use crate::txn::Txn;
+use holdfast_store::Batch;
+use holdfast_types::{InodeId, LogIndex, Sequence, SessionId, ShardId};
+use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
+use holdfast_wire::namespace::{Mutation, Query};
+use std::collections::{BTreeMap, BTreeSet};
+
+const SHARD: ShardId = ShardId::VOLUMES;
+
+/// What a proposed command is for.
+#[derive(Debug)]
+enum Purpose {
+    /// A mutation: all who asked for it are in `mutations`.
+    Mutation { session: SessionId, sequence: Sequence, again: Option<Box<VolumesCommand>> },
+    /// Its answer goes to somebody.
+    Answer(Asker),
+    /// An attach, which may have to wait again.
+    Attach(SessionId),
+    /// The end of a session that asked for it.
+    Detach(Waiter, SessionId),
+    /// A parked session is heard again, and renews.
+    Revive(Waiter, SessionId, u64, bool),
+    /// Of the leader's own making.
+    Own(Work),
+}
+
+/// Commands of the leader's own, of which one of a kind is in flight at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Work {
+    Recall(SessionId),
+    Start(SessionId),
+    End,
+    EndStep(SessionId),
+    Park,
+    Cleaned,
+    Drop(holdfast_types::VolumeId),
+}
+
+/// What a read is for.
+#[derive(Debug)]
+enum ReadFor {
+    Query(Waiter, SessionId, Query),
+    Renewal { waiter: Waiter, session: SessionId, seen: u64, wait: bool },
+}
+
+/// A mutation that waits until bytes of a file are gone.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) session: SessionId,
+    pub(super) sequence: Sequence,
+    pub(super) command: VolumesCommand,
+}
+
+/// The leader's memory.
+#[derive(Debug, Default)]
+pub(crate) struct VolumesLead {
+    purposes: BTreeMap<Token, Purpose>,
+    reads: BTreeMap<Token, ReadFor>,
+    /// Who waits for a mutation's answer; a retry joins.
+    pub(super) mutations: BTreeMap<(SessionId, Sequence), Vec<Waiter>>,
+    pub(super) held: Vec<Held>,
+    pub(super) held_reads: Vec<(Waiter, SessionId, InodeId)>,
+    in_flight: BTreeSet<Work>,
+    /// Since when this server leads, in ticks; `None` while it does not.
+    pub(super) since: Option<u64>,
+    pub(super) waiting: Waiting,
+    pub(super) cleaner: Cleaner,
+}
+
+impl VolumesLead {
+    /// Whether a command of a kind is on its way.
+    pub(super) fn is_busy(&self, work: Work) -> bool {
+        self.in_flight.contains(&work)
+    }
+}
+
+impl MetadataCore {
+    pub(crate) fn volumes_request(&mut self, waiter: Waiter, envelope: Envelope) {
+        let Envelope { session, sequence, answered_below, request, .. } = envelope;
+        if session == SessionId::NONE || session == SessionId::SERVICE {
+            let reason = "a request to a volume needs a session".into();
+            return self.refuse(waiter.asker, SHARD, MetadataError::Invalid { reason });
+        }
+        self.heard_session(session);
+        match request {
+            Request::Mutate(mutation) => self.mutate(waiter, (session, sequence, answered_below), mutation),
+            Request::Query(query) => self.volumes_read(ReadFor::Query(waiter, session, query)),
+            Request::Renew { seen, wait } => {
+                let parked = self.volumes.machine.sessions().get(&session).is_some_and(|row| row.parked.is_some());
+                if parked {
+                    let command = VolumesCommand::Park { sessions: vec![(session, false)] };
+                    self.propose_volumes(Purpose::Revive(waiter, session, seen, wait), command);
+                } else {
+                    self.volumes_read(ReadFor::Renewal { waiter, session, seen, wait });
+                }
+            }
+            Request::Attach { volume, client, read_only } => {
+                self.attach_request(waiter, session, VolumesCommand::Attach { session, volume, client, read_only });
+            }
+            Request::StoppedCaching { event, open } => {
+                let command = VolumesCommand::StoppedCaching { session, event, open };
+                self.propose_volumes(Purpose::Answer(waiter.asker), command);
+            }
+            Request::Detach => {
+                let command = VolumesCommand::End { sessions: vec![(session, "detached".into())] };
+                self.propose_volumes(Purpose::Detach(waiter, session), command);
+            }
+            Request::OpenSession { .. }
+            | Request::FenceSession { .. }
+            | Request::GetMap { .. }
+            | Request::Heartbeat(_)
+            | Request::Promote { .. }
+            | Request::Evict { .. }
+            | Request::LeaveViews { .. }
+            | Request::CreateVolume { .. }
+            | Request::DeleteVolume { .. }
+            | Request::ListVolumes
+            | Request::Status => unreachable!("requests of shard 0 are not given to shard 1"),
+        }
+    }
+
+    fn mutate(&mut self, waiter: Waiter, numbers: (SessionId, Sequence, Sequence), mutation: Mutation) {
+        let (session, sequence, answered_below) = numbers;
+        if sequence.0 == 0 {
+            let reason = "a mutation needs a sequence".into();
+            return self.refuse(waiter.asker, SHARD, MetadataError::Invalid { reason });
+        }
+        let waiters = self.volumes_lead.mutations.entry((session, sequence)).or_default();
+        waiters.push(waiter);
+        if waiters.len() > 1 {
+            self.counters.requests_joined += 1;
+            return;
+        }
+        let may_wait = matches!(mutation, Mutation::Reserve { .. });
+        let command = VolumesCommand::Mutate { session, sequence, answered_below, mutation };
+        if self.config.mutations.answer_before_commit {
+            self.answer_too_early((session, sequence), &command);
+        }
+        let again = may_wait.then(|| Box::new(command.clone()));
+        self.propose_volumes(Purpose::Mutation { session, sequence, again }, command);
+    }
+
+    /// The deliberate bug: what the answer will probably be.
+    fn answer_too_early(&mut self, key: (SessionId, Sequence), command: &VolumesCommand) {
+        if let Some(output) = self.volumes.foresee(&Command::Volumes(command.clone()), &mut self.counters) {
+            for waiter in self.volumes_lead.mutations.get(&key).cloned().unwrap_or_default() {
+                self.answer(waiter.asker, SHARD, Some(output.at), output.result.clone());
+            }
+        }
+    }
+
+    fn volumes_read(&mut self, read: ReadFor) {
+        let token = self.token();
+        self.volumes_lead.reads.insert(token, read);
+        self.volumes.read(token);
+    }
+
+    fn propose_volumes(&mut self, purpose: Purpose, command: VolumesCommand) {
+        let token = self.token();
+        self.volumes_lead.purposes.insert(token, purpose);
+        self.volumes.propose(token, Command::Volumes(command));
+    }
+
+    /// Proposes something of the leader's own, unless one of the kind is on its way.
+    pub(super) fn propose_own(&mut self, work: Work, command: VolumesCommand) {
+        if self.volumes_lead.in_flight.insert(work) {
+            self.propose_volumes(Purpose::Own(work), command);
+        }
+    }
+
+    pub(super) fn propose_attach(&mut self, session: SessionId, command: VolumesCommand) {
+        self.propose_volumes(Purpose::Attach(session), command);
+    }
+
+    /// Proposes a mutation that had to wait.
+    pub(super) fn propose_held(&mut self, held: Held) {
+        let Held { session, sequence, command } = held;
+        let again = Some(Box::new(command.clone()));
+        self.propose_volumes(Purpose::Mutation { session, sequence, again }, command);
+    }
+
+    /// Looks again whether bytes of a file are gone.
+    pub(super) fn read_held(&mut self, waiter: Waiter, session: SessionId, inode: InodeId) {
+        self.volumes_read(ReadFor::Query(waiter, session, Query::AwaitTrim { inode }));
+    }
+
+    pub(crate) fn volumes_event(&mut self, event: Event) {
+        match event {
+            Event::Proposed(token, outcome) => {
+                if let Some(purpose) = self.volumes_lead.purposes.remove(&token) {
+                    self.volumes_proposed(purpose, outcome);
+                }
+            }
+            Event::Read(token, leads) => {
+                if let Some(read) = self.volumes_lead.reads.remove(&token) {
+                    self.volumes_read_ready(read, leads);
+                }
+            }
+            Event::Leading => {
+                self.volumes_lead.since = Some(self.ticks);
+                self.volumes_lead.waiting.heard.clear();
+            }
+            Event::Deposed => self.volumes_deposed(),
+            Event::Changed => {
+                self.volumes_lead.cleaner.look = true;
+                self.tell_sessions();
+            }
+        }
+    }
+
+    fn volumes_proposed(&mut self, purpose: Purpose, outcome: Outcome) {
+        match (purpose, outcome) {
+            (Purpose::Mutation { session, sequence, .. }, Outcome::Applied(output)) => {
+                for waiter in self.volumes_lead.mutations.remove(&(session, sequence)).unwrap_or_default() {
+                    self.answer(waiter.asker, SHARD, Some(output.at), output.result.clone());
+                }
+            }
+            (Purpose::Mutation { session, sequence, again: Some(command) }, Outcome::Wait) => {
+                self.volumes_lead.held.push(Held { session, sequence, command: *command });
+            }
+            (Purpose::Mutation { session, sequence, .. }, Outcome::Lost | Outcome::Wait) => {
+                for waiter in self.volumes_lead.mutations.remove(&(session, sequence)).unwrap_or_default() {
+                    self.refuse(waiter.asker, SHARD, lost());
+                }
+            }
+            (Purpose::Answer(asker), Outcome::Applied(output)) => {
+                self.answer(asker, SHARD, Some(output.at), output.result);
+            }
+            (Purpose::Answer(asker), Outcome::Lost | Outcome::Wait) => self.refuse(asker, SHARD, lost()),
+            (Purpose::Attach(session), outcome) => self.attach_proposed(session, outcome),
+            (Purpose::Detach(waiter, session), Outcome::Applied(_)) => self.detach_applied(waiter, session),
+            (Purpose::Revive(waiter, session, seen, wait), Outcome::Applied(_)) => {
+                self.volumes_read(ReadFor::Renewal { waiter, session, seen, wait });
+            }
+            (Purpose::Detach(waiter, _) | Purpose::Revive(waiter, ..), Outcome::Lost | Outcome::Wait) => {
+                self.refuse(waiter.asker, SHARD, lost());
+            }
+            (Purpose::Own(work), _) => {
+                self.volumes_lead.in_flight.remove(&work);
+            }
+        }
+    }
+
+    fn volumes_read_ready(&mut self, read: ReadFor, leads: bool) {
+        let (waiter, session) = match &read {
+            ReadFor::Query(waiter, session, _) | ReadFor::Renewal { waiter, session, .. } => (*waiter, *session),
+        };
+        if !leads {
+            let hint = self.volumes.leader();
+            return self.refuse(waiter.asker, SHARD, MetadataError::NotLeader { hint });
+        }
+        match read {
+            ReadFor::Query(_, _, query) => match self.query(session, &query) {
+                Ok(response) => self.answer(waiter.asker, SHARD, None, Ok(response)),
+                Err(Fail::Refused(error) | Fail::Unkept(error)) => self.refuse(waiter.asker, SHARD, error),
+                Err(Fail::Wait) => {
+                    if let Query::AwaitTrim { inode } = query {
+                        self.volumes_lead.held_reads.push((waiter, session, inode));
+                    }
+                }
+                Err(fail @ Fail::Broken(_)) => {
+                    let reason = describe(&fail);
+                    self.volumes.halt(self.volumes.applied_index(), reason.clone());
+                    self.refuse(waiter.asker, SHARD, MetadataError::Unavailable { reason });
+                }
+            },
+            ReadFor::Renewal { seen, wait, .. } => self.renewal(waiter, session, seen, wait),
+        }
+    }
+
+    fn query(&self, session: SessionId, query: &Query) -> Applied<Response> {
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        let row = live(&txn, session)?;
+        let pool_bytes = self.cluster.machine.pool_bytes();
+        Ok(Response::Outcome(crate::ops::query(&txn, row.volume, session, query, pool_bytes)?))
+    }
+
+    /// Whether a session is live, as applied here.
+    pub(super) fn session_state(&self, session: SessionId) -> Result<(), MetadataError> {
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        match live(&txn, session) {
+            Ok(_) => Ok(()),
+            Err(Fail::Refused(error) | Fail::Unkept(error)) => Err(error),
+            Err(fail) => Err(MetadataError::Unavailable { reason: describe(&fail) }),
+        }
+    }
+
+    /// Whether a session is known to be over.
+    pub(super) fn is_ended(&self, session: SessionId) -> bool {
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        txn.get_raw(&crate::tables::session::ended(session)).is_ok_and(|row| row.is_some())
+    }
+
+    fn volumes_deposed(&mut self) {
+        let hint = self.volumes.leader();
+        let lead = std::mem::take(&mut self.volumes_lead);
+        let held = lead.held.iter().filter_map(|held| lead.mutations.get(&(held.session, held.sequence))).flatten().copied();
+        let reads = lead.held_reads.iter().map(|(waiter, ..)| *waiter);
+        let waiters: Vec<Waiter> = held.chain(reads).chain(lead.waiting.waiters()).collect();
+        for waiter in waiters {
+            self.refuse(waiter.asker, SHARD, MetadataError::NotLeader { hint });
+        }
+        // Commands and reads on their way are told one by one.
+        let held: BTreeSet<_> = lead.held.iter().map(|held| (held.session, held.sequence)).collect();
+        self.volumes_lead.mutations = lead.mutations.into_iter().filter(|(key, _)| !held.contains(key)).collect();
+        self.volumes_lead.purposes = lead.purposes;
+        self.volumes_lead.reads = lead.reads;
+        self.forget_forwards();
+    }
+
+    pub(crate) fn tick_volumes(&mut self) {
+        if self.volumes_lead.since.is_none() {
+            return;
+        }
+        self.tick_held();
+        self.tick_waiting();
+        self.volumes_lead.cleaner.look = true;
+    }
+
+    /// Those who wait for bytes to go, and must be answered.
+    fn tick_held(&mut self) {
+        let now = self.now;
+        let (due, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.volumes_lead.held_reads).into_iter().partition(|(waiter, ..)| waiter.is_due(now));
+        self.volumes_lead.held_reads = kept;
+        let mut refused: Vec<Waiter> = due.into_iter().map(|(waiter, ..)| waiter).collect();
+        let lead = &mut self.volumes_lead;
+        let mutations = &mut lead.mutations;
+        lead.held.retain(|held| {
+            let key = (held.session, held.sequence);
+            let Some(waiters) = mutations.get_mut(&key) else { return false };
+            refused.extend(waiters.extract_if(.., |waiter| waiter.is_due(now)));
+            if waiters.is_empty() {
+                mutations.remove(&key);
+                return false;
+            }
+            true
+        });
+        for waiter in refused {
+            let reason = "bytes that were cut off are still being removed".into();
+            self.refuse(waiter.asker, SHARD, MetadataError::Unavailable { reason });
+        }
+    }
+
+    /// Acts on what has changed: sessions, what is to be removed.
+    pub(crate) fn drive_volumes(&mut self) {
+        if self.volumes_lead.since.is_none() || !self.volumes.is_ready_to_lead() {
+            return;
+        }
+        self.drive_sessions();
+        self.drive_cleaning();
+    }
+
+    /// Where this shard's state is.
+    pub(super) fn volumes_applied(&self) -> LogIndex {
+        self.volumes.applied_index()
+    }
+}
+
+fn lost() -> MetadataError {
+    MetadataError::Unavailable { reason: "leadership was lost before the command was applied".into() }
+}
