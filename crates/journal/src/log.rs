@@ -105,6 +105,7 @@ pub struct Journal<D: Disk> {
     pending: Vec<u8>,
     life: u32,
     poisoned: bool,
+    torn: bool,
 }
 
 impl<D: Disk> Journal<D> {
@@ -136,7 +137,13 @@ impl<D: Disk> Journal<D> {
             pending: Vec::new(),
             life: found.life,
             poisoned: false,
+            torn: found.torn,
         })
+    }
+
+    /// Whether the opening found, and cut off, a record that a power loss had torn. For tests that count them.
+    pub fn found_torn(&self) -> bool {
+        self.torn
     }
 
     /// Adds one record, made of several slices so that nobody has to join them first. Returns its position.

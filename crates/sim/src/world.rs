@@ -233,11 +233,12 @@ impl<M: Clone, L> World<M, L> {
         };
         match fate {
             Fate::Arrives(flight, again) => {
-                for flight in again.into_iter().chain([flight]) {
-                    let message = message.clone();
-                    let pending = Pending::Message { from, to, connection: Some(flight.connection), message };
-                    self.push(flight.at, life, pending);
+                if let Some(again) = again {
+                    let (connection, message) = (Some(again.connection), message.clone());
+                    self.push(again.at, life, Pending::Message { from, to, connection, message });
                 }
+                let pending = Pending::Message { from, to, connection: Some(flight.connection), message };
+                self.push(flight.at, life, pending);
             }
             Fate::Lost => {}
             Fate::Broken(at_sender, at_receiver) => {

@@ -19,10 +19,14 @@ mod cluster;
 mod command;
 mod core;
 mod error;
+pub mod inspect;
+pub mod invariants;
 mod machine;
 mod ops;
 mod replica;
 mod tables;
+#[cfg(test)]
+mod testing;
 mod txn;
 mod volumes;
 

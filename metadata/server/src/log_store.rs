@@ -86,6 +86,11 @@ impl<D: Disk> LogStore<D> {
         Ok((store, found))
     }
 
+    /// Whether the opening cut off a torn record; see [`Journal::found_torn`].
+    pub fn found_torn(&self) -> bool {
+        self.journal.found_torn()
+    }
+
     /// Adds records; **not durable** before [`LogStore::sync`].
     ///
     /// # Errors

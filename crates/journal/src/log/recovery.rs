@@ -24,12 +24,15 @@ pub(super) struct Recovered<D: Disk> {
     pub(super) head: u64,
     pub(super) end: u64,
     pub(super) life: u32,
+    pub(super) torn: bool,
 }
 
 /// The end of the log as far as it was walked.
 struct Walk {
     end: u64,
     life: u32,
+    /// Behind the end lies the beginning of a record that is not whole.
+    torn: bool,
 }
 
 pub(super) fn recover<D: Disk>(
@@ -67,7 +70,7 @@ pub(super) fn recover<D: Disk>(
             segments.free.push(slot);
         }
     }
-    Ok(Recovered { head: facts.head, end: walk.end, life, segments })
+    Ok(Recovered { head: facts.head, end: walk.end, life, torn: walk.torn, segments })
 }
 
 fn damaged<D: Disk>(segments: &Segments<D>, position: u64, what: String) -> JournalError {
@@ -209,7 +212,7 @@ fn walk<D: Disk>(
     previous_ends: &BTreeMap<u64, u64>,
     replay: &mut impl FnMut(Position, &[u8]) -> Result<(), ReplayError>,
 ) -> Result<Walk, JournalError> {
-    let mut walk = Walk { end: segments.facts.head, life: 0 };
+    let mut walk = Walk { end: segments.facts.head, life: 0, torn: false };
     let first = segments.sequence_of(segments.facts.head);
     if let Some((missing, found)) = (first..).zip(segments.live.keys()).find(|(expected, found)| expected != *found) {
         let position = missing * segments.body_bytes();
@@ -229,6 +232,7 @@ fn walk<D: Disk>(
             }
         } else {
             check_nothing_durable_beyond(segments, &bytes[(walk.end - start) as usize..], walk.end)?;
+            walk.torn = begins_a_record(&bytes[(walk.end - start) as usize..], walk.end);
             let previous_end = previous_ends.get(sequence).copied().expect("every live segment has a header");
             segments.write_header(slot, *sequence, previous_end)?;
             segments.write_newest(&bytes[..(walk.end - start) as usize], start)?;
@@ -261,6 +265,11 @@ fn walk_segment<D: Disk>(
         left = left.get(taken as usize..).unwrap_or_default();
     }
     Ok(())
+}
+
+/// Whether the place where the log ends holds the start of a record that was on its way when the power failed.
+fn begins_a_record(bytes: &[u8], end: u64) -> bool {
+    bytes.get(8..16).is_some_and(|stated| stated == end.to_le_bytes()) && end > 0
 }
 
 /// Looks for a later record that says that `end` was durable when it was written.

@@ -138,6 +138,11 @@ impl<D: Disk> ChunkStore<D> {
         Reader::new(Arc::clone(&self.shared))
     }
 
+    /// Whether the opening cut off a torn record; see [`Journal::found_torn`].
+    pub fn found_torn(&self) -> bool {
+        self.journal.found_torn()
+    }
+
     /// Why the store failed, if it did.
     pub fn fault(&self) -> Option<String> {
         self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
