@@ -82,7 +82,7 @@ impl Known {
         }
     }
 
-    /// Set-id bits were cleared by a write or an open, whose answers do not tell the mode. True if the kernel may believe otherwise.
+    /// Set-id bits were cleared by a write, whose answer does not tell the mode. True if the kernel may believe otherwise.
     pub fn set_ids_cleared(&self, inode: InodeId) -> bool {
         lock(&self.inodes).get_mut(&inode).is_some_and(|known| std::mem::take(&mut known.set_ids))
     }

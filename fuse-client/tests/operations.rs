@@ -8,7 +8,7 @@ use holdfast_fuse_client::device::{
 };
 use holdfast_fuse_client::fs::{FileSystem, Server, Shared};
 use holdfast_types::{InodeId, Timestamp};
-use holdfast_wire::namespace::{FileKind, SetAttributes, SetTime};
+use holdfast_wire::namespace::{FileKind, SetTime};
 use memory::{Memory, Pace};
 use rustix::io::Errno;
 use std::sync::{Arc, Mutex, mpsc};
@@ -74,7 +74,7 @@ impl Asker {
 
     fn create(&mut self, name: &[u8], flags: i32) -> (InodeId, u64, OpenHints) {
         let flags = flags.cast_unsigned();
-        match self.ask(ROOT, Operation::Create { name, mode: 0o100644, flags, kill_set_ids: false }) {
+        match self.ask(ROOT, Operation::Create { name, mode: 0o100644, flags }) {
             Ok(Answer::Created(entry, handle, hints)) => (entry.attributes.inode, handle, hints),
             other => panic!("{other:?}"),
         }
@@ -114,7 +114,6 @@ fn a_file_that_appeared_meanwhile_is_looked_at_again_before_it_is_opened() {
             name: b"f",
             mode: 0o100666,
             flags: flags.cast_unsigned(),
-            kill_set_ids: false,
         };
         assert_eq!(asker.ask(ROOT, create(libc::O_CREAT)).unwrap_err(), Errno::STALE);
         assert_eq!(asker.ask(ROOT, create(libc::O_CREAT | libc::O_EXCL)).unwrap_err(), Errno::EXIST);
@@ -126,7 +125,7 @@ fn a_file_is_cached_or_bypassed_as_the_volume_allows() {
     everywhere(|mut asker, ttl| {
         let (inode, _, hints) = asker.create(b"f", libc::O_RDWR);
         assert_eq!(hints, OpenHints { direct: ttl.is_zero(), keep_pages: false });
-        let open = |asker: &mut Asker| match asker.ask(inode, Operation::Open { flags: 0, kill_set_ids: false }) {
+        let open = |asker: &mut Asker| match asker.ask(inode, Operation::Open { flags: 0 }) {
             Ok(Answer::Opened(_, hints)) => hints,
             other => panic!("{other:?}"),
         };
@@ -334,22 +333,4 @@ fn a_call_given_up_answers_interrupted_once() {
     asker.volume.release();
     assert!(matches!(asker.answer(), (answered, Err(Errno::NOENT) | Ok(Answer::Absent(_))) if answered == unique));
     assert!(asker.answers.try_recv().is_err());
-}
-
-#[test]
-fn a_failed_truncation_closes_what_was_opened() {
-    let mut asker = Asker::new(Pace::AtOnce, LONG);
-    let (inode, handle, _) = asker.create(b"f", 0);
-    asker.ask(inode, Operation::Release { handle }).expect("closes");
-    asker.volume.set_pace(Pace::Held);
-    let unique = asker.begin(inode, u32::MAX - 3, Operation::Open {
-        flags: libc::O_TRUNC.cast_unsigned(),
-        kill_set_ids: false,
-    });
-    assert_eq!(asker.volume.open_handles(), 1);
-    asker.begin(ROOT, 0, Operation::Interrupt { unique });
-    assert!(matches!(asker.answer(), (answered, Err(Errno::INTR)) if answered == unique));
-    assert_eq!(asker.volume.open_handles(), 0);
-    let set = SetAttributes { size: Some(3), ..SetAttributes::default() };
-    asker.volume.elsewhere(Call::SetAttributes { inode, set }).expect("grows");
 }

@@ -36,7 +36,7 @@ pub mod op {
 /// What may be negotiated.
 pub mod init {
     numbers!(u64:
-        ASYNC_READ = 1, ATOMIC_O_TRUNC = 1 << 3, BIG_WRITES = 1 << 5, AUTO_INVAL_DATA = 1 << 12,
+        ASYNC_READ = 1, BIG_WRITES = 1 << 5, AUTO_INVAL_DATA = 1 << 12,
         DO_READDIRPLUS = 1 << 13, READDIRPLUS_AUTO = 1 << 14, ASYNC_DIO = 1 << 15, PARALLEL_DIROPS = 1 << 18,
         MAX_PAGES = 1 << 22, CACHE_SYMLINKS = 1 << 23, HANDLE_KILLPRIV_V2 = 1 << 28, INIT_EXT = 1 << 30,
         HAS_EXPIRE_ONLY = 1 << 35, DIRECT_IO_ALLOW_MMAP = 1 << 36,
@@ -57,8 +57,6 @@ pub const GETATTR_HANDLE: u32 = 1;
 pub const WRITE_FROM_CACHE: u32 = 1;
 /// WRITE: set-id bits are to be cleared.
 pub const WRITE_KILL_SET_IDS: u32 = 1 << 2;
-/// OPEN, CREATE: set-id bits are to be cleared when truncating.
-pub const OPEN_KILL_SET_IDS: u32 = 1;
 /// FSYNC, FSYNCDIR: data only.
 pub const FSYNC_DATA_ONLY: u32 = 1;
 

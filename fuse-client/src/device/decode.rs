@@ -165,12 +165,12 @@ fn file_operation<'a>(
 ) -> Option<Operation<'a>> {
     Some(match opcode {
         op::OPEN => {
-            let (flags, how) = (body.u32()?, body.u32()?);
-            Operation::Open { flags, kill_set_ids: how & abi::OPEN_KILL_SET_IDS != 0 }
+            let (flags, _how) = (body.u32()?, body.u32()?);
+            Operation::Open { flags }
         }
         op::CREATE => {
-            let (flags, mode, _umask, how) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
-            Operation::Create { name: body.name()?, mode, flags, kill_set_ids: how & abi::OPEN_KILL_SET_IDS != 0 }
+            let (flags, mode, _umask, _how) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
+            Operation::Create { name: body.name()?, mode, flags }
         }
         op::READ | op::READDIR | op::READDIRPLUS => {
             let (handle, offset, size, _) = (body.u64()?, body.u64()?, body.u32()?, body.u32()?);

@@ -72,8 +72,9 @@ pub enum Operation<'a> {
     RemoveDirectory { name: &'a [u8] },
     Rename { name: &'a [u8], to_parent: InodeId, to_name: &'a [u8], flags: u32 },
     Link { inode: InodeId, name: &'a [u8] },
-    Open { flags: u32, kill_set_ids: bool },
-    Create { name: &'a [u8], mode: u32, flags: u32, kill_set_ids: bool },
+    /// Without `O_TRUNC`: the truncation follows as a `SetAttributes`.
+    Open { flags: u32 },
+    Create { name: &'a [u8], mode: u32, flags: u32 },
     Read { handle: u64, offset: u64, size: u32, flags: u32 },
     Write { handle: u64, offset: u64, data: Bytes, flags: u32, from_cache: bool, kill_set_ids: bool },
     StatFs,

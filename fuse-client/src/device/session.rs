@@ -26,11 +26,11 @@ const THREADS: usize = 2;
 /// * `HANDLE_KILLPRIV_V2`: we clear set-id bits as Linux does, so the kernel need not ask before each write;
 /// * `DIRECT_IO_ALLOW_MMAP`: files opened while another host has the volume bypass the page cache and can be mapped all the same.
 ///
-/// Not wanted: the write-back cache (with it, the kernel ignores size changes made elsewhere), `POSIX_ACL` (not stored yet), locks
+/// Not wanted: `ATOMIC_O_TRUNC` (with it, `O_RDONLY|O_TRUNC` of a running program truncates it and only then fails with `ETXTBSY`; without
+/// it, a truncating open is one more request, and its truncation tells the new mode); the write-back cache (with it, the kernel ignores size changes made elsewhere), `POSIX_ACL` (not stored yet), locks
 /// (`POSIX_LOCKS`, `FLOCK_LOCKS`: the kernel keeps them, per host, until they are cluster-wide), `DONT_MASK` (the kernel applies the
 /// umask), `EXPORT_SUPPORT`.
 const WANTED: u64 = init::ASYNC_READ
-    | init::ATOMIC_O_TRUNC
     | init::BIG_WRITES
     | init::AUTO_INVAL_DATA
     | init::DO_READDIRPLUS

@@ -56,6 +56,18 @@ fn a_write_of_mapped_pages_is_told_from_a_write() {
     assert!(decode(&bytes).expect("whole").contains("from_cache: true"));
 }
 
+#[test]
+fn each_time_of_a_change_is_its_own() {
+    let (mut bytes, _) = recorded().into_iter().find(|(_, text)| text.contains("-631152000")).expect("recorded");
+    const MTIME_AT: usize = abi::IN_HEADER_BYTES + 40;
+    const MTIME_NANOS_AT: usize = abi::IN_HEADER_BYTES + 60;
+    bytes[MTIME_AT..MTIME_AT + 8].copy_from_slice(&7u64.to_ne_bytes());
+    bytes[MTIME_NANOS_AT..MTIME_NANOS_AT + 4].copy_from_slice(&8u32.to_ne_bytes());
+    let text = decode(&bytes).expect("whole");
+    assert!(text.contains("atime: Some(At(Timestamp { seconds: -631152000, nanos: 500000000 }))"), "{text}");
+    assert!(text.contains("mtime: Some(At(Timestamp { seconds: 7, nanos: 8 }))"), "{text}");
+}
+
 fn attributes() -> Attributes {
     let time = |seconds| Timestamp { seconds, nanos: 7 };
     Attributes {

@@ -9,13 +9,12 @@ use bytes::Bytes;
 use holdfast_client::{Call, ClientError, Durability, HandleId, OpenMode, Reply as Answered, ZeroMode};
 use holdfast_types::InodeId;
 use holdfast_types::limits::FILE_BYTES_MAX;
-use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode, SetAttributes};
+use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode};
 use rustix::io::Errno;
 use std::sync::Arc;
 
 /// `open(2)`: writes go to the end.
 pub(super) const O_APPEND: u32 = libc::O_APPEND.cast_unsigned();
-const O_TRUNC: u32 = libc::O_TRUNC.cast_unsigned();
 const O_EXCL: u32 = libc::O_EXCL.cast_unsigned();
 const O_SYNC: u32 = libc::O_SYNC.cast_unsigned();
 const O_DSYNC: u32 = libc::O_DSYNC.cast_unsigned();
@@ -39,27 +38,11 @@ fn open_mode(flags: u32) -> OpenMode {
 }
 
 impl<V: Volume> FileSystem<V> {
-    pub(super) fn open(self: &Arc<Self>, reply: Reply, inode: InodeId, flags: u32, kill_set_ids: bool) {
+    pub(super) fn open(self: &Arc<Self>, reply: Reply, inode: InodeId, flags: u32) {
         let mode = open_mode(flags);
-        self.ask(reply, Call::Open { inode, mode }, move |fs, reply, answered| {
-            let Answered::Opened { handle, keep_cache, .. } = answered else { return unexpected(reply) };
-            if flags & O_TRUNC == 0 {
-                return fs.answer_opened(reply, inode, handle, mode, keep_cache);
-            }
-            // Opened first: a file that cannot be opened is not truncated.
-            let set = SetAttributes { size: Some(0), clear_set_ids: kill_set_ids, ..SetAttributes::default() };
-            fs.ask_all(reply, Call::SetAttributes { inode, set }, move |fs, reply, result| match result {
-                Ok(_) => {
-                    if kill_set_ids {
-                        fs.set_ids_cleared(inode);
-                    }
-                    fs.answer_opened(reply, inode, handle, mode, false);
-                }
-                Err(error) => {
-                    fs.release_handle(handle);
-                    reply.error(errno::of_client(&error));
-                }
-            });
+        self.ask(reply, Call::Open { inode, mode }, move |fs, reply, answered| match answered {
+            Answered::Opened { handle, keep_cache, .. } => fs.answer_opened(reply, inode, handle, mode, keep_cache),
+            _ => unexpected(reply),
         });
     }
 

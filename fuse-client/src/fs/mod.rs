@@ -182,7 +182,7 @@ impl<V: Volume> FileSystem<V> {
         reply.finish(Ok(Answer::Attributes(attributes, pass.valid)));
     }
 
-    /// A write or a truncating open took the set-id bits, which its answer does not tell: the kernel is to ask again.
+    /// A write took the set-id bits, which its answer does not tell: the kernel is to ask again.
     fn set_ids_cleared(&self, inode: InodeId) {
         if self.known.set_ids_cleared(inode) {
             if let Some(kernel) = self.kernel.get() {
@@ -255,8 +255,8 @@ impl<V: Volume> Service for Server<V> {
             Operation::GetXattr { name, size } => fs.get_xattr(reply, inode, name, size),
             Operation::ListXattrs { size } => fs.list_xattrs(reply, inode, size),
             Operation::RemoveXattr { name } => fs.remove_xattr(reply, inode, name),
-            Operation::Open { flags, kill_set_ids } => fs.open(reply, inode, flags, kill_set_ids),
-            Operation::Create { name, mode, flags, .. } => fs.create(reply, caller, inode, name, mode, flags),
+            Operation::Open { flags } => fs.open(reply, inode, flags),
+            Operation::Create { name, mode, flags } => fs.create(reply, caller, inode, name, mode, flags),
             Operation::Read { handle, offset, size, .. } => fs.read(reply, handle, offset, size),
             Operation::Write { handle, offset, data, flags, from_cache, kill_set_ids } => {
                 let append = flags & files::O_APPEND != 0 && !from_cache;

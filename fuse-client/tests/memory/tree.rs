@@ -282,6 +282,7 @@ impl Tree {
             }
         }
         self.take_entry(from.0, &from.1);
+        self.node(moved)?.attributes.ctime = now();
         if is_directory {
             self.node(from.0)?.attributes.links -= 1;
             self.node(to.0)?.attributes.links += 1;
