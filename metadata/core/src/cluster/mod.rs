@@ -134,7 +134,12 @@ impl Cluster {
         (read_only, nonce): (bool, u128),
     ) -> Applied<Response> {
         let Some(record) = self.volume_named(volume).cloned() else {
-            return Err(Fail::Refused(MetadataError::NoVolume { name: volume.into() }));
+            // Components start in any order: before the pool is formed no volume exists, and the asker is to wait and not to give up.
+            return Err(Fail::Refused(if self.views.is_empty() {
+                MetadataError::Unavailable { reason: "the pool is not formed yet: not all storage nodes have come".into() }
+            } else {
+                MetadataError::NoVolume { name: volume.into() }
+            }));
         };
         let opened = |session, row: &LiveRow| Response::SessionOpened {
             session,
