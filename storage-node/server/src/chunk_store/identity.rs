@@ -43,7 +43,7 @@ pub(crate) struct IdentityFile {
 }
 
 impl IdentityFile {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(BYTES);
         out.extend(MAGIC);
         out.extend(FORMAT.to_le_bytes());
@@ -59,7 +59,7 @@ impl IdentityFile {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, OpenError> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, OpenError> {
         if !bytes.starts_with(MAGIC) {
             return Err(OpenError::Damaged("the identity file is not one of ours".into()));
         }

@@ -2,11 +2,13 @@
 
 mod crash;
 mod faults;
+mod golden;
 mod model;
+mod real;
 
 use super::{ChunkStore, DiskIdentity, OpenError, StoreOptions};
 use bytes::Bytes;
-use holdfast_journal::MemoryDisk;
+use holdfast_journal::{Disk, MemoryDisk};
 use holdfast_storage_core::local::{Change, ChunkSummary, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome};
 use holdfast_store::MemoryTable;
 use holdfast_types::checksum::piece_sums;
@@ -59,7 +61,13 @@ fn write(chunk: ChunkKey, offset: u32, bytes: impl Into<Bytes>) -> Change {
     Change::Write { chunk, offset, sums: piece_sums(offset, &bytes), bytes }
 }
 
-fn read(store: &Store, group: u32, chunk: ChunkKey, offset: u32, length: u32) -> Result<Bytes, LocalError> {
+fn read<D: Disk>(
+    store: &ChunkStore<D>,
+    group: u32,
+    chunk: ChunkKey,
+    offset: u32,
+    length: u32,
+) -> Result<Bytes, LocalError> {
     let command = LocalCommand::Read { group: GroupId(group), chunk, offset, length };
     match store.reader().serve(&command)? {
         LocalOutcome::Data { bytes, sums } => {
@@ -70,7 +78,7 @@ fn read(store: &Store, group: u32, chunk: ChunkKey, offset: u32, length: u32) ->
     }
 }
 
-fn list(store: &Store, group: u32) -> Vec<ChunkSummary> {
+fn list<D: Disk>(store: &ChunkStore<D>, group: u32) -> Vec<ChunkSummary> {
     let command = LocalCommand::List { group: GroupId(group), range: KeyRange::ALL, limit: u32::MAX };
     match store.reader().serve(&command) {
         Ok(LocalOutcome::Chunks { chunks }) => chunks,
@@ -78,7 +86,7 @@ fn list(store: &Store, group: u32) -> Vec<ChunkSummary> {
     }
 }
 
-fn changes(store: &Store, group: u32, above: u64) -> Vec<KeyRange> {
+fn changes<D: Disk>(store: &ChunkStore<D>, group: u32, above: u64) -> Vec<KeyRange> {
     let command = LocalCommand::ChangesAbove { group: GroupId(group), number: number(above) };
     match store.reader().serve(&command) {
         Ok(LocalOutcome::Changes { changed }) => changed,

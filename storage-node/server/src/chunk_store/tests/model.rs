@@ -44,7 +44,7 @@ impl Model {
     }
 
     /// Compares everything that can be read.
-    pub(super) fn check(&self, store: &Store, groups: u32, context: &str) {
+    pub(super) fn check<D: Disk>(&self, store: &ChunkStore<D>, groups: u32, context: &str) {
         for group in 0..groups {
             let listed = list(store, group);
             let wanted = self.chunks.range((group, KeyRange::ALL.first)..=(group, KeyRange::ALL.last));
