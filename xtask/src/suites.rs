@@ -71,7 +71,18 @@ pub fn check(context: &Context<'_>) -> Result<Vec<Step>> {
         Step::exits("fmt", &["cargo", "fmt", "--all", "--check"]),
         Step::exits(
             "clippy",
-            &["cargo", "clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+            &[
+                "cargo",
+                "clippy",
+                "--release",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--keep-going",
+                "--",
+                "-D",
+                "warnings",
+            ],
         ),
         Step::tests(
             "tidy",
