@@ -15,7 +15,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ttl = if arguments.next().as_deref() == Some("uncached") { Duration::ZERO } else { Duration::from_secs(10) };
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr).init();
     let fs = FileSystem::new(Memory::new(Pace::AtOnce, ttl));
-    let mounted = Mounted::start(Path::new(&point), "memory", &Options { set_id: true, devices: true, ..Options::default() }, fs)?;
+    let mounted = Mounted::start(
+        Path::new(&point),
+        "memory",
+        &Options { set_id: true, devices: true, ..Options::default() },
+        fs,
+    )?;
     println!("ready mount={point}");
     mounted.join();
     Ok(())

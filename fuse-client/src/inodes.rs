@@ -50,7 +50,8 @@ pub struct Known {
 impl Default for Known {
     fn default() -> Self {
         // The kernel knows the root without having looked it up, and never forgets it.
-        let root = Inode { lookups: 1, kind: FileKind::Directory, attributes_until: None, pages_of: None, set_ids: false };
+        let root =
+            Inode { lookups: 1, kind: FileKind::Directory, attributes_until: None, pages_of: None, set_ids: false };
         Self {
             inodes: Mutex::new(HashMap::from([(InodeId::ROOT, root)])),
             names: Mutex::new(Names { until: HashMap::new(), sweep_at: NAMES_SWEPT_MIN }),

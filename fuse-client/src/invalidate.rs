@@ -53,8 +53,7 @@ impl Invalidator {
     /// # Errors
     /// When a thread cannot be started.
     pub fn new(kernel: impl KernelCache) -> std::io::Result<Self> {
-        let work =
-            Arc::new(Work { queue: Mutex::default(), arrived: Condvar::new(), kernel: Box::new(kernel) });
+        let work = Arc::new(Work { queue: Mutex::default(), arrived: Condvar::new(), kernel: Box::new(kernel) });
         let invalidator = Self(work.clone());
         for index in 0..THREADS {
             let work = work.clone();

@@ -70,14 +70,44 @@ pub enum OptionError {
 
 /// Options that change something, as they are written.
 const KNOWN: &[&str] = &[
-    "ro", "rw", "allow_other", "noallow_other", "hard", "soft=SECONDS", "cache=SIZE", "write_buffer=SIZE",
-    "writeback_delay=DURATION", "suid", "nosuid", "dev", "nodev", "exec", "noexec",
+    "ro",
+    "rw",
+    "allow_other",
+    "noallow_other",
+    "hard",
+    "soft=SECONDS",
+    "cache=SIZE",
+    "write_buffer=SIZE",
+    "writeback_delay=DURATION",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
 ];
 
 /// Options that are accepted and change nothing: either they are always so, or they are for others to read.
 const IGNORED: &[&str] = &[
-    "defaults", "atime", "noatime", "relatime", "strictatime", "lazytime", "nodiratime", "diratime", "async", "auto", "noauto",
-    "user", "nouser", "users", "nofail", "_netdev", "default_permissions", "iversion", "noiversion",
+    "defaults",
+    "atime",
+    "noatime",
+    "relatime",
+    "strictatime",
+    "lazytime",
+    "nodiratime",
+    "diratime",
+    "async",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "nofail",
+    "_netdev",
+    "default_permissions",
+    "iversion",
+    "noiversion",
 ];
 
 impl Options {

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 /// How long the flush at the end may take.
 pub const FLUSH_DEADLINE: Duration = Duration::from_secs(60);
@@ -77,11 +77,12 @@ pub async fn run(
         connected = Client::connect(&config.cluster, options) => connected,
         _ = stopped.wait_for(|stop| *stop) => return Ok(()),
     };
-    let (client, notices) =
-        connected.map_err(|source| Error::Attach { volume: config.volume.clone(), source })?;
+    let (client, notices) = connected.map_err(|source| Error::Attach { volume: config.volume.clone(), source })?;
     let served = serve(&config, client.clone(), notices, stopped, ready).await;
     let flushed = flush(&client).await;
-    served.and(flushed)
+    // Until now the cluster could ask for something; the task would keep the client alive for ever.
+    served?.abort();
+    flushed
 }
 
 fn mount_options(config: &Config) -> MountOptions {
@@ -90,16 +91,18 @@ fn mount_options(config: &Config) -> MountOptions {
     options.soft = config.options.soft;
     options.write_buffer_bytes = config.options.write_buffer_bytes;
     options.read_cache_bytes = config.options.cache_bytes;
+    options.writeback_delay = config.options.writeback_delay;
     options
 }
 
+/// Serves until unmounted; returns the task that still heeds the cluster.
 async fn serve(
     config: &Config,
     client: Client,
     notices: Notices,
     mut stopped: watch::Receiver<bool>,
     ready: impl FnOnce(&Path) + Send,
-) -> Result<(), Error> {
+) -> Result<JoinHandle<()>, Error> {
     let fs = FileSystem::new(client);
     let mounting = (config.mount_point.clone(), config.volume.clone(), config.options.clone());
     let served = fs.clone();
@@ -118,9 +121,7 @@ async fn serve(
     // Ends at once: the mount is gone.
     spawn_blocking(move || mounted.session.join()).await?;
     sweep.abort();
-    // From now on the kernel has nothing to forget, but the cluster may still ask.
-    drop(heed);
-    Ok(())
+    Ok(heed)
 }
 
 /// A file system mounted and served: the part of a mount that needs no cluster.
@@ -202,13 +203,19 @@ async fn flush(client: &Client) -> Result<(), Error> {
 async fn heed<V: Volume>(fs: Shared<V>, mut notices: Notices, notifier: Notifier) {
     let invalidator = match Invalidator::new(notifier) {
         Ok(invalidator) => Arc::new(invalidator),
-        Err(error) => return tracing::error!(%error, "cannot start the invalidation threads: caching cannot be stopped"),
+        Err(error) => {
+            return tracing::error!(%error, "cannot start the invalidation threads: caching cannot be stopped");
+        }
     };
     while let Some(notice) = notices.recv().await {
         match notice {
             Notice::StopCaching { event } => {
                 let (inodes, names) = fs.stop_caching();
-                tracing::info!(inodes = inodes.len(), names = names.len(), "another host wants the volume: caching stops");
+                tracing::info!(
+                    inodes = inodes.len(),
+                    names = names.len(),
+                    "another host wants the volume: caching stops"
+                );
                 let invalidator = invalidator.clone();
                 if let Err(error) = spawn_blocking(move || invalidator.run(inodes, names)).await {
                     // Not confirmed: the cluster will treat us as one that does not answer, which is safe.
@@ -223,10 +230,16 @@ async fn heed<V: Volume>(fs: Shared<V>, mut notices: Notices, notifier: Notifier
             }
             Notice::SessionOver { reason, lost_bytes: 0 } => tracing::info!(reason, "session is over"),
             Notice::SessionOver { reason, lost_bytes } => {
-                tracing::error!(reason, lost_bytes, "session is over and bytes are lost: every call fails until it is mounted again");
+                tracing::error!(
+                    reason,
+                    lost_bytes,
+                    "session is over and bytes are lost: every call fails until it is mounted again"
+                );
             }
             Notice::Reachable { reachable: true, detail } => tracing::info!(detail, "cluster answers again"),
-            Notice::Reachable { reachable: false, detail } => tracing::warn!(detail, "cluster does not answer: calls wait"),
+            Notice::Reachable { reachable: false, detail } => {
+                tracing::warn!(detail, "cluster does not answer: calls wait")
+            }
             Notice::WriteLost { inode, error } => tracing::error!(%inode, %error, "bytes written could not be stored"),
         }
     }

@@ -127,7 +127,8 @@ fn rename_flags_are_obeyed() {
 #[test]
 fn a_file_unlinked_while_open_stays_readable_until_closed() {
     everywhere(|here| {
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(here.path("f")).unwrap();
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(here.path("f")).unwrap();
         file.write_all(b"still here").unwrap();
         fs::remove_file(here.path("f")).unwrap();
         assert_eq!(file.metadata().unwrap().nlink(), 0);
@@ -390,7 +391,8 @@ fn dirty_mapped_pages_are_written_before_caching_stops() {
         else {
             panic!("opens")
         };
-        let Ok(holdfast_client::Reply::Data(data)) = volume.elsewhere(Call::Read { handle, offset: 0, length: 5 }) else {
+        let Ok(holdfast_client::Reply::Data(data)) = volume.elsewhere(Call::Read { handle, offset: 0, length: 5 })
+        else {
             panic!("reads")
         };
         volume.elsewhere(Call::Release { handle }).expect("closes");
@@ -406,7 +408,9 @@ fn dirty_mapped_pages_are_written_before_caching_stops() {
 #[test]
 fn every_handle_is_released() {
     everywhere(|here| {
-        here.shell("for n in $(seq 100); do echo $n >> f; cat f > /dev/null; done; ! true > /dev/null/x 2> /dev/null || true");
+        here.shell(
+            "for n in $(seq 100); do echo $n >> f; cat f > /dev/null; done; ! true > /dev/null/x 2> /dev/null || true",
+        );
         wait_for("handles to be released", || here.volume.open_handles() == 0);
         assert_eq!(here.fs.counts().1, 0);
     });

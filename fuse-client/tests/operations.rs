@@ -110,11 +110,7 @@ fn a_name_is_found_with_its_timeouts_or_absent_with_one() {
 fn a_file_that_appeared_meanwhile_is_looked_at_again_before_it_is_opened() {
     everywhere(|mut asker, _| {
         asker.create(b"f", 0);
-        let create = |flags: i32| Operation::Create {
-            name: b"f",
-            mode: 0o100666,
-            flags: flags.cast_unsigned(),
-        };
+        let create = |flags: i32| Operation::Create { name: b"f", mode: 0o100666, flags: flags.cast_unsigned() };
         assert_eq!(asker.ask(ROOT, create(libc::O_CREAT)).unwrap_err(), Errno::STALE);
         assert_eq!(asker.ask(ROOT, create(libc::O_CREAT | libc::O_EXCL)).unwrap_err(), Errno::EXIST);
     });
@@ -155,7 +151,9 @@ fn nothing_is_answered_with_a_timeout_after_caching_stopped() {
     assert!(inodes.contains(&f) && inodes.len() == 2, "{inodes:?}");
     asker.volume.release();
     match asker.answer().1 {
-        Ok(Answer::Entry(entry)) => assert_eq!((entry.name_valid, entry.attributes_valid), (Duration::ZERO, Duration::ZERO)),
+        Ok(Answer::Entry(entry)) => {
+            assert_eq!((entry.name_valid, entry.attributes_valid), (Duration::ZERO, Duration::ZERO))
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -175,7 +173,8 @@ fn appending_is_by_the_writes_own_flag_and_mapped_pages_never_append() {
         write(0, b"two", append, false);
         write(1, b"X", append, true);
         write(2, b"Y", libc::O_WRONLY, false);
-        let Ok(Answer::Data(pieces)) = asker.ask(inode, Operation::Read { handle, offset: 0, size: 99, flags: 0 }) else {
+        let Ok(Answer::Data(pieces)) = asker.ask(inode, Operation::Read { handle, offset: 0, size: 99, flags: 0 })
+        else {
             panic!("reads")
         };
         assert_eq!(pieces.concat(), b"oXYtwo");
@@ -255,7 +254,8 @@ fn attributes_that_nobody_changes_are_only_read() {
         assert!(matches!(asker.ask(inode, Operation::SetAttributes(nothing)), Ok(Answer::Attributes(..))));
         assert_eq!(asker.volume.take_calls(), ["get-attributes"]);
         let at = Timestamp { seconds: i64::MIN, nanos: 1 };
-        let times = NewAttributes { atime: Some(SetTime::At(at)), mtime: Some(SetTime::Now), ..NewAttributes::default() };
+        let times =
+            NewAttributes { atime: Some(SetTime::At(at)), mtime: Some(SetTime::Now), ..NewAttributes::default() };
         let Ok(Answer::Attributes(attributes, _)) = asker.ask(inode, Operation::SetAttributes(times)) else {
             panic!("changes")
         };
@@ -283,12 +283,12 @@ fn only_what_can_be_done_right_is_allocated() {
         assert_eq!(allocate(10, 10, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE), Ok(()));
         assert_eq!(allocate(90, 20, libc::FALLOC_FL_ZERO_RANGE), Ok(()));
         assert_eq!(allocate(0, 200, 0), Ok(()));
-        let Ok(Answer::Data(pieces)) = asker.ask(inode, Operation::Read { handle, offset: 0, size: 999, flags: 0 }) else {
+        let Ok(Answer::Data(pieces)) = asker.ask(inode, Operation::Read { handle, offset: 0, size: 999, flags: 0 })
+        else {
             panic!("reads")
         };
         let content = pieces.concat();
-        let expected: Vec<u8> =
-            (0..200).map(|at| if (10..20).contains(&at) || at >= 90 { 0 } else { 7 }).collect();
+        let expected: Vec<u8> = (0..200).map(|at| if (10..20).contains(&at) || at >= 90 { 0 } else { 7 }).collect();
         assert_eq!(content, expected);
     });
 }

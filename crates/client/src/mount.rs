@@ -26,6 +26,8 @@ pub struct MountOptions {
     pub write_buffer_bytes: Option<u64>,
     /// Bytes of file data kept for reading. `None`: 64 MiB.
     pub read_cache_bytes: Option<u64>,
+    /// How long a written byte may wait before it is sent. `None`: 1 s.
+    pub writeback_delay: Option<Duration>,
 }
 
 impl MountOptions {
@@ -38,6 +40,7 @@ impl MountOptions {
             soft: None,
             write_buffer_bytes: None,
             read_cache_bytes: None,
+            writeback_delay: None,
         }
     }
 }
@@ -107,6 +110,7 @@ impl Client {
         config.soft = options.soft;
         config.write_buffer_bytes = options.write_buffer_bytes.unwrap_or(config.write_buffer_bytes);
         config.read_cache_bytes = options.read_cache_bytes.unwrap_or(config.read_cache_bytes);
+        config.writeback_delay = options.writeback_delay.unwrap_or(config.writeback_delay);
         Self::start(config, transport).await
     }
 

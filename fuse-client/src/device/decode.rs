@@ -110,11 +110,7 @@ pub fn request<'a>(bytes: &'a [u8], payload: &mut dyn FnMut(&[u8]) -> Bytes) -> 
     Ok(Request { unique: header.unique, inode: header.inode, caller: header.caller, operation })
 }
 
-fn operation<'a>(
-    opcode: u32,
-    body: &mut Cursor<'a>,
-    payload: &mut dyn FnMut(&[u8]) -> Bytes,
-) -> Option<Operation<'a>> {
+fn operation<'a>(opcode: u32, body: &mut Cursor<'a>, payload: &mut dyn FnMut(&[u8]) -> Bytes) -> Option<Operation<'a>> {
     Some(match opcode {
         op::LOOKUP => Operation::Lookup { name: body.name()? },
         op::FORGET => Operation::Forget { count: body.u64()? },

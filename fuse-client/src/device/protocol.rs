@@ -59,41 +59,130 @@ pub struct NewAttributes {
 #[derive(Debug)]
 #[allow(missing_docs)] // fields repeat the system call's own words
 pub enum Operation<'a> {
-    Lookup { name: &'a [u8] },
-    Forget { count: u64 },
+    Lookup {
+        name: &'a [u8],
+    },
+    Forget {
+        count: u64,
+    },
     BatchForget(Vec<(InodeId, u64)>),
-    GetAttributes { handle: Option<u64> },
+    GetAttributes {
+        handle: Option<u64>,
+    },
     SetAttributes(NewAttributes),
     ReadLink,
-    Symlink { name: &'a [u8], target: &'a [u8] },
-    MakeNode { name: &'a [u8], mode: u32, rdev: u32 },
-    MakeDirectory { name: &'a [u8], mode: u32 },
-    Unlink { name: &'a [u8] },
-    RemoveDirectory { name: &'a [u8] },
-    Rename { name: &'a [u8], to_parent: InodeId, to_name: &'a [u8], flags: u32 },
-    Link { inode: InodeId, name: &'a [u8] },
+    Symlink {
+        name: &'a [u8],
+        target: &'a [u8],
+    },
+    MakeNode {
+        name: &'a [u8],
+        mode: u32,
+        rdev: u32,
+    },
+    MakeDirectory {
+        name: &'a [u8],
+        mode: u32,
+    },
+    Unlink {
+        name: &'a [u8],
+    },
+    RemoveDirectory {
+        name: &'a [u8],
+    },
+    Rename {
+        name: &'a [u8],
+        to_parent: InodeId,
+        to_name: &'a [u8],
+        flags: u32,
+    },
+    Link {
+        inode: InodeId,
+        name: &'a [u8],
+    },
     /// Without `O_TRUNC`: the truncation follows as a `SetAttributes`.
-    Open { flags: u32 },
-    Create { name: &'a [u8], mode: u32, flags: u32 },
-    Read { handle: u64, offset: u64, size: u32, flags: u32 },
-    Write { handle: u64, offset: u64, data: Bytes, flags: u32, from_cache: bool, kill_set_ids: bool },
+    Open {
+        flags: u32,
+    },
+    Create {
+        name: &'a [u8],
+        mode: u32,
+        flags: u32,
+    },
+    Read {
+        handle: u64,
+        offset: u64,
+        size: u32,
+        flags: u32,
+    },
+    Write {
+        handle: u64,
+        offset: u64,
+        data: Bytes,
+        flags: u32,
+        from_cache: bool,
+        kill_set_ids: bool,
+    },
     StatFs,
-    Release { handle: u64 },
-    Flush { handle: u64 },
-    Fsync { handle: u64, data_only: bool },
-    SetXattr { name: &'a [u8], value: &'a [u8], flags: u32 },
-    GetXattr { name: &'a [u8], size: u32 },
-    ListXattrs { size: u32 },
-    RemoveXattr { name: &'a [u8] },
-    OpenDirectory { flags: u32 },
-    ReadDirectory { handle: u64, offset: u64, size: u32, plus: bool },
-    ReleaseDirectory { handle: u64 },
-    FsyncDirectory { handle: u64, data_only: bool },
-    Access { mask: u32 },
-    Allocate { handle: u64, offset: u64, length: u64, mode: u32 },
-    Seek { handle: u64, offset: u64, whence: u32 },
+    Release {
+        handle: u64,
+    },
+    Flush {
+        handle: u64,
+    },
+    Fsync {
+        handle: u64,
+        data_only: bool,
+    },
+    SetXattr {
+        name: &'a [u8],
+        value: &'a [u8],
+        flags: u32,
+    },
+    GetXattr {
+        name: &'a [u8],
+        size: u32,
+    },
+    ListXattrs {
+        size: u32,
+    },
+    RemoveXattr {
+        name: &'a [u8],
+    },
+    OpenDirectory {
+        flags: u32,
+    },
+    ReadDirectory {
+        handle: u64,
+        offset: u64,
+        size: u32,
+        plus: bool,
+    },
+    ReleaseDirectory {
+        handle: u64,
+    },
+    FsyncDirectory {
+        handle: u64,
+        data_only: bool,
+    },
+    Access {
+        mask: u32,
+    },
+    Allocate {
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    },
+    Seek {
+        handle: u64,
+        offset: u64,
+        whence: u32,
+    },
     /// The request with this number was interrupted by a signal. Handled by the device.
-    Interrupt { unique: u64 },
+    Interrupt {
+        unique: u64,
+    },
     /// The file system is gone. Handled by the device.
     Destroy,
     /// Something we do not do: answered `ENOSYS`, after which the kernel does without.

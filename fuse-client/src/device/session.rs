@@ -99,7 +99,8 @@ impl Session {
         let mut buffer = vec![0; buffer_bytes()];
         let length = channel.receive(&mut buffer)?.ok_or(SessionError::NoInit)?;
         let bytes = &buffer[..length];
-        let header = decode::header(bytes).filter(|header| header.opcode == abi::op::INIT).ok_or(SessionError::NoInit)?;
+        let header =
+            decode::header(bytes).filter(|header| header.opcode == abi::op::INIT).ok_or(SessionError::NoInit)?;
         let asked = decode::init(bytes).ok_or(SessionError::NoInit)?;
         if asked.major != abi::MAJOR || asked.minor < abi::MINOR_LEAST {
             let _ = channel.send_message(header.unique, -Errno::PROTO.raw_os_error(), &[], &[]);
@@ -113,7 +114,11 @@ impl Session {
             background: BACKGROUND_MAX,
         };
         channel.send_message(header.unique, 0, &encode::init(&answer), &[])?;
-        tracing::debug!(minor = asked.minor, flags = format_args!("{:#x}", negotiated.flags), "negotiated with the kernel");
+        tracing::debug!(
+            minor = asked.minor,
+            flags = format_args!("{:#x}", negotiated.flags),
+            "negotiated with the kernel"
+        );
         Ok(Self { threads: Vec::new(), channel: Arc::new(channel), negotiated })
     }
 

@@ -184,10 +184,10 @@ impl<V: Volume> FileSystem<V> {
 
     /// A write took the set-id bits, which its answer does not tell: the kernel is to ask again.
     fn set_ids_cleared(&self, inode: InodeId) {
-        if self.known.set_ids_cleared(inode) {
-            if let Some(kernel) = self.kernel.get() {
-                kernel.forget_attributes(inode);
-            }
+        if self.known.set_ids_cleared(inode)
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.forget_attributes(inode);
         }
     }
 

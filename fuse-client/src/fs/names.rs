@@ -53,7 +53,14 @@ impl<V: Volume> FileSystem<V> {
         self.make(reply, caller, parent, name, 0o777, node);
     }
 
-    pub(super) fn make_directory(self: &Arc<Self>, reply: Reply, caller: Caller, parent: InodeId, name: &[u8], mode: u32) {
+    pub(super) fn make_directory(
+        self: &Arc<Self>,
+        reply: Reply,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        mode: u32,
+    ) {
         self.make(reply, caller, parent, name, mode, NewNode::Directory);
     }
 

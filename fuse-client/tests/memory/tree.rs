@@ -4,8 +4,8 @@ use bytes::Bytes;
 use holdfast_client::{Call, ClientError, Data, HandleId, OpenMode, Reply, ZeroMode};
 use holdfast_types::{FileName, Generation, InodeId, Timestamp};
 use holdfast_wire::namespace::{
-    Attributes, DirectoryEntry, FileKind, NamespaceError as E, NewNode, RenameMode, SetAttributes, SetTime, VolumeUsage,
-    XattrMode,
+    Attributes, DirectoryEntry, FileKind, NamespaceError as E, NewNode, RenameMode, SetAttributes, SetTime,
+    VolumeUsage, XattrMode,
 };
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -40,8 +40,7 @@ pub fn now() -> Timestamp {
 
 impl Tree {
     pub fn new() -> Self {
-        let mut tree =
-            Self { nodes: BTreeMap::new(), entries: BTreeMap::new(), handles: BTreeMap::new(), next: 100 };
+        let mut tree = Self { nodes: BTreeMap::new(), entries: BTreeMap::new(), handles: BTreeMap::new(), next: 100 };
         tree.add(InodeId::ROOT, FileKind::Directory, 0o755, (0, 0), InodeId::ROOT);
         tree
     }
@@ -70,8 +69,7 @@ impl Tree {
             size_bound: 0,
             parent: if kind == FileKind::Directory { parent } else { InodeId(0) },
         };
-        let node =
-            Node { attributes, pages: BTreeMap::new(), target: Bytes::new(), xattrs: BTreeMap::new(), opens: 0 };
+        let node = Node { attributes, pages: BTreeMap::new(), target: Bytes::new(), xattrs: BTreeMap::new(), opens: 0 };
         self.nodes.insert(inode, node);
     }
 
@@ -369,9 +367,13 @@ impl Tree {
 
     fn xattr(&mut self, call: Call) -> Served {
         match call {
-            Call::GetXattr { inode, name } => {
-                self.node(inode)?.xattrs.get(&name).cloned().map(Reply::Bytes).ok_or(ClientError::Namespace(E::NoAttribute))
-            }
+            Call::GetXattr { inode, name } => self
+                .node(inode)?
+                .xattrs
+                .get(&name)
+                .cloned()
+                .map(Reply::Bytes)
+                .ok_or(ClientError::Namespace(E::NoAttribute)),
             Call::ListXattrs { inode } => Ok(Reply::Names(self.node(inode)?.xattrs.keys().cloned().collect())),
             Call::SetXattr { inode, name, value, mode } => {
                 let xattrs = &mut self.node(inode)?.xattrs;
