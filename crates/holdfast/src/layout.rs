@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use holdfast_client::{ClusterFile, MetadataAddress, TlsFiles};
 use holdfast_rpc::ca::Authority;
 use holdfast_rpc::{PeerIdentity, Role};
+use holdfast_storage_server::config as storage;
 use holdfast_types::ClusterId;
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
@@ -135,6 +136,27 @@ fn metadata_config(
         cache_mib: 64,
         test_skip_sync: false,
         servers: servers.to_vec(),
+    }
+}
+
+fn storage_config(
+    cluster: ClusterId,
+    number: u32,
+    address: String,
+    servers: &[holdfast_metadata_server::config::Server],
+) -> storage::Config {
+    storage::Config {
+        cluster: cluster.to_string(),
+        id: u64::from(number),
+        address,
+        authority: "ca.pem".into(),
+        certificate: "cert.pem".into(),
+        key: "key.pem".into(),
+        cache_mib: 32,
+        test_skip_sync: false,
+        labels: Vec::new(),
+        disks: vec![storage::DiskConfig { id: 1, path: "data".into() }],
+        metadata: servers.iter().map(|s| storage::MetadataServer { id: s.id, address: s.address.clone() }).collect(),
     }
 }
 

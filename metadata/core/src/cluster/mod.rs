@@ -135,7 +135,7 @@ impl Cluster {
     ) -> Applied<Response> {
         let Some(record) = self.volume_named(volume).cloned() else {
             // Components start in any order: before the pool is formed no volume exists, and the asker is to wait and not to give up.
-            return Err(Fail::Refused(if self.views.is_empty() {
+            return Err(Fail::Refused(if self.groups.is_empty() {
                 MetadataError::Unavailable { reason: "the pool is not formed yet: not all storage nodes have come".into() }
             } else {
                 MetadataError::NoVolume { name: volume.into() }

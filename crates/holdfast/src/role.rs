@@ -1,0 +1,32 @@
+//! `holdfast metadata` and `holdfast storage`: one server in the foreground.
+
+use crate::signals;
+use anyhow::Result;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Says on stdout that a server serves. Scripts wait for this line.
+fn say_ready(role: &str, id: u64, address: &str) {
+    println!("ready role={role} id={id} address={address}");
+    // Nobody reading it any more is no reason to stop.
+    let _ = std::io::stdout().flush();
+}
+
+/// Runs a metadata server.
+pub async fn metadata(path: &Path) -> Result<ExitCode> {
+    let config = holdfast_metadata_server::config::Config::read(path)?;
+    let (_stop, stopped) = signals::shutdown()?;
+    let id = config.id;
+    holdfast_metadata_server::run(config, stopped, move |address| say_ready("metadata", id, &address)).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a storage node.
+pub async fn storage(path: &Path) -> Result<ExitCode> {
+    let config = holdfast_storage_server::config::Config::read(path)?;
+    let (_stop, stopped) = signals::shutdown()?;
+    let id = config.id;
+    holdfast_storage_server::run(config, stopped, move |address| say_ready("storage", id, &address)).await?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,155 @@
+//! `holdfast up`: a replicated cluster in this one process, and its volume `main` mounted.
+//!
+//! The servers are the same as in processes of their own: they have their own directories, logs and sockets, and talk over loopback. So what
+//! `up` shows is what a cluster does, and its directory can be started as separate processes too.
+
+use crate::cli::Up;
+use crate::{layout, signals};
+use anyhow::{Context, Result, anyhow, bail};
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+/// Groups of a cluster made by `up`: about 100 for each of its few disks.
+const GROUPS: u32 = 256;
+
+/// Runs everything until Ctrl-C or SIGTERM.
+pub async fn run(up: Up) -> Result<ExitCode> {
+    std::fs::create_dir_all(&up.data).with_context(|| format!("cannot create {}", up.data.display()))?;
+    let data = std::path::absolute(&up.data)?;
+    let _lock = lock(&data)?;
+    let plan = layout::Plan { sizes: &up.sizes, groups: GROUPS, hosts: &[] };
+    if !layout::exists(&data) {
+        layout::create(&data, &plan)?;
+        tracing::info!(directory = %data.display(), "made a new cluster");
+    }
+    if let Some(warning) = plan.warning() {
+        eprintln!("holdfast: {warning}");
+    }
+    let mount = std::path::absolute(up.mount.clone().unwrap_or_else(|| data.join("mnt")))?;
+    let (stop, stopped) = signals::shutdown()?;
+    let servers = Servers::start(&data)?;
+    let result = serve(&data, &mount, stopped, servers).await;
+    drop(stop);
+    result
+}
+
+/// Mounts, serves until told to stop, unmounts, and only then stops the servers: the mount's last bytes need them.
+async fn serve(
+    data: &Path,
+    mount: &Path,
+    mut stopped: watch::Receiver<bool>,
+    mut servers: Servers,
+) -> Result<ExitCode> {
+    tokio::select! {
+        ready = servers.ready() => ready?,
+        _ = stopped.wait_for(|stop| *stop) => return servers.stop().await,
+    }
+    let cluster = data.join(layout::CLUSTER_FILE);
+    let options = holdfast_fuse_client::Options::parse(&[])?;
+    let config = holdfast_fuse_client::Config::new(&cluster, "main", mount, options)?;
+    let ready = move |at: &Path| {
+        println!("ready mount={} cluster={}", at.display(), cluster.display());
+        // Nobody reading it any more is no reason to stop.
+        let _ = std::io::stdout().flush();
+    };
+    let mounted = holdfast_fuse_client::run(config, stopped.clone(), ready);
+    let outcome = tokio::select! {
+        mounted = mounted => mounted.map_err(anyhow::Error::from),
+        died = servers.failed() => Err(died),
+    };
+    let code = servers.stop().await?;
+    outcome?;
+    if !*stopped.borrow() {
+        tracing::info!("unmounted from outside; stopped");
+    }
+    Ok(code)
+}
+
+/// One process at a time: the lock goes with the process, however it ends.
+fn lock(data: &Path) -> Result<File> {
+    let path = data.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("{} is in use: another `holdfast up` runs on it; stop that one or choose another --data", data.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// All servers of the cluster, as tasks.
+struct Servers {
+    tasks: JoinSet<Result<()>>,
+    ready: mpsc::UnboundedReceiver<()>,
+    count: usize,
+    stop_storage: watch::Sender<bool>,
+    stop_metadata: watch::Sender<bool>,
+}
+
+impl Servers {
+    fn start(data: &Path) -> Result<Self> {
+        let (said, ready) = mpsc::unbounded_channel();
+        let (stop_storage, storage_stopped) = watch::channel(false);
+        let (stop_metadata, metadata_stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        let mut count = 0;
+        let say = |said: &mpsc::UnboundedSender<()>| {
+            let said = said.clone();
+            move |_: String| drop(said.send(()))
+        };
+        for path in layout::servers(data, "metadata")? {
+            let config = holdfast_metadata_server::config::Config::read(&path)?;
+            let (stopped, ready) = (metadata_stopped.clone(), say(&said));
+            tasks.spawn(async move { Ok(holdfast_metadata_server::run(config, stopped, ready).await?) });
+            count += 1;
+        }
+        for path in layout::servers(data, "storage")? {
+            let config = holdfast_storage_server::config::Config::read(&path)?;
+            let (stopped, ready) = (storage_stopped.clone(), say(&said));
+            tasks.spawn(async move { Ok(holdfast_storage_server::run(config, stopped, ready).await?) });
+            count += 1;
+        }
+        Ok(Self { tasks, ready, count, stop_storage, stop_metadata })
+    }
+
+    /// Waits until every server listens, or one has failed.
+    async fn ready(&mut self) -> Result<()> {
+        for _ in 0..self.count {
+            tokio::select! {
+                Some(()) = self.ready.recv() => {}
+                ended = self.tasks.join_next() => return Err(ended_early(ended)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns when a server ends although nobody stopped it.
+    async fn failed(&mut self) -> anyhow::Error {
+        ended_early(self.tasks.join_next().await)
+    }
+
+    /// Storage nodes first, while the metadata service can still be told.
+    async fn stop(mut self) -> Result<ExitCode> {
+        self.stop_storage.send_replace(true);
+        self.stop_metadata.send_replace(true);
+        let mut first = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let ended = ended.map_err(anyhow::Error::from).and_then(|result| result);
+            first = first.and(ended);
+        }
+        first.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+fn ended_early(ended: Option<Result<Result<()>, tokio::task::JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Ok(Err(error))) => error,
+        Some(Err(error)) => error.into(),
+        Some(Ok(Ok(()))) | None => anyhow!("a server ended although nobody stopped it"),
+    }
+}
