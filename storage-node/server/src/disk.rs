@@ -111,6 +111,11 @@ pub(crate) fn start(
     for (id, store) in stores {
         let (changes, queue) = channel();
         let vitals = Arc::new(Vitals::default());
+        if let Ok(space) = store.space() {
+            // The first heartbeat should know; whether it is low is reported with the first chores.
+            vitals.capacity.store(space.total, Ordering::Relaxed);
+            vitals.free.store(space.free, Ordering::Relaxed);
+        }
         disks.push(Disk {
             id,
             incarnation: store.incarnation(),

@@ -5,6 +5,8 @@
 //! thread would cost each write.
 //!
 //! * Inputs are taken in the order in which they were queued, and effects are started in the order the core gives them.
+//! * A worker that has done its share hands the rest to a task: a disk's thread must get back to its disk, and a
+//!   connection's task to its socket.
 //! * Nothing here waits: effects are queued for threads, sockets and tasks. So any thread may bring inputs, those of the
 //!   runtime included, and an effect may bring the next input at once without a lock being held twice.
 //! * A panic while at work is a bug that leaves the core in doubt: the owner is dead from then on, and the node stops.
@@ -13,14 +15,19 @@ use crate::clock::now;
 use crate::shell::Shell;
 use holdfast_storage_core::{Effect, Input, StorageCore};
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::watch;
+
+/// Inputs that one caller works through at the most, approximately. By eye: less than a sync takes.
+const SHARE: usize = 64;
 
 /// The core, its effects' ways out, and what waits for it.
 pub(crate) struct Owner {
     inbox: Mutex<Inbox>,
     machine: Mutex<Machine>,
     dead: watch::Sender<bool>,
+    me: Weak<Owner>,
+    runtime: tokio::runtime::Handle,
 }
 
 #[derive(Default)]
@@ -53,16 +60,23 @@ impl Drop for Work<'_> {
 }
 
 impl Owner {
-    pub fn new(core: StorageCore, shell: Shell) -> Self {
+    /// `me` is the owner that is being made. Must be called within a tokio runtime.
+    pub fn new(core: StorageCore, shell: Shell, me: &Weak<Self>) -> Self {
         let machine = Machine { core, shell, effects: Vec::new() };
-        Self { inbox: Mutex::default(), machine: Mutex::new(machine), dead: watch::channel(false).0 }
+        Self {
+            inbox: Mutex::default(),
+            machine: Mutex::new(machine),
+            dead: watch::channel(false).0,
+            me: Weak::clone(me),
+            runtime: tokio::runtime::Handle::current(),
+        }
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues inputs in this order, and works until the queue is empty unless somebody does already.
+    /// Queues inputs in this order, and works on the queue unless somebody does already.
     pub fn submit(&self, inputs: impl IntoIterator<Item = Input>) {
         {
             let mut inbox = self.inbox();
@@ -75,9 +89,14 @@ impl Owner {
             }
             inbox.busy = true;
         }
+        self.work();
+    }
+
+    /// Works until the queue is empty, or the share is done and a task takes over.
+    fn work(&self) {
         let mut work = Work { owner: self, done: false };
         let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut batch = VecDeque::new();
+        let (mut batch, mut done) = (VecDeque::new(), 0);
         loop {
             {
                 let mut inbox = self.inbox();
@@ -86,7 +105,16 @@ impl Owner {
                     inbox.busy = false;
                     break;
                 }
+                if done >= SHARE
+                    && let Some(owner) = self.me.upgrade()
+                {
+                    // Still busy: nobody else begins, and the order is kept.
+                    inbox.inputs = batch;
+                    self.runtime.spawn(async move { owner.work() });
+                    break;
+                }
             }
+            done += batch.len();
             machine.run(&mut batch);
         }
         work.done = true;

@@ -229,7 +229,7 @@ impl Node {
                 runtime: tokio::runtime::Handle::current(),
                 fetching: Arc::clone(&fetching),
             };
-            Owner::new(core, shell)
+            Owner::new(core, shell, owner)
         });
         late.set(Arc::downgrade(&owner)).expect("set once");
         Ok(Self { owner, requests, metrics, control, standing, fetching, threads })
