@@ -16,7 +16,7 @@ use crate::core::{ClientCore, Timer};
 use crate::effect::Notice;
 use crate::error::ClientError;
 use holdfast_types::limits::{SESSION_RENEWAL, SESSION_TTL};
-use holdfast_types::{InodeId, Instant, MapVersion, SessionId, ShardId, Timestamp};
+use holdfast_types::{InodeId, Instant, LogIndex, MapVersion, SessionId, ShardId, Timestamp};
 use holdfast_wire::metadata::{Event, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Attributes, VolumeRecord};
 use std::time::Duration;
@@ -157,9 +157,12 @@ impl ClientCore {
         self.session_over(reason);
     }
 
-    pub(crate) fn attached(&mut self, sent_at: Instant, result: Result<Response, MetadataError>) {
+    pub(crate) fn attached(&mut self, sent_at: Instant, at: LogIndex, result: Result<Response, MetadataError>) {
         match result {
             Ok(Response::Attached { root, caching, now, event }) => {
+                if caching {
+                    self.names.put_attributes(&root, at);
+                }
                 self.session.root = Some(root);
                 self.session.state = State::Live;
                 self.session.event_seen = event;
@@ -291,6 +294,10 @@ impl ClientCore {
             let event = stop.event;
             self.session.caching = Caching::Stopping(Stop { telling: true, ..stop });
             let open: Vec<InodeId> = self.files.values().filter(|f| f.is_open()).map(|f| f.inode).collect();
+            for file in self.files.values_mut().filter(|f| f.is_open()) {
+                // Recorded from whenever the service hears it, so the last close is to be told even if that comes first.
+                file.opener = true;
+            }
             let request = Request::StoppedCaching { event, open };
             self.control_start(ShardId::VOLUMES, request, Purpose::StoppedCaching { event }, None);
         }
@@ -309,7 +316,7 @@ impl ClientCore {
         self.session.caching = Caching::Off;
         self.session.off_since = self.now;
         for file in self.files.values_mut().filter(|f| f.is_open()) {
-            (file.opener, file.recorded) = (true, true);
+            file.recorded = true;
         }
         if stop.start {
             self.start_caching();
@@ -336,6 +343,12 @@ impl ClientCore {
             return;
         }
         let lost_bytes = self.files.values().map(|f| f.unsafe_bytes()).sum();
+        if lost_bytes == 0 && matches!(self.session.state, State::Leaving) {
+            // Our own end may be told as an event before the answer to `Detach` is here; with nothing left to flush it is a clean one.
+            for id in std::mem::take(&mut self.session.leaving) {
+                self.complete(id, Ok(Reply::Done));
+            }
+        }
         self.session.state = State::Over { reason: reason.clone() };
         self.session.caching = Caching::Off;
         self.session.span += 1;

@@ -18,7 +18,8 @@ const SERVER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs an administrator's command.
 pub async fn run(admin: Admin) -> Result<ExitCode> {
-    let path = admin.cluster.context("say which cluster: --cluster FILE, or HOLDFAST_CLUSTER=FILE in the environment")?;
+    let path =
+        admin.cluster.context("say which cluster: --cluster FILE, or HOLDFAST_CLUSTER=FILE in the environment")?;
     let mut file = ClusterFile::load(&path)?;
     prefer_admin_certificate(&mut file);
     let cluster = Cluster::connect(&file)?;
@@ -139,15 +140,28 @@ async fn status(file: &ClusterFile, cluster: &Cluster, json: bool) -> Result<Exi
     } else {
         print!("{}", picture(&report));
     }
-    Ok(ExitCode::from(if report.healthy { 0 } else if asked { 1 } else { 2 }))
+    Ok(ExitCode::from(if report.healthy {
+        0
+    } else if asked {
+        1
+    } else {
+        2
+    }))
 }
 
 fn report(file: &ClusterFile, servers: &[Option<ServerStatus>], whole: Result<ClusterStatus, String>) -> Report {
     let mut reasons = Vec::new();
-    let metadata: Vec<MetadataReport> =
-        file.metadata.iter().zip(servers).map(|(at, status)| metadata_report(at.id, &at.address, status.as_ref())).collect();
+    let metadata: Vec<MetadataReport> = file
+        .metadata
+        .iter()
+        .zip(servers)
+        .map(|(at, status)| metadata_report(at.id, &at.address, status.as_ref()))
+        .collect();
     reasons.extend(
-        metadata.iter().filter(|s| s.state != "up").map(|s| format!("metadata server {} ({}) is {}", s.id, s.address, s.state)),
+        metadata
+            .iter()
+            .filter(|s| s.state != "up")
+            .map(|s| format!("metadata server {} ({}) is {}", s.id, s.address, s.state)),
     );
     let mut report = Report {
         healthy: false,
@@ -227,10 +241,15 @@ fn add_cluster(report: &mut Report, status: &ClusterStatus) {
         report.reasons.push("the pool is not formed yet: not all storage nodes have come".into());
     }
     if status.groups_waiting > 0 {
-        report.reasons.push(format!("{} groups have too few members in sync: their writes wait", status.groups_waiting));
+        report
+            .reasons
+            .push(format!("{} groups have too few members in sync: their writes wait", status.groups_waiting));
     }
     if status.groups_degraded > 0 {
-        report.reasons.push(format!("{} of {} groups have fewer copies than they should", status.groups_degraded, status.groups_total));
+        report.reasons.push(format!(
+            "{} of {} groups have fewer copies than they should",
+            status.groups_degraded, status.groups_total
+        ));
     }
     for node in report.storage.iter().filter(|node| node.state != "up") {
         report.reasons.push(format!("storage node {} ({}) is {}", node.id, node.address, node.state));
@@ -258,8 +277,15 @@ fn picture(report: &Report) -> String {
         let (free, capacity) = node.disks.iter().fold((0, 0), |sum, disk| (sum.0 + disk.free, sum.1 + disk.capacity));
         line(format_args!(
             "  {:>3}  {:<22} pid {:<8} {:<12} primary of {:>4}, in sync {:>4}, catching up {:>4}; {} of {} GiB free",
-            node.id, node.address, node.pid, node.state, node.primary_of, node.in_sync_of, node.syncing_of,
-            free >> 30, capacity >> 30,
+            node.id,
+            node.address,
+            node.pid,
+            node.state,
+            node.primary_of,
+            node.in_sync_of,
+            node.syncing_of,
+            free >> 30,
+            capacity >> 30,
         ));
     }
     let groups = &report.groups;

@@ -40,10 +40,17 @@ pub struct Plan<'a> {
 impl Plan<'_> {
     fn check(&self) -> Result<()> {
         let Sizes { metadata, storage, replicas } = *self.sizes;
-        ensure!(metadata % 2 == 1 && metadata <= 7, "--metadata {metadata}: use 1, 3, 5 or 7, so that a majority is clear");
+        ensure!(
+            metadata % 2 == 1 && metadata <= 7,
+            "--metadata {metadata}: use 1, 3, 5 or 7, so that a majority is clear"
+        );
         ensure!(replicas >= 1 && replicas <= 7, "--replicas {replicas}: use 1 to 7");
         ensure!(storage >= replicas, "--storage {storage}: {replicas} replicas need at least {replicas} storage nodes");
-        ensure!(self.groups.is_power_of_two() && self.groups <= 65_536, "--groups {}: use a power of two up to 65536", self.groups);
+        ensure!(
+            self.groups.is_power_of_two() && self.groups <= 65_536,
+            "--groups {}: use a power of two up to 65536",
+            self.groups
+        );
         Ok(())
     }
 
@@ -102,7 +109,11 @@ pub fn create(directory: &Path, plan: &Plan<'_>) -> Result<()> {
     }
     let file = ClusterFile {
         cluster,
-        tls: TlsFiles { authority: "client/ca.pem".into(), certificate: "client/cert.pem".into(), key: "client/key.pem".into() },
+        tls: TlsFiles {
+            authority: "client/ca.pem".into(),
+            certificate: "client/cert.pem".into(),
+            key: "client/key.pem".into(),
+        },
         metadata: servers.iter().map(|s| MetadataAddress { id: s.id, address: s.address.clone() }).collect(),
     };
     let text = format!(
@@ -153,6 +164,7 @@ fn storage_config(
         certificate: "cert.pem".into(),
         key: "key.pem".into(),
         cache_mib: 32,
+        leave_on_stop: true,
         test_skip_sync: false,
         labels: Vec::new(),
         disks: vec![storage::DiskConfig { id: 1, path: "data".into() }],
@@ -169,7 +181,8 @@ fn issue(directory: &Path, authority: &Authority, who: PeerIdentity) -> Result<(
 fn write_authority(directory: &Path, authority: &Authority) -> Result<()> {
     let at = directory.join("ca");
     std::fs::create_dir_all(&at)?;
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(at.join("ca.key"))?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(at.join("ca.key"))?;
     file.write_all(authority.key().as_bytes())?;
     file.sync_all()?;
     write(&at.join("ca.pem"), authority.certificate())
@@ -187,9 +200,11 @@ fn refuse_foreign_content(directory: &Path) -> Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let name = entry?.file_name();
         let text = name.to_string_lossy();
-        let ours = ["ca", "client", "admin", "mnt", "lock", "cluster.toml.new", "lost+found"].contains(&&*text)
-            || text.starts_with("metadata-")
-            || text.starts_with("storage-");
+        let ours =
+            ["ca", "client", "admin", "mnt", "lock", "cluster.toml.new", "generation", "generation.new", "lost+found"]
+                .contains(&&*text)
+                || text.starts_with("metadata-")
+                || text.starts_with("storage-");
         if !ours {
             bail!(
                 "{} is not empty ({text} is there) and is no Holdfast cluster; choose a new or empty directory",

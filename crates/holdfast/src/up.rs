@@ -6,6 +6,7 @@
 use crate::cli::Up;
 use crate::{layout, signals};
 use anyhow::{Context, Result, anyhow, bail};
+use holdfast_types::InstanceGeneration;
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::Path;
@@ -50,7 +51,9 @@ async fn serve(
     }
     let cluster = data.join(layout::CLUSTER_FILE);
     let options = holdfast_fuse_client::Options::parse(&[])?;
-    let config = holdfast_fuse_client::Config::new(&cluster, "main", mount, options)?;
+    let mut config = holdfast_fuse_client::Config::new(&cluster, "main", mount, options)?;
+    // The mount of an earlier run that was killed is over by a greater generation: no TTL has to pass first.
+    config.instance = Some(("up".into(), next_generation(data)?));
     let ready = move |at: &Path| {
         println!("ready mount={} cluster={}", at.display(), cluster.display());
         // Nobody reading it any more is no reason to stop.
@@ -69,6 +72,23 @@ async fn serve(
     Ok(code)
 }
 
+/// Counts the runs on a directory, durably.
+fn next_generation(data: &Path) -> Result<InstanceGeneration> {
+    let path = data.join("generation");
+    let last: u64 = match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().with_context(|| format!("{} does not hold a number", path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let partial = data.join("generation.new");
+    let mut file = File::create(&partial)?;
+    writeln!(file, "{}", last + 1)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, &path)?;
+    File::open(data)?.sync_all()?;
+    Ok(InstanceGeneration(last + 1))
+}
+
 /// One process at a time: the lock goes with the process, however it ends.
 fn lock(data: &Path) -> Result<File> {
     let path = data.join("lock");
@@ -76,7 +96,10 @@ fn lock(data: &Path) -> Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            bail!("{} is in use: another `holdfast up` runs on it; stop that one or choose another --data", data.display())
+            bail!(
+                "{} is in use: another `holdfast up` runs on it; stop that one or choose another --data",
+                data.display()
+            )
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
@@ -87,6 +110,7 @@ struct Servers {
     tasks: JoinSet<Result<()>>,
     ready: mpsc::UnboundedReceiver<()>,
     count: usize,
+    storage: usize,
     stop_storage: watch::Sender<bool>,
     stop_metadata: watch::Sender<bool>,
 }
@@ -98,6 +122,7 @@ impl Servers {
         let (stop_metadata, metadata_stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let mut count = 0;
+        let mut storage = 0;
         let say = |said: &mpsc::UnboundedSender<()>| {
             let said = said.clone();
             move |_: String| drop(said.send(()))
@@ -109,12 +134,15 @@ impl Servers {
             count += 1;
         }
         for path in layout::servers(data, "storage")? {
-            let config = holdfast_storage_server::config::Config::read(&path)?;
+            let mut config = holdfast_storage_server::config::Config::read(&path)?;
+            // All stop together: a node that left its views would have to be caught up at the next start.
+            config.leave_on_stop = false;
             let (stopped, ready) = (storage_stopped.clone(), say(&said));
             tasks.spawn(async move { Ok(holdfast_storage_server::run(config, stopped, ready).await?) });
             count += 1;
+            storage += 1;
         }
-        Ok(Self { tasks, ready, count, stop_storage, stop_metadata })
+        Ok(Self { tasks, ready, count, storage, stop_storage, stop_metadata })
     }
 
     /// Waits until every server listens, or one has failed.
@@ -136,8 +164,13 @@ impl Servers {
     /// Storage nodes first, while the metadata service can still be told.
     async fn stop(mut self) -> Result<ExitCode> {
         self.stop_storage.send_replace(true);
-        self.stop_metadata.send_replace(true);
         let mut first = Ok(());
+        for _ in 0..self.storage {
+            if let Some(ended) = self.tasks.join_next().await {
+                first = first.and(ended.map_err(anyhow::Error::from).and_then(|result| result));
+            }
+        }
+        self.stop_metadata.send_replace(true);
         while let Some(ended) = self.tasks.join_next().await {
             let ended = ended.map_err(anyhow::Error::from).and_then(|result| result);
             first = first.and(ended);

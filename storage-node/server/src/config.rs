@@ -25,6 +25,10 @@ pub struct Config {
     /// Memory for cached blocks of each disk's index, in MiB.
     #[serde(default = "default_cache_mib")]
     pub cache_mib: u64,
+    /// Leave the views at a planned stop, so that the others go on at once. False where all nodes stop together (`up`): then nobody
+    /// has to be caught up at the next start.
+    #[serde(default = "default_leave_on_stop")]
+    pub leave_on_stop: bool,
     /// For tests of the tests only: acknowledge without syncing. Loses data at a power cut.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub test_skip_sync: bool,
@@ -55,6 +59,10 @@ pub struct MetadataServer {
     pub id: u64,
     /// `HOST:PORT` (UDP).
     pub address: String,
+}
+
+fn default_leave_on_stop() -> bool {
+    true
 }
 
 fn default_cache_mib() -> u64 {

@@ -273,7 +273,9 @@ impl Node {
                 _ = tasks.join_next() => return Err(Error::Died),
             }
         }
-        self.leave(config).await;
+        if config.leave_on_stop {
+            self.leave(config).await;
+        }
         Ok(())
     }
 
