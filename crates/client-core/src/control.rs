@@ -241,7 +241,7 @@ impl ClientCore {
         let Answer { applied, result, .. } = answer;
         match operation.purpose.clone() {
             Purpose::OpenSession => self.session_opened(result),
-            Purpose::Attach => self.attached(operation.sent_at, result),
+            Purpose::Attach => self.attached(operation.sent_at, applied, result),
             Purpose::Renew => self.renewed(operation.sent_at, result),
             Purpose::Detach => self.detached(),
             Purpose::StoppedCaching { event } => self.stopped_caching(event, result),

@@ -100,11 +100,6 @@ impl Extents {
         self.segments.first_key_value().map(|(start, _)| *start)
     }
 
-    /// First segment that starts at or above `from`.
-    pub fn start_from(&self, from: u64) -> Option<u64> {
-        self.segments.range(from..).next().map(|(start, _)| *start)
-    }
-
     /// Number of the oldest write that is still here, when it was made, and where.
     pub fn oldest(&self) -> Option<(u64, Instant, u64)> {
         let (number, start) = self.order.first()?;

@@ -102,9 +102,7 @@ pub(crate) struct File {
     pub written_at: Instant,
     /// The service has given us a bound and wants it back.
     pub bound_held: bool,
-    /// The service gave less than was asked for.
-    pub reserve_short: bool,
-    /// What was last asked for.
+    /// The bound that was last asked for.
     pub asked_bound: u64,
     pub lane: Option<Lane>,
     pub refresh: bool,
@@ -143,7 +141,6 @@ impl File {
             clear_set_ids: false,
             written_at: now,
             bound_held: false,
-            reserve_short: false,
             asked_bound: 0,
             lane: None,
             refresh: false,
@@ -191,7 +188,11 @@ impl File {
 
     /// How far bytes may be sent.
     pub fn limit(&self) -> u64 {
-        self.base.size.max(self.base.size_bound)
+        match self.lane {
+            // The bound is being given back: what an answer from before says of it does not count.
+            Some(Lane::Publish { release: true }) => self.base.size,
+            _ => self.base.size.max(self.base.size_bound),
+        }
     }
 
     /// Attributes as callers see them.

@@ -51,8 +51,6 @@ impl ClientCore {
         let limit = file.limit();
         if self.publish_due(inode) {
             self.publish(inode);
-        } else if end > limit && self.files[&inode].reserve_short {
-            self.extend(inode);
         } else if end > limit || self.reserve_ahead(inode) {
             self.reserve(inode, end);
         }
@@ -70,8 +68,8 @@ impl ClientCore {
             return true;
         }
         if !file.is_clean() {
-            let ahead = file.unpublished_end > file.base.size + PUBLISH_BYTES || file.reserve_short;
-            return ahead && self.unbroken_end(inode) > file.base.size;
+            let ahead = file.unpublished_end > file.base.size + PUBLISH_BYTES;
+            return ahead && self.unbroken_end(inode) > file.base.size + PUBLISH_BYTES / 2;
         }
         let delay = self.config.writeback_delay;
         if !self.caching() {
@@ -87,10 +85,6 @@ impl ClientCore {
         let sending = file.sending.keys().next().copied();
         let dirty = file.dirty.start();
         sending.into_iter().chain(dirty).fold(file.unpublished_end, u64::min)
-    }
-
-    fn publish_releasing(&mut self, inode: InodeId) {
-        self.publish_with(inode, true);
     }
 
     fn publish(&mut self, inode: InodeId) {
@@ -139,8 +133,6 @@ impl ClientCore {
                 if file.unpublished_end <= published.size {
                     file.unpublished_end = 0;
                 }
-                // The bound follows the size: there may be room now.
-                file.reserve_short = false;
             }
             Err(ClientError::Namespace(NamespaceError::NotFound | NamespaceError::Stale)) => {
                 // The inode is gone, or another host has cut the file at the same time, and our bytes with it.
@@ -201,34 +193,29 @@ impl ClientCore {
         self.touched.insert(inode);
         let Some(file) = self.files.get_mut(&inode) else { return };
         file.lane = None;
+        let short = file.base.size_bound < file.asked_bound;
         match result {
+            Ok(_) if !short => file.bound_held = true,
             Ok(_) => {
                 file.bound_held = true;
-                file.reserve_short = file.limit() < file.dirty.end();
+                self.no_room(inode, ClientError::Protocol { detail: "less room was given than asked for" });
             }
             Err(ClientError::Namespace(NamespaceError::NotFound)) => self.vanished(inode),
             Err(ClientError::Namespace(NamespaceError::Stale)) => file.refresh = true,
-            Err(error) => {
-                let limit = file.limit();
-                let number = file.oldest_unsafe();
-                file.dirty.cut(limit, u64::MAX);
-                self.recount(inode);
-                self.lost(inode, number, error);
-                self.room_made();
-            }
+            Err(error) => self.no_room(inode, error),
         }
     }
 
-    /// Less was given than is needed, and nothing durable is left to publish: bytes far beyond the end. The size moves to the first
-    /// of them (the callers see it there already), and then there is room.
-    fn extend(&mut self, inode: InodeId) {
+    /// What was written beyond the bound can never be stored.
+    fn no_room(&mut self, inode: InodeId, error: ClientError) {
         let Some(file) = self.files.get_mut(&inode) else { return };
-        // Bytes below the limit go first; when their size is published, there is room for the next.
-        let Some(size) = file.dirty.start_from(file.limit()) else { return };
-        file.reserve_short = false;
-        file.lane = Some(Lane::Set);
-        let set = SetAttributes { size: Some(size), ..SetAttributes::default() };
-        self.mutate(Mutation::SetAttributes { inode, set }, Purpose::Reserve(inode));
+        let (limit, number) = (file.limit(), file.oldest_unsafe());
+        if file.dirty.end() > limit {
+            file.dirty.cut(limit, u64::MAX);
+            self.recount(inode);
+            self.lost(inode, number, error);
+            self.room_made();
+        }
     }
 
     pub(crate) fn refreshed(&mut self, inode: InodeId, result: Result<Outcome, ClientError>) {
@@ -319,18 +306,13 @@ impl ClientCore {
         if touches_data && !file.sending.is_empty() {
             return;
         }
-        let shrinks = match file.changes.front() {
-            Some(Change::Set { set: SetAttributes { size: Some(size), .. }, .. }) => *size < file.stored_end(),
+        let grows = match file.changes.front() {
+            Some(Change::Set { set: SetAttributes { size: Some(size), .. }, .. }) => *size >= file.size(),
             _ => false,
         };
-        let resizes = matches!(file.changes.front(), Some(Change::Set { set: SetAttributes { size: Some(_), .. }, .. }));
-        if resizes && file.bound_held && file.is_clean() {
-            // With no bound held, nothing above the size has to be removed.
-            return self.publish_releasing(inode);
-        }
-        if shrinks && file.unpublished_end > file.base.size {
-            // The service must know how far bytes reach before it can remove them.
-            return self.publish(inode);
+        if grows && file.bound_held && file.is_clean() {
+            // With no bound held, nothing above the size has to be removed; otherwise the service removes what may be there.
+            return self.publish_with(inode, true);
         }
         match file.changes.pop_front() {
             Some(Change::Set { id, set, quiet }) => self.run_set(id, inode, set, quiet),
@@ -366,9 +348,12 @@ impl ClientCore {
     ) {
         self.touched.insert(inode);
         if let Some(file) = self.files.get_mut(&inode) {
-            file.lane = None;
-            file.unpublished_end = if file.unpublished_end <= file.base.size { 0 } else { file.unpublished_end };
-            file.bound_held |= result.is_ok() && file.base.size_bound > 0;
+            let lane = file.lane.take();
+            if result.is_ok() && matches!(lane, Some(Lane::Change { .. })) {
+                // The size is the service's now, whatever was stored before: above it all goes, below it is covered.
+                file.unpublished_end = 0;
+                file.bound_held |= file.base.size_bound > 0;
+            }
         }
         self.call_answered(id, if quiet { result.map(|_| Outcome::Done) } else { result });
     }

@@ -1,0 +1,7 @@
+//! The core against a small service of its own: what callers were promised, under loss, delay and reordering.
+
+mod caching;
+mod fake;
+mod files;
+mod sharing;
+mod world;

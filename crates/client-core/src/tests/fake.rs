@@ -1,0 +1,480 @@
+//! A metadata service and storage in one struct: correct, simple, and strict about what the client must not do.
+
+use bytes::Bytes;
+use holdfast_types::limits::CHUNK_BYTES;
+use holdfast_types::{
+    ChunkKey, DiskId, Epoch, FileName, Generation, Incarnation, InodeId, LogIndex, MapVersion, MemberId, NodeId,
+    OpNumber, Sequence, ServerId, SessionId, ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
+};
+use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
+use holdfast_wire::map::{ClusterMap, MapUpdate, NodeRecord, View};
+use holdfast_wire::metadata::{Answer, Envelope, Event, MetadataError, Request, Response};
+use holdfast_wire::namespace::{
+    Attributes, DirectoryEntry, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, SetTime, VolumeRecord,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub const GROUPS: u32 = 8;
+pub const SESSION: SessionId = SessionId(7);
+
+/// An inode.
+pub struct Row {
+    pub attributes: Attributes,
+    pub bound: u64,
+    pub opener: bool,
+    pub orphan: bool,
+}
+
+pub struct Service {
+    pub index: u64,
+    pub leader: ServerId,
+    pub inodes: BTreeMap<InodeId, Row>,
+    pub entries: BTreeMap<(InodeId, FileName), (InodeId, u64)>,
+    pub xattrs: BTreeMap<(InodeId, Bytes), Bytes>,
+    inode_next: u64,
+    answers: BTreeMap<Sequence, Answer>,
+    floor: Sequence,
+    pub caching: bool,
+    pub events: Vec<(u64, Event)>,
+    pub stopped: Option<Vec<InodeId>>,
+    pub detached: bool,
+    pub chunks: BTreeMap<ChunkKey, Vec<u8>>,
+    pub map: ClusterMap,
+    data_seen: BTreeSet<Sequence>,
+    pub full: bool,
+    /// Reads answered with a wrong byte.
+    pub damaged: u32,
+    pub now: Timestamp,
+    /// Requests executed, by kind.
+    pub queries: u64,
+    pub mutations: u64,
+}
+
+impl Service {
+    pub fn new() -> Self {
+        let mut service = Self {
+            index: 10,
+            leader: ServerId(1),
+            inodes: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            xattrs: BTreeMap::new(),
+            inode_next: 1,
+            answers: BTreeMap::new(),
+            floor: Sequence(0),
+            caching: true,
+            events: Vec::new(),
+            stopped: None,
+            detached: false,
+            chunks: BTreeMap::new(),
+            map: ClusterMap::default(),
+            data_seen: BTreeSet::new(),
+            full: false,
+            damaged: 0,
+            now: Timestamp { seconds: 1000, nanos: 0 },
+            queries: 0,
+            mutations: 0,
+        };
+        service.make(FileKind::Directory, InodeId(1));
+        service.publish_map(1);
+        service
+    }
+
+    /// A map in which node `primary` leads every group.
+    pub fn publish_map(&mut self, primary: u64) {
+        let version = MapVersion(self.map.version.0 + 1);
+        let member = |node| MemberId { node: NodeId(node), disk: DiskId(1), incarnation: Incarnation(1) };
+        let view = View {
+            epoch: Epoch(version.0),
+            primary: member(primary),
+            in_sync: vec![member(1), member(2)],
+            syncing: Vec::new(),
+        };
+        let node = |id| NodeRecord {
+            id: NodeId(id),
+            address: format!("node-{id}:1"),
+            labels: Vec::new(),
+            disks: Vec::new(),
+            alive: true,
+        };
+        self.map.version = version;
+        self.map.nodes = (1..=2).map(|id| (NodeId(id), node(id))).collect();
+        self.map.views = vec![view; GROUPS as usize];
+    }
+
+    fn make(&mut self, kind: FileKind, parent: InodeId) -> InodeId {
+        let inode = InodeId(self.inode_next);
+        self.inode_next += 1;
+        let attributes = Attributes {
+            inode,
+            kind,
+            mode: 0o755,
+            links: if kind == FileKind::Directory { 2 } else { 1 },
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            atime: self.now,
+            mtime: self.now,
+            ctime: self.now,
+            btime: self.now,
+            generation: Generation(1),
+            trim_from: None,
+            size_bound: 0,
+            parent: if kind == FileKind::Directory { parent } else { InodeId(0) },
+        };
+        self.inodes.insert(inode, Row { attributes, bound: 0, opener: false, orphan: false });
+        inode
+    }
+
+    pub fn attributes(&self, inode: InodeId) -> Result<Attributes, NamespaceError> {
+        let row = self.inodes.get(&inode).ok_or(NamespaceError::Stale)?;
+        Ok(Attributes { size_bound: row.bound, ..row.attributes.clone() })
+    }
+
+    /// What a reader elsewhere would see of a file: published size, stored bytes.
+    pub fn content(&self, inode: InodeId) -> Vec<u8> {
+        let attributes = &self.inodes[&inode].attributes;
+        let mut bytes = vec![0; attributes.size as usize];
+        for (key, chunk) in &self.chunks {
+            if key.inode == inode && key.generation == attributes.generation {
+                let start = (key.index.0 * CHUNK_BYTES) as usize;
+                let take = chunk.len().min(bytes.len().saturating_sub(start));
+                bytes[start.min(attributes.size as usize)..][..take].copy_from_slice(&chunk[..take]);
+            }
+        }
+        bytes
+    }
+
+    // ---- metadata ----
+
+    /// Answers a request; `None`: it is held until the deadline.
+    pub fn metadata(&mut self, server: ServerId, envelope: &Envelope) -> Option<Answer> {
+        let answer = |index, result| Some(Answer { term: Term(1), applied: LogIndex(index), result });
+        if server != self.leader {
+            return answer(0, Err(MetadataError::NotLeader { hint: Some(self.leader) }));
+        }
+        if envelope.shard == ShardId::VOLUMES {
+            assert_eq!(envelope.session, SESSION, "requests to the volumes are a session's");
+        }
+        let Request::Mutate(mutation) = &envelope.request else {
+            assert_eq!(envelope.sequence, Sequence(0), "only mutations have a sequence");
+            let result = self.plain(&envelope.request)?;
+            return answer(self.index, result);
+        };
+        assert!(envelope.sequence > Sequence(0) && envelope.answered_below <= envelope.sequence);
+        self.floor = self.floor.max(envelope.answered_below);
+        let floor = self.floor;
+        self.answers.retain(|sequence, _| *sequence >= floor);
+        if envelope.sequence < self.floor {
+            return answer(self.index, Err(MetadataError::StaleSequence));
+        }
+        if let Some(old) = self.answers.get(&envelope.sequence) {
+            return Some(old.clone());
+        }
+        self.index += 1;
+        self.now.nanos += 1000;
+        self.mutations += 1;
+        let result = self.mutate(mutation).map(Response::Outcome).map_err(MetadataError::from);
+        let answer = Answer { term: Term(1), applied: LogIndex(self.index), result };
+        self.answers.insert(envelope.sequence, answer.clone());
+        assert!(self.answers.len() <= 4096, "the client confirms what it has");
+        Some(answer)
+    }
+
+    fn plain(&mut self, request: &Request) -> Option<Result<Response, MetadataError>> {
+        let volume = VolumeRecord {
+            id: VolumeId(3),
+            name: "main".into(),
+            groups: GROUPS,
+            placement_version: 1,
+            snapshot: SnapshotNumber(0),
+            origin: None,
+            bytes_max: None,
+            inodes_max: None,
+            shard: ShardId::VOLUMES,
+        };
+        Some(Ok(match request {
+            Request::OpenSession { volume: name, .. } if name != "main" => {
+                return Some(Err(MetadataError::NoVolume { name: name.clone() }));
+            }
+            Request::OpenSession { .. } => {
+                Response::SessionOpened { session: SESSION, volume, map_min: MapVersion(1) }
+            }
+            Request::GetMap { have, wait } => {
+                if *have < self.map.version {
+                    Response::Map(MapUpdate::Full(Box::new(self.map.clone())))
+                } else if *wait {
+                    return None;
+                } else {
+                    Response::Map(MapUpdate::Unchanged)
+                }
+            }
+            Request::Attach { .. } => Response::Attached {
+                root: self.attributes(InodeId::ROOT).expect("the root"),
+                caching: self.caching,
+                now: self.now,
+                event: 0,
+            },
+            Request::Renew { seen, wait } => {
+                let events: Vec<_> = self.events.iter().filter(|(number, _)| number > seen).cloned().collect();
+                if *wait && events.is_empty() {
+                    return None;
+                }
+                Response::Renewed { events, caching: self.caching, now: self.now }
+            }
+            Request::StoppedCaching { event, open } => {
+                if self.events.last().is_some_and(|(number, e)| number == event && *e == Event::StopCaching) {
+                    self.caching = false;
+                    self.stopped = Some(open.clone());
+                    for inode in open {
+                        self.inodes.get_mut(inode).expect("open inodes exist").opener = true;
+                    }
+                }
+                Response::Done
+            }
+            Request::Detach => {
+                self.detached = true;
+                Response::Done
+            }
+            Request::Query(query) => {
+                self.queries += 1;
+                return Some(self.query(query).map(Response::Outcome).map_err(MetadataError::from));
+            }
+            other => panic!("a client does not ask {other:?}"),
+        }))
+    }
+
+    fn query(&self, query: &Query) -> Result<Outcome, NamespaceError> {
+        match query {
+            Query::Lookup { parent, name } => {
+                let (inode, _) = self.entries.get(&(*parent, name.clone())).ok_or(NamespaceError::NotFound)?;
+                Ok(Outcome::Entry { attributes: self.attributes(*inode)?, lease: None })
+            }
+            Query::GetAttributes { inode } | Query::AwaitTrim { inode } => {
+                Ok(Outcome::Attributes { attributes: self.attributes(*inode)?, lease: None })
+            }
+            Query::ReadDirectory { inode, after, limit, plus } => {
+                let mut entries: Vec<DirectoryEntry> = self
+                    .entries
+                    .iter()
+                    .filter(|((parent, _), (_, cookie))| parent == inode && cookie > after)
+                    .map(|((_, name), (inode, cookie))| DirectoryEntry {
+                        name: name.clone(),
+                        inode: *inode,
+                        kind: self.inodes[inode].attributes.kind,
+                        cookie: *cookie,
+                        attributes: plus.then(|| self.attributes(*inode).expect("named")),
+                    })
+                    .collect();
+                entries.sort_by_key(|e| e.cookie);
+                let end = entries.len() <= *limit as usize;
+                entries.truncate(*limit as usize);
+                let parent = self.inodes[inode].attributes.parent;
+                Ok(Outcome::Directory { entries, end, parent, lease: None })
+            }
+            Query::GetXattr { inode, name } => self
+                .xattrs
+                .get(&(*inode, name.clone()))
+                .map(|v| Outcome::Bytes(v.clone()))
+                .ok_or(NamespaceError::NoAttribute),
+            other => panic!("not asked in these tests: {other:?}"),
+        }
+    }
+
+    fn mutate(&mut self, mutation: &Mutation) -> Result<Outcome, NamespaceError> {
+        let attributes = |attributes| Ok(Outcome::Attributes { attributes, lease: None });
+        match mutation {
+            Mutation::Create { parent, name, node, exclusive, open, .. } => {
+                if let Some((inode, _)) = self.entries.get(&(*parent, name.clone())).copied() {
+                    if *exclusive {
+                        return Err(NamespaceError::Exists);
+                    }
+                    self.inodes.get_mut(&inode).expect("named").opener |= *open && !self.caching;
+                    return Ok(Outcome::Created { attributes: self.attributes(inode)?, new: false, lease: None });
+                }
+                let kind = if *node == NewNode::Directory { FileKind::Directory } else { FileKind::File };
+                let inode = self.make(kind, *parent);
+                if *open {
+                    let row = self.inodes.get_mut(&inode).expect("just made");
+                    row.bound = 64 << 20;
+                    row.opener = !self.caching;
+                }
+                self.entries.insert((*parent, name.clone()), (inode, self.index));
+                self.change_directory(*parent, 1);
+                Ok(Outcome::Created { attributes: self.attributes(inode)?, new: true, lease: None })
+            }
+            Mutation::Unlink { parent, name, open } => {
+                let (inode, _) = self.entries.remove(&(*parent, name.clone())).ok_or(NamespaceError::NotFound)?;
+                self.change_directory(*parent, -1);
+                let (removed, orphan) = self.lose(inode, *open == Some(inode));
+                Ok(Outcome::Removed { attributes: removed, orphan })
+            }
+            Mutation::Rename { from_parent, from_name, to_parent, to_name, open, .. } => {
+                let moved =
+                    self.entries.remove(&(*from_parent, from_name.clone())).ok_or(NamespaceError::NotFound)?;
+                let old = self.entries.insert((*to_parent, to_name.clone()), moved);
+                self.change_directory(*from_parent, -1);
+                self.change_directory(*to_parent, if old.is_some() { 0 } else { 1 });
+                self.inodes.get_mut(&moved.0).expect("named").attributes.ctime = self.now;
+                let lost = old.map(|(inode, _)| self.lose(inode, *open == Some(inode)));
+                let (replaced, orphan) = lost.map_or((None, false), |(a, orphan)| (Some(a), orphan));
+                Ok(Outcome::Renamed { moved: self.attributes(moved.0)?, replaced, orphan })
+            }
+            Mutation::SetAttributes { inode, set } => {
+                let now = self.now;
+                let row = self.inodes.get_mut(inode).ok_or(NamespaceError::Stale)?;
+                if let Some(size) = set.size {
+                    let end = row.attributes.size.max(row.bound);
+                    if size == 0 && end > 0 {
+                        row.attributes.generation = row.attributes.generation.next();
+                    } else if size < end && !(size >= row.attributes.size && row.bound == 0) {
+                        row.bound = 0;
+                        cut(&mut self.chunks, *inode, row.attributes.generation, size);
+                    }
+                    row.attributes.size = size;
+                    row.attributes.mtime = now;
+                }
+                if let Some(mtime) = set.mtime {
+                    row.attributes.mtime = match mtime {
+                        SetTime::Now => now,
+                        SetTime::At(at) => at,
+                    };
+                }
+                row.attributes.mode = set.mode.unwrap_or(row.attributes.mode);
+                row.attributes.ctime = now;
+                attributes(self.attributes(*inode)?)
+            }
+            Mutation::Reserve { inode, generation, bound } => {
+                let row = self.inodes.get_mut(inode).ok_or(NamespaceError::Stale)?;
+                if row.attributes.generation != *generation {
+                    return Err(NamespaceError::Stale);
+                }
+                row.bound = row.bound.max(*bound);
+                attributes(self.attributes(*inode)?)
+            }
+            Mutation::Publish { inode, generation, size, mtime, release, .. } => {
+                let row = self.inodes.get_mut(inode).ok_or(NamespaceError::Stale)?;
+                if row.attributes.generation == *generation {
+                    if *size > row.attributes.size && row.bound < *size {
+                        return Err(NamespaceError::Stale);
+                    }
+                    row.attributes.size = row.attributes.size.max(*size);
+                    row.attributes.mtime = *mtime;
+                    row.bound = if *release { 0 } else { row.bound };
+                }
+                attributes(self.attributes(*inode)?)
+            }
+            Mutation::Open { inode } => {
+                self.inodes.get_mut(inode).ok_or(NamespaceError::Stale)?.opener = true;
+                attributes(self.attributes(*inode)?)
+            }
+            Mutation::Close { inode } => {
+                if let Some(row) = self.inodes.get_mut(inode) {
+                    row.opener = false;
+                    if row.orphan {
+                        self.inodes.remove(inode);
+                    }
+                }
+                Ok(Outcome::Done)
+            }
+            Mutation::SetXattr { inode, name, value, .. } => {
+                self.xattrs.insert((*inode, name.clone()), value.clone());
+                Ok(Outcome::Done)
+            }
+            other => panic!("not asked in these tests: {other:?}"),
+        }
+    }
+
+    fn change_directory(&mut self, inode: InodeId, by: i64) {
+        let directory = &mut self.inodes.get_mut(&inode).expect("a directory").attributes;
+        directory.size = directory.size.saturating_add_signed(by);
+        (directory.mtime, directory.ctime) = (self.now, self.now);
+    }
+
+    fn lose(&mut self, inode: InodeId, open: bool) -> (Attributes, bool) {
+        let row = self.inodes.get_mut(&inode).expect("named");
+        row.attributes.links = 0;
+        row.attributes.ctime = self.now;
+        row.opener |= open;
+        row.orphan = row.opener;
+        let (attributes, orphan) = (row.attributes.clone(), row.orphan);
+        if !orphan {
+            self.inodes.remove(&inode);
+        }
+        (attributes, orphan)
+    }
+
+    // ---- storage ----
+
+    pub fn chunk(&mut self, node: NodeId, request: &ChunkRequest, payload: &[u8]) -> (ChunkAnswer, Bytes) {
+        let view = &self.map.views[request.group.0 as usize];
+        if request.epoch != view.epoch {
+            let refusal =
+                Refusal::WrongEpoch { asked: request.epoch, current: view.epoch, version: self.map.version };
+            return (ChunkAnswer::Refused(refusal), Bytes::new());
+        }
+        let is_read = matches!(request.op, ChunkOp::Read { .. });
+        if view.primary.node != node && !(is_read && self.damaged > 0) {
+            return (ChunkAnswer::Refused(Refusal::NotPrimary), Bytes::new());
+        }
+        if request.op.is_change() {
+            assert!(request.sequence > Sequence(0) && request.floor <= request.sequence);
+            let floor = request.floor;
+            self.data_seen.retain(|sequence| *sequence >= floor);
+        }
+        let done = ChunkAnswer::Done { number: OpNumber::default() };
+        match &request.op {
+            ChunkOp::Write { chunk, offset, sums } => {
+                assert_eq!(*sums, holdfast_types::checksum::piece_sums(*offset, payload), "sums fit the bytes");
+                if self.full {
+                    return (ChunkAnswer::Refused(Refusal::NoSpace), Bytes::new());
+                }
+                self.check_bound(chunk, u64::from(*offset) + payload.len() as u64);
+                let bytes = self.chunks.entry(*chunk).or_default();
+                let end = *offset as usize + payload.len();
+                bytes.resize(bytes.len().max(end), 0);
+                bytes[*offset as usize..end].copy_from_slice(payload);
+                (done, Bytes::new())
+            }
+            ChunkOp::Zero { chunk, offset, length } => {
+                if let Some(bytes) = self.chunks.get_mut(chunk) {
+                    let end = bytes.len().min((*offset + *length) as usize);
+                    bytes[(*offset as usize).min(end)..end].fill(0);
+                }
+                (done, Bytes::new())
+            }
+            ChunkOp::Read { chunk, offset, length } => {
+                let empty = Vec::new();
+                let bytes = self.chunks.get(chunk).unwrap_or(&empty);
+                let (start, end) = (*offset as usize, (*offset + *length) as usize);
+                let end = end.min(bytes.len());
+                let mut data = bytes[start.min(end)..end].to_vec();
+                let sums = holdfast_types::checksum::piece_sums(*offset, &data);
+                if self.damaged > 0 && !data.is_empty() {
+                    self.damaged -= 1;
+                    data[0] ^= 1;
+                }
+                (ChunkAnswer::Data { sums }, data.into())
+            }
+            other => panic!("a client does not ask {other:?}"),
+        }
+    }
+
+    /// Nobody writes beyond what was granted.
+    fn check_bound(&self, chunk: &ChunkKey, end: u64) {
+        if let Some(row) = self.inodes.get(&chunk.inode)
+            && row.attributes.generation == chunk.generation
+        {
+            let end = chunk.index.0 * CHUNK_BYTES + end;
+            assert!(end <= row.attributes.size.max(row.bound), "{chunk}: a write to {end} without a bound");
+        }
+    }
+}
+
+/// Removes the bytes of a file at or above `size`.
+fn cut(chunks: &mut BTreeMap<ChunkKey, Vec<u8>>, inode: InodeId, generation: Generation, size: u64) {
+    for (key, bytes) in chunks.iter_mut().filter(|(key, _)| key.inode == inode && key.generation == generation) {
+        let keep = size.saturating_sub(key.index.0 * CHUNK_BYTES) as usize;
+        bytes.truncate(keep);
+    }
+}

@@ -1,0 +1,125 @@
+//! Another host comes: caching stops, and starts again when it has gone.
+
+use super::fake::Service;
+use super::world::{World, config, name};
+use crate::{Call, Input, Notice, OpenMode, Reply};
+use holdfast_types::InodeId;
+use holdfast_wire::metadata::Event;
+use std::time::Duration;
+
+fn uncached(seed: u64) -> World {
+    let mut service = Service::new();
+    service.caching = false;
+    let mut world = World::with(seed, config(), service);
+    world.mount();
+    world
+}
+
+#[test]
+fn before_it_says_that_it_stopped_everything_is_flushed_and_dropped() {
+    for seed in 0..30 {
+        let mut world = World::new(seed);
+        world.mount();
+        world.loss = if seed % 2 == 0 { 0 } else { 10 };
+        let (inode, handle) = world.create("a");
+        let (other, closed) = world.create("b");
+        world.write(handle, 10, vec![5; 200_000]).expect("write");
+        world.write(closed, 0, vec![6; 10]).expect("write");
+        world.ask(Call::Release { handle: closed }).expect("close");
+        world.service.events.push((1, Event::StopCaching));
+        world.run_until("the notice", |w| w.notices.contains(&Notice::StopCaching { event: 1 }));
+        assert!(world.core.cache_ttl(world.now).is_zero());
+        // A page that the kernel writes back while it invalidates.
+        world.write(handle, 0, vec![4; 10]).expect("written through");
+        assert_eq!(world.service.content(inode)[..10], [4; 10]);
+        world.run_for(Duration::from_secs(3));
+        assert_eq!(world.service.stopped, None, "the kernel has not confirmed");
+        world.step(Input::Invalidated { event: 1 });
+        world.run_until("the answer", |w| w.service.stopped.is_some());
+        assert_eq!(world.service.stopped, Some(vec![inode]), "what is open is named");
+        assert_eq!(world.service.content(inode), [vec![4; 10], vec![5; 200_000]].concat());
+        assert_eq!(world.service.content(other), [6; 10]);
+        assert!(world.service.inodes.values().all(|row| row.bound == 0), "no bound is held by anybody");
+        // The other host removes the name: the file stays, since it is open here.
+        world.loss = 0;
+        world.run_for(Duration::from_secs(1));
+        world.service.inodes.get_mut(&inode).expect("there").orphan = true;
+        assert_eq!(world.read(handle, 0, 10).expect("read"), [4; 10]);
+        world.ask(Call::Release { handle }).expect("close");
+        world.run_until("the orphan is let go", |w| !w.service.inodes.contains_key(&inode));
+    }
+}
+
+#[test]
+fn uncached_everything_is_asked_and_written_through() {
+    let mut world = uncached(1);
+    let (inode, handle) = world.create("a");
+    world.write(handle, 0, &b"hello"[..]).expect("write");
+    assert_eq!(world.service.content(inode), b"hello", "durable and published before the reply");
+    // Somebody else appends and renames.
+    let key = *world.service.chunks.keys().next().expect("stored");
+    world.service.chunks.get_mut(&key).expect("stored").extend_from_slice(b" you");
+    world.service.inodes.get_mut(&inode).expect("there").attributes.size = 9;
+    assert_eq!(world.stat(inode).size, 9);
+    assert_eq!(world.read(handle, 0, 100).expect("read"), b"hello you");
+    let entry = world.service.entries.remove(&(InodeId::ROOT, name("a"))).expect("named");
+    world.service.entries.insert((InodeId::ROOT, name("b")), entry);
+    assert!(world.ask(Call::Lookup { parent: InodeId::ROOT, name: name("a") }).is_err());
+    assert!(world.ask(Call::Lookup { parent: InodeId::ROOT, name: name("b") }).is_ok());
+    assert!(world.service.inodes[&inode].opener);
+    world.ask(Call::Release { handle }).expect("close");
+    world.run_until("the opener is forgotten", |w| !w.service.inodes[&inode].opener);
+}
+
+#[test]
+fn closing_and_opening_again_leaves_the_opener_on_record() {
+    for seed in 0..30 {
+        let mut world = uncached(seed);
+        world.loss = 20;
+        let (inode, mut handle) = world.create("a");
+        for _ in 0..10 {
+            world.start(Call::Release { handle });
+            match world.ask(Call::Open { inode, mode: OpenMode::default() }) {
+                Ok(Reply::Opened { handle: again, .. }) => handle = again,
+                other => panic!("open: {other:?}"),
+            }
+            assert!(world.service.inodes[&inode].opener, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn alone_again_it_caches_again_and_believes_nothing_older() {
+    let mut world = uncached(3);
+    let (inode, handle) = world.create("a");
+    world.write(handle, 0, &b"one"[..]).expect("write");
+    // A question from before is under way when caching starts.
+    let early = world.start(Call::GetAttributes { inode });
+    world.service.caching = true;
+    world.service.events.push((1, Event::StartCaching));
+    world.run_until("caching", |w| w.notices.contains(&Notice::StartCaching));
+    world.wait(early).expect("answered");
+    world.stat(inode);
+    world.at_once(Call::GetAttributes { inode }).expect("cached now");
+    world.at_once(Call::Write { handle, offset: 3, data: b"two"[..].into(), clear_set_ids: false }).expect("buffered");
+    // Unlinked while open, although the service forgot the opener when caching began.
+    world.service.inodes.get_mut(&inode).expect("there").opener = false;
+    world.ask(Call::Unlink { parent: InodeId::ROOT, name: name("a") }).expect("unlink");
+    assert!(world.service.inodes.contains_key(&inode), "kept for the handle");
+    assert_eq!(world.read(handle, 0, 10).expect("read"), b"onetwo");
+}
+
+#[test]
+fn an_ended_session_fails_what_waits_and_says_what_is_lost() {
+    let mut world = World::new(4);
+    world.mount();
+    let (inode, handle) = world.create("a");
+    world.write(handle, 0, vec![1; 5000]).expect("buffered");
+    world.service.events.push((1, Event::Ended { reason: "fenced".into() }));
+    world.run_until("the end", |w| {
+        w.notices.iter().any(|n| matches!(n, Notice::SessionOver { lost_bytes: 5000, reason } if reason == "fenced"))
+    });
+    assert!(world.ask(Call::Fsync { inode, data_only: false }).is_err());
+    assert!(world.write(handle, 0, vec![1; 5]).is_err());
+    assert_eq!(world.ask(Call::Release { handle }), Ok(Reply::Done));
+}
