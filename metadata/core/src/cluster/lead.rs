@@ -74,6 +74,8 @@ pub(crate) struct ClusterLead {
     pub(super) reforming: BTreeMap<GroupId, u64>,
     /// Something has happened that views may depend on.
     pub(super) dirty: bool,
+    /// Some views wait for a sign of life.
+    pub(super) unsure: bool,
 }
 
 impl ClusterLead {

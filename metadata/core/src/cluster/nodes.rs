@@ -33,6 +33,8 @@ const DEGRADED_SHOWN: usize = 32;
 #[derive(Clone, Debug)]
 pub(crate) struct Heard {
     pub(super) tick: u64,
+    /// When its disks' present lives were first heard of.
+    lives_since: u64,
     pub(super) acknowledged: MapVersion,
     pub(super) leaving: bool,
     pid: u32,
@@ -59,15 +61,17 @@ impl MetadataCore {
     pub(super) fn hear(&mut self, heartbeat: Heartbeat) {
         let Heartbeat { node, address, labels, pid, disks, acknowledged, leaving } = heartbeat;
         let leaving = leaving || self.cluster_lead.heard.get(&node).is_some_and(|heard| heard.leaving && heard.pid == pid);
-        let heard = Heard { tick: self.ticks, acknowledged, leaving, pid, address, labels, disks };
         let lives = |disks: &[DiskState]| -> Vec<_> { disks.iter().map(|d| (d.id, d.incarnation, d.failed)).collect() };
+        let same = self.cluster_lead.heard.get(&node).filter(|old| lives(&old.disks) == lives(&disks));
+        let lives_since = same.map_or(self.ticks, |old| old.lives_since);
+        let heard = Heard { tick: self.ticks, lives_since, acknowledged, leaving, pid, address, labels, disks };
         let before = self.cluster_lead.heard.insert(node, heard);
         let now = &self.cluster_lead.heard[&node];
         let is_new = before.is_none_or(|old| {
             (lives(&old.disks), &old.address, old.leaving) != (lives(&now.disks), &now.address, now.leaving)
         });
         let known_alive = self.cluster.machine.nodes.get(&node).is_some_and(|row| row.record.alive);
-        self.cluster_lead.dirty |= is_new || !known_alive;
+        self.cluster_lead.dirty |= is_new || !known_alive || self.cluster_lead.unsure;
     }
 
     /// For how many ticks a node was silent.
@@ -86,7 +90,7 @@ impl MetadataCore {
             return;
         }
         let silent = |(node, row): (&NodeId, &crate::tables::cluster::NodeRow)| row.record.alive && self.is_silent(*node);
-        let look = self.ticks.is_multiple_of(LOOK_TICKS) || !self.cluster_lead.reforming.is_empty();
+        let look = self.ticks.is_multiple_of(LOOK_TICKS) || self.cluster_lead.unsure;
         self.cluster_lead.dirty |= look || self.cluster.machine.nodes.iter().any(silent);
         let now = self.ticks;
         self.cluster_lead.evicted.retain(|_, at| now < *at + EVICTED_TICKS);
@@ -147,26 +151,49 @@ impl MetadataCore {
 
     fn view_changes(&mut self) -> Vec<ViewChange> {
         let mut reforming = std::mem::take(&mut self.cluster_lead.reforming);
+        let mut unsure = false;
         let mut changes = Vec::new();
         for (number, row) in self.cluster.machine.groups.iter().enumerate() {
             let group = GroupId(number as u32);
-            let steps = self.steps(group, row, &mut reforming);
+            let steps = self.steps(group, row, &mut reforming, &mut unsure);
             if super::views::next_view(&row.view, &steps, &row.homes).is_some() {
                 changes.push(ViewChange { group, epoch: row.view.epoch, steps });
             }
         }
+        self.cluster_lead.unsure = unsure || !reforming.is_empty();
         self.cluster_lead.reforming = reforming;
         changes
     }
 
+    /// How the members of a view stand. Where one has come back in another life the others' last word may be older than what
+    /// took that life (a power loss of all): it counts when they are heard again.
+    fn standings(&self, row: &GroupRow) -> Vec<(MemberId, Standing)> {
+        let mut standing: Vec<(MemberId, Standing)> = row.view.members().map(|m| (m, self.standing(m))).collect();
+        let heard = |member: &MemberId| self.cluster_lead.heard.get(&member.node);
+        let reborn = standing.iter().filter(|(_, standing)| matches!(standing, Standing::OtherLife(_)));
+        let newest = reborn.filter_map(|(member, _)| heard(member)).map(|heard| heard.lives_since).max().unwrap_or(0);
+        for (member, standing) in &mut standing {
+            if *standing == Standing::Serves && heard(member).is_some_and(|heard| heard.tick <= newest) {
+                *standing = Standing::Unknown;
+            }
+        }
+        standing
+    }
+
     /// What a group's view needs now.
-    fn steps(&self, group: GroupId, row: &GroupRow, reforming: &mut BTreeMap<GroupId, u64>) -> Vec<ViewStep> {
+    fn steps(
+        &self,
+        group: GroupId,
+        row: &GroupRow,
+        reforming: &mut BTreeMap<GroupId, u64>,
+        unsure: &mut bool,
+    ) -> Vec<ViewStep> {
         let view = &row.view;
-        let standing: Vec<(MemberId, Standing)> = view.members().map(|m| (m, self.standing(m))).collect();
+        let standing = self.standings(row);
         let in_sync = || standing.iter().filter(|(member, _)| view.in_sync.contains(member));
         let stays = |standing: &Standing| matches!(standing, Standing::Serves | Standing::Unknown);
         let mut steps = Vec::new();
-        if in_sync().any(|(_, standing)| stays(standing)) {
+        if in_sync().any(|(_, standing)| *standing == Standing::Serves) {
             reforming.remove(&group);
             let gone = standing.iter().filter(|(_, standing)| !stays(standing));
             steps.extend(gone.map(|(member, _)| ViewStep::Remove { member: *member }));
@@ -179,7 +206,10 @@ impl MetadataCore {
                 Standing::Serves | Standing::Unknown | Standing::Gone => None,
             })
             .collect();
-        if members.is_empty() {
+        // Whoever is not heard yet may have kept its life, or may never come: those who are back must not be given up for it.
+        let waits = in_sync().any(|(_, standing)| *standing == Standing::Unknown);
+        *unsure |= waits;
+        if members.is_empty() || waits {
             return steps;
         }
         // Any one of them holds all that was acknowledged; waiting for the others spares comparing whole disks.

@@ -34,11 +34,6 @@ impl LogStore {
         self.entries.back().map_or(self.base, position)
     }
 
-    /// Bytes of all entries.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     pub(crate) fn base(&self) -> LogPosition {
         self.base
     }
@@ -218,9 +213,9 @@ mod tests {
         let mut log = LogStore::new(LogPosition::default(), HardState::default(), &[ServerId(1)]);
         assert!(!log.append(&[entry(1, 1), entry(2, 1), entry(3, 1)]));
         assert!(log.append(&[entry(2, 2)]));
-        assert_eq!((log.last(), log.bytes()), (LogPosition { index: LogIndex(2), term: Term(2) }, 200));
+        assert_eq!((log.last(), log.bytes), (LogPosition { index: LogIndex(2), term: Term(2) }, 200));
         assert_eq!(log.cut(LogIndex(1)), LogPosition { index: LogIndex(1), term: Term(1) });
-        assert_eq!(log.bytes(), 100);
+        assert_eq!(log.bytes, 100);
         assert_eq!((log.term(1).unwrap(), log.term(2).unwrap()), (1, 2));
         assert!(log.entries(1, 2, None, GetEntriesContext::empty(false)).is_err());
         assert_eq!(log.entries(2, 3, None, GetEntriesContext::empty(false)).unwrap().len(), 1);

@@ -12,7 +12,7 @@ mod reads;
 mod ready;
 mod snapshot;
 
-use crate::api::{Config, Counters, Effect, HardState, LogPosition, LogRecord, RecoveredShard, StartError};
+use crate::api::{Config, Counters, Effect, HardState, LogRecord, RecoveredShard, StartError};
 use crate::command::{Command, Proposal};
 use crate::error::Fail;
 use crate::machine::{Machine, Output};
@@ -391,11 +391,6 @@ impl<M: Machine> Replica<M> {
         const BEHIND_MAX: i128 = 1_000_000_000;
         let behind = self.applied.stamp.as_nanos() - wall.as_nanos();
         if (1..BEHIND_MAX).contains(&behind) { self.applied.stamp } else { wall }
-    }
-
-    /// The position after which the log is kept.
-    pub(crate) fn log_base(&self) -> LogPosition {
-        self.node.store().base()
     }
 }
 

@@ -1,5 +1,6 @@
 //! A few servers in one thread, for this crate's own tests: messages, disks and storage nodes as simple as can be.
 
+mod chaos;
 mod exactly_once;
 mod fences;
 mod model;
@@ -67,6 +68,8 @@ struct Server {
     core: Option<MetadataCore>,
     disks: [ShardDisk; 2],
     halted: Option<String>,
+    /// Written and not durable yet, in order.
+    writes: VecDeque<(ShardId, u64, Vec<LogRecord>)>,
 }
 
 /// A storage node that does nothing but live.
@@ -96,6 +99,8 @@ pub(crate) struct World {
     pub(crate) chunks_stuck: bool,
     config: Config,
     sequences: BTreeMap<SessionId, u64>,
+    /// Disks take their time, and messages are lost, repeated and reordered, as these numbers say.
+    pub(crate) chaos: Option<holdfast_types::prng::Prng>,
 }
 
 pub(crate) fn name(text: &str) -> FileName {
@@ -125,9 +130,10 @@ impl World {
             chunks_stuck: false,
             config,
             sequences: BTreeMap::new(),
+            chaos: None,
         };
         for id in 1..=servers {
-            world.servers.insert(id, Server { core: None, disks: Default::default(), halted: None });
+            world.servers.insert(id, Server { core: None, disks: Default::default(), halted: None, writes: VecDeque::new() });
             world.start(id);
         }
         world
@@ -154,6 +160,7 @@ impl World {
     pub(crate) fn crash(&mut self, id: u64, seed: u64) {
         let server = self.servers.get_mut(&id).unwrap();
         server.core = None;
+        server.writes.clear();
         let mut prng = holdfast_types::prng::Prng::new(seed);
         server.disks.iter().for_each(|disk| {
             disk.table.crash(&mut prng);
@@ -196,6 +203,9 @@ impl World {
         match effect {
             Effect::Persist { shard, ticket, records, .. } => {
                 let server = self.servers.get_mut(&id).unwrap();
+                if self.chaos.is_some() {
+                    return server.writes.push_back((shard, ticket, records));
+                }
                 server.disks[shard.0 as usize].write(records);
                 self.step(id, Input::Persisted { shard, ticket });
             }
@@ -225,6 +235,9 @@ impl World {
 
     /// Delivers all that is on its way.
     pub(crate) fn deliver(&mut self) {
+        if self.chaos.is_some() {
+            return;
+        }
         while let Some((from, to, message)) = self.messages.pop_front() {
             if !self.isolated.contains(&from) && !self.isolated.contains(&to) {
                 self.step(to, Input::Peer { from: ServerId(from), message });
@@ -244,6 +257,43 @@ impl World {
             self.step(id, Input::Tick { wall });
         }
         self.deliver();
+        self.disturb();
+    }
+
+    /// Some messages arrive, in any order, some twice and some never; some writes become durable.
+    fn disturb(&mut self) {
+        let Some(mut prng) = self.chaos.clone() else { return };
+        for _ in 0..prng.below(60) {
+            if self.messages.is_empty() {
+                break;
+            }
+            let near = self.messages.len().min(6) as u64;
+            let Some((from, to, message)) = self.messages.remove(prng.below(near) as usize) else { break };
+            if prng.chance(1, 30) {
+                continue;
+            }
+            if prng.chance(1, 30) {
+                self.messages.push_back((from, to, message.clone()));
+            }
+            if !self.isolated.contains(&from) && !self.isolated.contains(&to) {
+                self.step(to, Input::Peer { from: ServerId(from), message });
+            }
+            self.sync(&mut prng);
+        }
+        (0..4).for_each(|_| self.sync(&mut prng));
+        self.chaos = Some(prng);
+    }
+
+    /// Some server's oldest writes become durable.
+    fn sync(&mut self, prng: &mut holdfast_types::prng::Prng) {
+        let id = prng.between(1, self.servers.len() as u64);
+        let Some(server) = self.servers.get_mut(&id) else { return };
+        let count = prng.below(4).min(server.writes.len() as u64) as usize;
+        let done: Vec<_> = server.writes.drain(..count).collect();
+        for (shard, ticket, records) in done {
+            self.servers.get_mut(&id).unwrap().disks[shard.0 as usize].write(records);
+            self.step(id, Input::Persisted { shard, ticket });
+        }
     }
 
     pub(crate) fn run(&mut self, ticks: u64) {

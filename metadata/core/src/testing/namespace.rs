@@ -212,7 +212,7 @@ fn a_listing_goes_on_where_it_stopped_whatever_happens_meanwhile() {
     for n in 0..10 {
         world.create(s, ROOT, &format!("f{n}"), NewNode::File);
     }
-    let mut page = |world: &mut World, after| {
+    let page = |world: &mut World, after| {
         let Ok(Outcome::Directory { entries, end, .. }) =
             world.query(s, Query::ReadDirectory { inode: ROOT, after, limit: 4, plus: false })
         else {

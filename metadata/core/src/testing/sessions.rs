@@ -1,1 +1,209 @@
-//! later
+//! The volume-grain rule of caching, and the life of sessions.
+
+use super::{World, create, envelope, name};
+use crate::api::{Caller, TICK, ticks};
+use holdfast_types::limits::{DRIFT_MARGIN, SESSION_TTL};
+use holdfast_types::size::MIB;
+use holdfast_types::{Generation, InodeId, InstanceGeneration, SessionId, ShardId};
+use holdfast_wire::metadata::{ClientRecord, Event, MetadataError, Request, Response};
+use holdfast_wire::namespace::{Mutation, NewNode, Outcome, VolumeRecord};
+use std::time::Duration;
+
+const ROOT: InodeId = InodeId::ROOT;
+const VOLUMES: ShardId = ShardId::VOLUMES;
+
+fn attach_request(volume: &VolumeRecord, client: ClientRecord) -> Request {
+    Request::Attach { volume: volume.clone(), client, read_only: false }
+}
+
+fn renew(world: &mut World, session: SessionId, seen: u64) -> Result<(Vec<(u64, Event)>, bool), MetadataError> {
+    match world.call(VOLUMES, session, Request::Renew { seen, wait: false })? {
+        Response::Renewed { events, caching, .. } => Ok((events, caching)),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Begins to attach a second session at the leader; returns it and the request's number.
+fn begin_attach(world: &mut World, patience: Duration) -> (SessionId, u64) {
+    let (session, volume) = world.open(ClientRecord::default());
+    let leader = world.leader(VOLUMES).unwrap();
+    let request = envelope(VOLUMES, session, attach_request(&volume, ClientRecord::default()));
+    (session, world.ask_until(leader, Caller::Client, request, patience))
+}
+
+#[test]
+fn a_second_session_waits_until_the_first_has_stopped_caching() {
+    let mut world = World::formed(3, 3);
+    let (first, caching) = world.attach();
+    assert!(caching);
+    let f = world.create(first, ROOT, "f", NewNode::File).inode;
+    // A renewal waits for news.
+    let leader = world.leader(VOLUMES).unwrap();
+    let waiting = envelope(VOLUMES, first, Request::Renew { seen: 0, wait: true });
+    let waiting = world.ask_until(leader, Caller::Client, waiting, Duration::from_secs(60));
+    let (second, request) = begin_attach(&mut world, Duration::from_secs(120));
+    world.run(4);
+    let news = world.take(waiting).expect("told at once").result;
+    let Ok(Response::Renewed { events, caching: false, .. }) = news else { panic!("{news:?}") };
+    assert_eq!(events, [(1, Event::StopCaching)]);
+    // It takes its time, but it lives.
+    for _ in 0..10 {
+        world.run(ticks(SESSION_TTL) / 3);
+        assert_eq!(renew(&mut world, first, 1).unwrap(), (vec![], false));
+        assert!(world.answer(request).is_none());
+    }
+    assert!(renew(&mut world, first, 0).unwrap().0 == [(1, Event::StopCaching)], "told again if it was not heard");
+    world.call(VOLUMES, first, Request::StoppedCaching { event: 1, open: vec![f] }).unwrap();
+    world.run(4);
+    let Ok(Response::Attached { caching, .. }) = world.take(request).expect("attached").result else { panic!() };
+    assert!(!caching);
+    // What the first has open is known now.
+    let unlink = Mutation::Unlink { parent: ROOT, name: name("f"), open: None };
+    assert!(matches!(world.mutate(second, unlink), Ok(Outcome::Removed { orphan: true, .. })));
+    world.check();
+    // One is left: it may cache again, and what it has open is its own affair but for the orphan.
+    world.call(VOLUMES, second, Request::Detach).unwrap();
+    world.run(10);
+    assert_eq!(renew(&mut world, first, 1).unwrap(), (vec![(2, Event::StartCaching)], true));
+    world.mutate(first, Mutation::Close { inode: f }).unwrap();
+    world.check();
+}
+
+#[test]
+fn a_silent_holder_is_fenced_and_a_new_leader_starts_every_timer_afresh() {
+    let mut world = World::formed(3, 3);
+    let (first, _) = world.attach();
+    let f = world.create(first, ROOT, "f", NewNode::File).inode;
+    world.mutate(first, Mutation::Open { inode: f }).unwrap();
+    let begin = world.now;
+    let (_, request) = begin_attach(&mut world, Duration::from_secs(120));
+    let patience = ticks(SESSION_TTL) + ticks(DRIFT_MARGIN);
+    world.run(patience - 20);
+    assert!(world.answer(request).is_none());
+    // The leader goes: the next one gives the holder all its time again.
+    let leader = world.leader(VOLUMES).unwrap();
+    world.crash(leader, 1);
+    world.until("another leads", |world| world.leader(VOLUMES).is_some_and(|other| other != leader));
+    world.start(leader);
+    let (second, request) = begin_attach(&mut world, Duration::from_secs(120));
+    let again = world.now;
+    world.until("attached", |world| world.answer(request).is_some());
+    let waited = world.now.since(again);
+    assert!(waited + TICK * 4 >= SESSION_TTL + DRIFT_MARGIN - TICK * 30 && waited < Duration::from_secs(13), "{waited:?}");
+    assert!(world.now.since(begin) > SESSION_TTL + SESSION_TTL / 2);
+    // The first is over, everywhere.
+    let over = world.mutate(first, create(ROOT, "g", NewNode::File, false));
+    assert!(matches!(over, Err(MetadataError::SessionEnded { .. })));
+    assert!(matches!(renew(&mut world, first, 0), Err(MetadataError::SessionEnded { .. })));
+    let cluster = world.leader(ShardId::CLUSTER).unwrap();
+    let live = world.core(cluster).map().sessions;
+    assert!(live.contains_key(&second) && !live.contains_key(&first));
+    // What it had open is not any more.
+    let unlink = Mutation::Unlink { parent: ROOT, name: name("f"), open: None };
+    assert!(matches!(world.mutate(second, unlink), Ok(Outcome::Removed { orphan: false, .. })));
+    world.check();
+}
+
+#[test]
+fn what_an_ended_session_may_have_written_beyond_the_end_goes() {
+    let mut world = World::formed(3, 3);
+    let (first, _) = world.attach();
+    let Ok(Outcome::Created { attributes: f, .. }) = world.mutate(first, create(ROOT, "f", NewNode::File, true)) else { panic!() };
+    let publish = Mutation::Publish {
+        inode: f.inode,
+        generation: Generation(1),
+        size: MIB,
+        mtime: f.mtime,
+        release: false,
+        clear_set_ids: false,
+    };
+    world.mutate(first, publish).unwrap();
+    world.call(VOLUMES, first, Request::Detach).unwrap();
+    let (second, caching) = world.attach();
+    assert!(caching);
+    let reserve = Mutation::Reserve { inode: f.inode, generation: Generation(1), bound: 2 * MIB };
+    world.mutate(second, reserve).unwrap();
+    let now = world.attributes(second, f.inode);
+    assert_eq!((now.size, now.trim_from, now.size_bound), (MIB, None, 2 * MIB));
+    use holdfast_wire::chunk::ChunkOp;
+    assert!(world.chunks.iter().any(|c| matches!(c.op, ChunkOp::Cut { length, .. } if u64::from(length) == MIB)));
+    world.check();
+}
+
+#[test]
+fn silence_alone_costs_nothing() {
+    let mut world = World::formed(3, 3);
+    let (s, _) = world.attach();
+    world.run(ticks(Duration::from_secs(60)));
+    assert!(matches!(renew(&mut world, s, 0), Ok((events, true)) if events.is_empty()));
+    world.create(s, ROOT, "f", NewNode::File);
+    // Silent and parked again: whoever comes then does not wait.
+    world.run(ticks(Duration::from_secs(60)));
+    let begin = world.now;
+    let (_, caching) = world.attach();
+    assert!(caching && world.now.since(begin) < Duration::from_secs(2));
+    world.check();
+}
+
+#[test]
+fn a_later_generation_of_an_instance_takes_its_place_at_once() {
+    let mut world = World::formed(3, 3);
+    let client = |generation| ClientRecord {
+        instance: "db-0".into(),
+        instance_generation: InstanceGeneration(generation),
+        ..ClientRecord::default()
+    };
+    let (first, volume) = world.open(client(4));
+    world.call(VOLUMES, first, attach_request(&volume, client(4))).unwrap();
+    let begin = world.now;
+    let (second, volume) = world.open(client(5));
+    let attached = world.call(VOLUMES, second, attach_request(&volume, client(5)));
+    assert!(matches!(attached, Ok(Response::Attached { caching: true, .. })));
+    assert!(world.now.since(begin) < Duration::from_secs(3), "no timeout to wait for");
+    assert!(matches!(renew(&mut world, first, 0), Err(MetadataError::SessionEnded { .. })));
+    let late = Request::OpenSession { volume: "main".into(), client: client(4), read_only: false, nonce: 99 };
+    let refused = world.call(ShardId::CLUSTER, SessionId::NONE, late);
+    assert_eq!(refused, Err(MetadataError::Superseded { by: InstanceGeneration(5) }));
+}
+
+#[test]
+fn opening_a_session_twice_finds_the_first() {
+    let mut world = World::formed(3, 3);
+    let open = Request::OpenSession { volume: "main".into(), client: ClientRecord::default(), read_only: false, nonce: 5 };
+    let first = world.call(ShardId::CLUSTER, SessionId::NONE, open.clone()).unwrap();
+    assert_eq!(world.call(ShardId::CLUSTER, SessionId::NONE, open).unwrap(), first);
+    let Response::SessionOpened { session, .. } = first else { panic!() };
+    // Opened and never attached: it does not stay for ever.
+    world.until("it is forgotten", |world| {
+        world.tick();
+        let leader = world.leader(ShardId::CLUSTER).unwrap();
+        !world.core(leader).map().sessions.contains_key(&session)
+    });
+}
+
+#[test]
+fn a_deleted_volume_leaves_nothing_behind() {
+    let mut world = World::formed(3, 3);
+    let (s, _) = world.attach();
+    for n in 0..20 {
+        world.create(s, ROOT, &format!("f{n}"), NewNode::File);
+    }
+    let delete = || Request::DeleteVolume { name: "main".into() };
+    let busy = world.call(ShardId::CLUSTER, SessionId::NONE, delete());
+    assert_eq!(busy, Err(MetadataError::Busy { name: "main".into(), sessions: 1 }));
+    world.call(VOLUMES, s, Request::Detach).unwrap();
+    world.call(ShardId::CLUSTER, SessionId::NONE, delete()).unwrap();
+    let create = Request::CreateVolume { name: "main".into() };
+    world.call(ShardId::CLUSTER, SessionId::NONE, create).unwrap();
+    world.until("its chunks go", |world| {
+        use holdfast_wire::chunk::ChunkOp;
+        world.chunks.iter().filter(|c| matches!(c.op, ChunkOp::DeleteVolume { .. })).count() == 8
+    });
+    world.run(20);
+    let table = world.table(1, VOLUMES);
+    let left = |prefix: u8| holdfast_store::View::range(&table, holdfast_store::KeyRange::prefix(vec![prefix])).count();
+    assert_eq!((left(1), left(2), left(3), left(0x0c)), (0, 0, 0, 0));
+    let (_, caching) = world.attach();
+    assert!(caching, "the new volume of that name is empty and usable");
+    world.check();
+}

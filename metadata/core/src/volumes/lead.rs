@@ -11,7 +11,7 @@ use crate::error::{Applied, Fail};
 use crate::replica::{Event, Outcome, Token, describe};
 use crate::txn::Txn;
 use holdfast_store::Batch;
-use holdfast_types::{InodeId, LogIndex, Sequence, SessionId, ShardId};
+use holdfast_types::{InodeId, Sequence, SessionId, ShardId};
 use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Mutation, Query};
 use std::collections::{BTreeMap, BTreeSet};
@@ -209,12 +209,18 @@ impl MetadataCore {
             }
             Event::Leading => {
                 self.volumes_lead.since = Some(self.ticks);
-                self.volumes_lead.waiting.heard.clear();
+                self.volumes_lead.waiting.begin();
+                self.volumes_lead.cleaner.begin();
             }
             Event::Deposed => self.volumes_deposed(),
             Event::Changed => {
-                self.volumes_lead.cleaner.look = true;
-                self.tell_sessions();
+                let changed = self.volumes.machine.take_changed();
+                self.volumes_lead.cleaner.found_new |= changed.queues;
+                self.volumes_lead.cleaner.look |= changed.queues;
+                if changed.sessions {
+                    self.volumes_lead.waiting.look = true;
+                    self.tell_sessions();
+                }
             }
         }
     }
@@ -248,6 +254,9 @@ impl MetadataCore {
             }
             (Purpose::Own(work), _) => {
                 self.volumes_lead.in_flight.remove(&work);
+                self.volumes_lead.waiting.look = true;
+                self.volumes_lead.cleaner.look = true;
+                self.volumes_lead.cleaner.found_new |= work == Work::Cleaned;
             }
         }
     }
@@ -329,6 +338,7 @@ impl MetadataCore {
         self.tick_held();
         self.tick_waiting();
         self.volumes_lead.cleaner.look = true;
+        self.volumes_lead.waiting.look = true;
     }
 
     /// Those who wait for bytes to go, and must be answered.
@@ -363,11 +373,6 @@ impl MetadataCore {
         }
         self.drive_sessions();
         self.drive_cleaning();
-    }
-
-    /// Where this shard's state is.
-    pub(super) fn volumes_applied(&self) -> LogIndex {
-        self.volumes.applied_index()
     }
 }
 

@@ -31,9 +31,24 @@ use std::collections::BTreeMap;
 pub(crate) struct Volumes {
     sessions: BTreeMap<SessionId, SessionRow>,
     dropped: BTreeMap<VolumeId, DroppedRow>,
+    changed: Changed,
+}
+
+/// What has changed since the leader last looked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Changed {
+    /// Sessions.
+    pub(crate) sessions: bool,
+    /// What is to be removed.
+    pub(crate) queues: bool,
 }
 
 impl Volumes {
+    /// What has changed since this was last asked.
+    pub(crate) fn take_changed(&mut self) -> Changed {
+        std::mem::take(&mut self.changed)
+    }
+
     /// Sessions that are attached or ending.
     pub(crate) fn sessions(&self) -> &BTreeMap<SessionId, SessionRow> {
         &self.sessions
@@ -45,6 +60,8 @@ impl Volumes {
     }
 
     fn follow_row(&mut self, key: &[u8], value: Option<&bytes::Bytes>) -> Applied<()> {
+        self.changed.sessions |= key[0] == session::SESSION;
+        self.changed.queues |= matches!(key[0], queue::PURGE | queue::TRIM | volume::DROPPED);
         match (key[0], value) {
             (session::SESSION, Some(value)) => {
                 self.sessions.insert(SessionId(number_at(key, 0)), decode(key, value)?);

@@ -67,6 +67,15 @@ pub(crate) struct Cleaner {
     sequence: u32,
     /// There may be something to do.
     pub(super) look: bool,
+    /// There may be rows of the queues that are not known here.
+    pub(super) found_new: bool,
+}
+
+impl Cleaner {
+    /// A leadership begins: what is in the queues is taken up.
+    pub(super) fn begin(&mut self) {
+        (self.look, self.found_new) = (true, true);
+    }
 }
 
 impl MetadataCore {
@@ -87,7 +96,8 @@ impl MetadataCore {
     /// Takes up rows of the queues that nobody works on.
     fn find_jobs(&mut self) {
         let room = JOBS_MAX.saturating_sub(self.volumes_lead.cleaner.jobs.len());
-        if room == 0 {
+        // Half of them at a time: each look costs a scan.
+        if room < JOBS_MAX / 2 || !std::mem::take(&mut self.volumes_lead.cleaner.found_new) {
             return;
         }
         let nothing = Batch::new();
@@ -112,6 +122,8 @@ impl MetadataCore {
             !cleaner.jobs.contains_key(target) && !cleaner.done.contains_key(target) && !cleaner.reported.contains(target)
         };
         let found: Vec<_> = trims.chain(purges).chain(volumes).filter(|(target, _)| is_new(target)).take(room).collect();
+        // There may be more than was looked at.
+        self.volumes_lead.cleaner.found_new = found.len() == room;
         self.volumes_lead.cleaner.jobs.extend(found);
     }
 

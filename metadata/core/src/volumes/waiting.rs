@@ -52,6 +52,8 @@ struct Renewing {
 /// The leader's memory of sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
+    /// Something has happened that sessions may depend on.
+    pub(super) look: bool,
     /// When a session was last heard, in ticks.
     pub(super) heard: BTreeMap<SessionId, u64>,
     attaching: BTreeMap<SessionId, Attaching>,
@@ -66,6 +68,12 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
+    /// A leadership begins: every timer starts afresh.
+    pub(super) fn begin(&mut self) {
+        self.heard.clear();
+        self.look = true;
+    }
+
     /// All who wait for an answer.
     pub(super) fn waiters(&self) -> impl Iterator<Item = Waiter> + '_ {
         let attaching = self.attaching.values().filter(|attaching| !attaching.proposed).map(|attaching| attaching.waiter);
@@ -91,6 +99,7 @@ impl MetadataCore {
         let VolumesCommand::Attach { volume, client, .. } = &command else { return };
         let (volume, client) = (volume.id, client.clone());
         let attaching = Attaching { waiter, volume, client, proposed: false, command };
+        self.volumes_lead.waiting.look = true;
         if let Some(before) = self.volumes_lead.waiting.attaching.insert(session, attaching) {
             let reason = "the session has asked again".into();
             self.refuse(before.waiter.asker, SHARD, MetadataError::Unavailable { reason });
@@ -105,7 +114,10 @@ impl MetadataCore {
                 self.volumes_lead.waiting.attaching.remove(&session);
                 self.answer(asker, SHARD, Some(output.at), output.result);
             }
-            Outcome::Wait => attaching.proposed = false,
+            Outcome::Wait => {
+                attaching.proposed = false;
+                self.volumes_lead.waiting.look = true;
+            }
             Outcome::Lost => {
                 self.volumes_lead.waiting.attaching.remove(&session);
                 let reason = "leadership was lost before the session was attached".into();
@@ -247,6 +259,9 @@ impl MetadataCore {
 
     /// Moves attaching, recalling, ending on as far as it goes now.
     pub(super) fn drive_sessions(&mut self) {
+        if !std::mem::take(&mut self.volumes_lead.waiting.look) {
+            return;
+        }
         self.drive_lists();
         if self.volumes.machine.sessions().is_empty() && self.volumes_lead.waiting.attaching.is_empty() {
             return;
@@ -301,6 +316,7 @@ impl MetadataCore {
     pub(crate) fn session_fenced(&mut self, session: SessionId) {
         let waiting = &mut self.volumes_lead.waiting;
         waiting.fenced.insert(session);
+        waiting.look = true;
         // Of those not here any more nothing needs to be remembered.
         let rows = self.volumes.machine.sessions();
         waiting.fenced.retain(|session| rows.contains_key(session));
