@@ -53,7 +53,7 @@ impl Config {
             soft: None,
             write_buffer_bytes: 256 * MIB,
             read_cache_bytes: 64 * MIB,
-            metadata_cache_entries: 200_000,
+            metadata_cache_entries: 100_000,
             flush_bytes_in_flight: 16 * MIB,
             flush_requests_in_flight: 256,
             mutations_in_flight: 256,

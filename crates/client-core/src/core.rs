@@ -145,12 +145,18 @@ impl ClientCore {
 
     /// Looks at every file that something happened to, until nothing more follows from it.
     fn settle(&mut self) {
-        while let Some(inode) = self.touched.pop_first() {
-            self.pump(inode);
-        }
-        self.check_stopping();
-        while let Some(inode) = self.touched.pop_first() {
-            self.pump(inode);
+        loop {
+            while let Some(inode) = self.touched.pop_first() {
+                self.pump(inode);
+            }
+            if let Some(inode) = self.next_waiting() {
+                self.touched.insert(inode);
+                continue;
+            }
+            self.check_stopping();
+            if self.touched.is_empty() {
+                return;
+            }
         }
     }
 

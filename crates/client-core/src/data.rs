@@ -41,6 +41,8 @@ struct Operation {
     sequence: Option<Sequence>,
     attempts: u32,
     damaged: u32,
+    /// Ask another member in sync than the primary.
+    elsewhere: bool,
     sent: Option<(Ticket, Epoch)>,
 }
 
@@ -102,7 +104,7 @@ impl ClientCore {
             sequence
         });
         let operation =
-            Operation { group, op, payload, purpose, sequence, attempts: 0, damaged: 0, sent: None };
+            Operation { group, op, payload, purpose, sequence, attempts: 0, damaged: 0, elsewhere: false, sent: None };
         self.data.operations.insert(number, operation);
         self.data_send(number);
     }
@@ -142,9 +144,10 @@ impl ClientCore {
     /// Who is to be asked: the primary; after a damaged answer the other members in sync, in turn.
     fn target(&self, operation: &Operation) -> Option<(NodeId, String, Epoch)> {
         let view = self.cluster.map.view(operation.group)?;
-        let member = match operation.damaged {
-            turn if turn > 0 && !operation.op.is_change() => view.in_sync[turn as usize % view.in_sync.len()],
-            _ => view.primary,
+        let member = if operation.elsewhere {
+            view.in_sync[operation.damaged as usize % view.in_sync.len()]
+        } else {
+            view.primary
         };
         let address = self.cluster.map.nodes.get(&member.node)?.address.clone();
         Some((member.node, address, view.epoch))
@@ -197,6 +200,7 @@ impl ClientCore {
     fn data_damaged(&mut self, number: u64) {
         let Some(operation) = self.data.operations.get_mut(&number) else { return };
         operation.damaged += 1;
+        operation.elsewhere = true;
         if operation.damaged >= DAMAGE_MAX {
             self.data_done(number, Err(ClientError::Damaged));
         } else {
@@ -209,7 +213,7 @@ impl ClientCore {
         match refusal {
             Refusal::WrongEpoch { .. } | Refusal::NotPrimary | Refusal::Io => {
                 // A damaged copy was evaded to a member that does not serve reads: back to the primary, then.
-                operation.damaged = operation.damaged.next_multiple_of(2);
+                operation.elsewhere = false;
                 self.ask_map();
                 self.data_again(number);
             }

@@ -58,6 +58,8 @@ struct Node {
     directory: Option<Directory>,
     target: Option<Bytes>,
     xattrs: Xattrs,
+    /// Opened since caching started: pages kept above since then are right.
+    opened: bool,
     used: u64,
 }
 
@@ -198,6 +200,11 @@ impl Names {
         let xattrs = &self.used(inode)?.xattrs;
         let present = xattrs.values.iter().filter(|(_, (_, value))| value.is_some()).map(|(name, _)| name.clone());
         xattrs.complete.then(|| present.collect())
+    }
+
+    /// The inode is opened; whether it was before, since caching started.
+    pub fn open(&mut self, inode: InodeId) -> bool {
+        self.used(inode).is_some_and(|node| std::mem::replace(&mut node.opened, true))
     }
 
     // ---- learning ----

@@ -55,6 +55,9 @@ impl ClientCore {
             // Nobody will close it: the file retires by itself.
             return;
         }
+        if caching && new {
+            self.names.open(attributes.inode);
+        }
         let mut shown = attributes;
         let handle = self.add_handle(&mut shown, at, mode);
         self.complete(id, Ok(Reply::Created { attributes: shown, new, handle: Some(handle) }));
@@ -121,7 +124,8 @@ impl ClientCore {
             FileKind::Directory => return self.complete(id, Err(NamespaceError::IsDirectory.into())),
             _ => return self.complete(id, Err(NamespaceError::Invalid.into())),
         }
-        let keep_cache = self.caching();
+        // Pages from before caching started may be older than what others wrote then.
+        let keep_cache = self.caching() && self.names.open(attributes.inode);
         let handle = self.add_handle(&mut attributes, at, mode);
         self.complete(id, Ok(Reply::Opened { handle, attributes, keep_cache }));
     }

@@ -36,6 +36,8 @@ pub(crate) struct Buffer {
     all: BTreeMap<CallId, (usize, Option<ClientError>)>,
     /// Files with dirty bytes.
     dirty: BTreeSet<InodeId>,
+    /// More than half full: every file has been told to send what it has.
+    pressed: bool,
 }
 
 impl Buffer {
@@ -49,6 +51,7 @@ impl Buffer {
             queue: VecDeque::new(),
             all: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            pressed: false,
         }
     }
 
@@ -167,7 +170,7 @@ impl ClientCore {
         self.reads.overwritten(inode, offset, end);
         self.recount(inode);
         self.touched.insert(inode);
-        if self.pressed() {
+        if self.pressed() && !std::mem::replace(&mut self.buffer.pressed, true) {
             self.touched.extend(self.buffer.dirty.iter().copied());
         }
     }
@@ -201,9 +204,7 @@ impl ClientCore {
     /// Sends what of a file is due and may go.
     pub(crate) fn send_dirty(&mut self, inode: InodeId) {
         while let Some((start, end)) = self.next_run(inode) {
-            let room = self.buffer.in_flight_bytes < self.config.flush_bytes_in_flight
-                && self.buffer.in_flight_requests < self.config.flush_requests_in_flight;
-            if !room {
+            if !self.may_send() {
                 self.buffer.waiting.insert(inode);
                 return;
             }
@@ -303,15 +304,26 @@ impl ClientCore {
         self.room_made();
     }
 
-    /// There is room: under way for files that wait, in the buffer for writers that wait.
-    pub(crate) fn room_made(&mut self) {
-        let cursor = self.buffer.cursor;
-        let next = self.buffer.waiting.range((std::ops::Bound::Excluded(cursor), std::ops::Bound::Unbounded)).next();
-        if let Some(inode) = next.or(self.buffer.waiting.first()).copied() {
-            self.buffer.waiting.remove(&inode);
-            self.buffer.cursor = inode;
-            self.touched.insert(inode);
+    /// A file that has something to send and may, if there is one: each in its turn.
+    pub(crate) fn next_waiting(&mut self) -> Option<InodeId> {
+        if self.buffer.waiting.is_empty() || !self.may_send() {
+            return None;
         }
+        let after = (std::ops::Bound::Excluded(self.buffer.cursor), std::ops::Bound::Unbounded);
+        let inode = *self.buffer.waiting.range(after).next().or(self.buffer.waiting.first())?;
+        self.buffer.waiting.remove(&inode);
+        self.buffer.cursor = inode;
+        Some(inode)
+    }
+
+    fn may_send(&self) -> bool {
+        self.buffer.in_flight_bytes < self.config.flush_bytes_in_flight
+            && self.buffer.in_flight_requests < self.config.flush_requests_in_flight
+    }
+
+    /// There is room in the buffer for writers that wait.
+    pub(crate) fn room_made(&mut self) {
+        self.buffer.pressed &= self.pressed();
         while let Some((_, Call::Write { data, .. })) = self.buffer.queue.front() {
             let room = self.buffer.bytes == 0 || self.buffer.bytes + data.len() as u64 <= self.config.write_buffer_bytes;
             if !room {
