@@ -15,6 +15,8 @@ use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 
+/// How long a closing QUIC endpoint waits for its peers to have heard of it.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(300);
 /// Milliseconds to wait for a port of QUIC to become free; it has never taken more than a few.
 const FREE_WAITS: u32 = 1000;
 
@@ -97,7 +99,8 @@ impl Listener {
         match self {
             Self::Quic(endpoint, held) => {
                 endpoint.close(0u32.into(), b"");
-                endpoint.wait_idle().await;
+                // Peers that have gone too never confirm the end; the protocol would wait for them three probe timeouts long.
+                let _ = tokio::time::timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
                 drop(endpoint);
                 // quinn's own task lets the socket go a moment later, and tells nobody.
                 for _ in 0..FREE_WAITS {
