@@ -1,7 +1,7 @@
 //! Who leads which shard, and which map is known.
 
-use crate::core::ClientCore;
 use crate::control::Purpose;
+use crate::core::ClientCore;
 use holdfast_types::{MapVersion, ServerId, ShardId};
 use holdfast_wire::map::{ClusterMap, MapUpdate};
 use holdfast_wire::metadata::{MetadataError, Request, Response};

@@ -24,8 +24,12 @@ pub(crate) enum Purpose {
     Attach,
     Renew,
     Detach,
-    StoppedCaching { event: u64 },
-    Map { subscription: bool },
+    StoppedCaching {
+        event: u64,
+    },
+    Map {
+        subscription: bool,
+    },
     /// A namespace operation: its outcome is the call's reply.
     Call(CallId),
     /// A query that a call needed before it could begin; it begins anew.
@@ -41,7 +45,11 @@ pub(crate) enum Purpose {
     /// The size, for an append that may not use a cached one.
     AppendSize(CallId, Box<Call>),
     /// `Call::SetAttributes` through the file's lane.
-    Set { id: CallId, inode: InodeId, quiet: bool },
+    Set {
+        id: CallId,
+        inode: InodeId,
+        quiet: bool,
+    },
     Publish(InodeId, Published),
     Reserve(InodeId),
     Trim(InodeId),
@@ -210,7 +218,10 @@ impl ClientCore {
             }
             Ok(answer) => {
                 if std::mem::take(&mut self.control.unreachable_said) {
-                    self.notify(crate::Notice::Reachable { reachable: true, detail: format!("metadata server {server}") });
+                    self.notify(crate::Notice::Reachable {
+                        reachable: true,
+                        detail: format!("metadata server {server}"),
+                    });
                 }
                 self.control_done(number, answer);
             }

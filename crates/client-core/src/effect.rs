@@ -11,6 +11,10 @@ use holdfast_wire::metadata::{Answer, Envelope};
 pub struct Ticket(pub u64);
 
 /// What happened.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "an input is made once and stepped at once; a box for each answer would cost more"
+)]
 #[derive(Debug)]
 pub enum Input {
     /// Somebody calls. Until `Complete` the id must not be used again.

@@ -30,6 +30,7 @@ pub(crate) struct Sending {
 }
 
 /// Who waits for a synchronization.
+#[allow(clippy::large_enum_variant, reason = "few wait at a time, and they are moved, not copied")]
 #[derive(Clone, Debug)]
 pub(crate) enum Waiter {
     /// A call, and its reply.
@@ -48,8 +49,17 @@ pub(crate) struct Sync {
 /// A change that must not meet writes under way.
 pub(crate) enum Change {
     /// `quiet`: part of another call, whose reply the attributes are not.
-    Set { id: CallId, set: SetAttributes, quiet: bool },
-    Zero { id: CallId, offset: u64, length: u64, extend: bool },
+    Set {
+        id: CallId,
+        set: SetAttributes,
+        quiet: bool,
+    },
+    Zero {
+        id: CallId,
+        offset: u64,
+        length: u64,
+        extend: bool,
+    },
 }
 
 impl Change {
@@ -65,13 +75,17 @@ impl Change {
 /// What the file's lane is busy with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
-    Publish { release: bool },
+    Publish {
+        release: bool,
+    },
     Reserve,
     Refresh,
     /// A change of attributes that leaves the bytes alone.
     Set,
     /// A change of bytes: nothing is written, read or opened meanwhile. Counts the requests under way.
-    Change { left: usize },
+    Change {
+        left: usize,
+    },
 }
 
 pub(crate) struct File {

@@ -5,8 +5,8 @@ use crate::control::{Published, Purpose};
 use crate::core::ClientCore;
 use crate::data::DataPurpose;
 use crate::error::ClientError;
-use crate::session::Caching;
 use crate::file::{Change, Lane, Sync, Waiter};
+use crate::session::Caching;
 use holdfast_types::limits::FILE_BYTES_MAX;
 use holdfast_types::size::{MIB, pieces};
 use holdfast_types::{InodeId, ShardId};
@@ -394,7 +394,8 @@ impl ClientCore {
             let file = self.files.get_mut(&inode).expect("seen above");
             file.syncs.push(Sync { target, data_only, waiter: Waiter::Call(id, Reply::Done) });
         }
-        let keys: Vec<_> = parts.iter().map(|p| crate::data::chunk_key(&volume, &self.files[&inode].base, p.index)).collect();
+        let keys: Vec<_> =
+            parts.iter().map(|p| crate::data::chunk_key(&volume, &self.files[&inode].base, p.index)).collect();
         self.pages.remove(inode, offset, end);
         self.reads.overwritten(inode, offset, end);
         self.recount(inode);

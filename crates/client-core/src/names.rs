@@ -158,7 +158,13 @@ impl Names {
     }
 
     /// A part of a listing, and whether it is the last; attributes of each entry if they are wanted. `None`: not all is known.
-    pub fn list(&mut self, inode: InodeId, after: u64, limit: usize, plus: bool) -> Option<(Vec<DirectoryEntry>, bool)> {
+    pub fn list(
+        &mut self,
+        inode: InodeId,
+        after: u64,
+        limit: usize,
+        plus: bool,
+    ) -> Option<(Vec<DirectoryEntry>, bool)> {
         let node = self.used(inode)?;
         let directory = node.directory.as_ref().filter(|d| d.complete && d.by_cookie.len() == d.present)?;
         let mut entries: Vec<DirectoryEntry> = directory

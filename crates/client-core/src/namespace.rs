@@ -24,7 +24,7 @@ impl ClientCore {
 
     pub(crate) fn name_call(&mut self, id: CallId, call: Call) {
         if self.may_serve_cache()
-            && let Some(result) = self.from_memory(&call)
+            && let Some(result) = self.answer_from_memory(&call)
         {
             return self.complete(id, result);
         }
@@ -57,7 +57,7 @@ impl ClientCore {
     }
 
     /// The answer, if it is known.
-    fn from_memory(&mut self, call: &Call) -> Option<Result<Reply, ClientError>> {
+    fn answer_from_memory(&mut self, call: &Call) -> Option<Result<Reply, ClientError>> {
         match call {
             Call::Lookup { parent, name } => match self.names.entry(*parent, name) {
                 Found::Unknown => None,
@@ -323,9 +323,7 @@ impl ClientCore {
     pub(crate) fn ensure_file(&mut self, attributes: &Attributes, at: LogIndex) -> &mut File {
         let (request_bytes, now) = (self.config.request_bytes, self.now);
         self.touched.insert(attributes.inode);
-        self.files
-            .entry(attributes.inode)
-            .or_insert_with(|| File::new(attributes.clone(), at, request_bytes, now))
+        self.files.entry(attributes.inode).or_insert_with(|| File::new(attributes.clone(), at, request_bytes, now))
     }
 
     // ---- removing ----
@@ -417,4 +415,3 @@ fn attributes_of(outcome: &Outcome) -> Vec<&Attributes> {
         Outcome::Done | Outcome::Bytes(_) | Outcome::Names(_) | Outcome::Usage(_) => Vec::new(),
     }
 }
-

@@ -4,9 +4,9 @@
 //! is done: a write leaves only through [`ChunkCall::seal`], bytes come in only through [`ChunkReply::check`].
 
 use bytes::Bytes;
+use holdfast_types::NodeId;
 use holdfast_types::checksum::{crc32, piece_sums};
 use holdfast_types::limits::BLOCK_BYTES;
-use holdfast_types::NodeId;
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest};
 
 /// A request to a storage node, its sums not yet computed.

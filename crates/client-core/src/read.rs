@@ -239,7 +239,11 @@ impl ClientCore {
 
     fn next_fetch_start(&self, inode: InodeId, at: u64) -> u64 {
         let fetches = self.reads.by_inode.get(&inode).into_iter().flatten().map(|n| &self.reads.fetches[n]);
-        fetches.flat_map(|f| f.stale.iter().map(|(_, end)| *end).chain([f.start])).filter(|s| *s > at).min().unwrap_or(u64::MAX)
+        fetches
+            .flat_map(|f| f.stale.iter().map(|(_, end)| *end).chain([f.start]))
+            .filter(|s| *s > at)
+            .min()
+            .unwrap_or(u64::MAX)
     }
 
     /// Whole blocks, and small files as a whole: what lies around is likely to be wanted next. Within one request.
@@ -296,7 +300,9 @@ impl ClientCore {
                 got.put_zeros(stored, fetch.end);
             }
             Err(error) => {
-                for pending in fetch.waiting.iter().filter_map(|(n, ..)| self.reads.pending.remove(n)).collect::<Vec<_>>() {
+                for pending in
+                    fetch.waiting.iter().filter_map(|(n, ..)| self.reads.pending.remove(n)).collect::<Vec<_>>()
+                {
                     self.complete(pending.call, Err(error.clone()));
                 }
                 return;
@@ -337,7 +343,8 @@ impl ClientCore {
         }
         if end > stream.next {
             stream.next = end;
-            stream.window = (stream.window * 2).clamp(WINDOW_BYTES_MIN, self.config.read_ahead_bytes.max(WINDOW_BYTES_MIN));
+            stream.window =
+                (stream.window * 2).clamp(WINDOW_BYTES_MIN, self.config.read_ahead_bytes.max(WINDOW_BYTES_MIN));
         }
         let request = self.config.request_bytes;
         let upto = (stream.next + stream.window).min(stored);

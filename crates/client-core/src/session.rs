@@ -284,7 +284,10 @@ impl ClientCore {
             Caching::On | Caching::Off | Caching::Stopping(_) => None,
         };
         let leaving = matches!(self.session.state, State::Leaving) && !self.session.detaching;
-        if (stopping.is_none() && !leaving) || self.control.opening(self.session.span) || !self.files.values().all(|f| f.is_settled()) {
+        if (stopping.is_none() && !leaving)
+            || self.control.opening(self.session.span)
+            || !self.files.values().all(|f| f.is_settled())
+        {
             return;
         }
         if leaving {

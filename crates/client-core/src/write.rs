@@ -325,7 +325,8 @@ impl ClientCore {
     pub(crate) fn room_made(&mut self) {
         self.buffer.pressed &= self.pressed();
         while let Some((_, Call::Write { data, .. })) = self.buffer.queue.front() {
-            let room = self.buffer.bytes == 0 || self.buffer.bytes + data.len() as u64 <= self.config.write_buffer_bytes;
+            let room =
+                self.buffer.bytes == 0 || self.buffer.bytes + data.len() as u64 <= self.config.write_buffer_bytes;
             if !room {
                 return;
             }

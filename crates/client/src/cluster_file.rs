@@ -114,8 +114,9 @@ impl ClusterFile {
         let written: Written = toml::from_str(text)
             .map_err(|source| ClusterFileError::Parse { path: path.into(), source: Box::new(source) })?;
         let invalid = |reason: String| ClusterFileError::Invalid { path: path.into(), reason };
-        let cluster = u128::from_str_radix(&written.cluster, 16)
-            .map_err(|_| invalid(format!("cluster id {:?} is not a hexadecimal number of 128 bits", written.cluster)))?;
+        let cluster = u128::from_str_radix(&written.cluster, 16).map_err(|_| {
+            invalid(format!("cluster id {:?} is not a hexadecimal number of 128 bits", written.cluster))
+        })?;
         if written.metadata.is_empty() {
             return Err(invalid("no metadata server is named".into()));
         }

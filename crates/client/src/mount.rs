@@ -118,14 +118,8 @@ impl Client {
     pub(crate) async fn start(config: Config, transport: Box<dyn Transport>) -> Result<(Self, Notices), MountError> {
         let (sender, notices) = mpsc::unbounded_channel();
         let core = ClientCore::new(config, now(), random_u128() as u64);
-        let state = State {
-            core,
-            waiting: HashMap::new(),
-            call_next: 1,
-            timer: None,
-            notices: sender,
-            effects: Vec::new(),
-        };
+        let state =
+            State { core, waiting: HashMap::new(), call_next: 1, timer: None, notices: sender, effects: Vec::new() };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             transport,
@@ -224,7 +218,9 @@ impl Pending {
     /// # Errors
     /// The call's own.
     pub async fn wait(self) -> Result<Reply, ClientError> {
-        self.receiver.await.unwrap_or_else(|_| Err(ClientError::SessionOver { reason: "the client was dropped".into() }))
+        self.receiver
+            .await
+            .unwrap_or_else(|_| Err(ClientError::SessionOver { reason: "the client was dropped".into() }))
     }
 }
 

@@ -164,7 +164,13 @@ impl Client {
     }
 
     /// [`Call::SetXattr`]
-    pub async fn set_xattr(&self, inode: InodeId, name: Bytes, value: Bytes, mode: XattrMode) -> Result<(), ClientError> {
+    pub async fn set_xattr(
+        &self,
+        inode: InodeId,
+        name: Bytes,
+        value: Bytes,
+        mode: XattrMode,
+    ) -> Result<(), ClientError> {
         expect!(self, Call::SetXattr { inode, name, value, mode }, Reply::Done => ())
     }
 

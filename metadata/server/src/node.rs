@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 const BATCH: usize = 64;
 
 /// What arrives at the loop.
+#[allow(clippy::large_enum_variant, reason = "moved once, from a worker to the loop; a box for each would cost more")]
 pub enum Arrival {
     /// A request from a client, node or administrator, and where its answer goes.
     Request {

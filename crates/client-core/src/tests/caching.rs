@@ -35,7 +35,9 @@ fn repeated_names_attributes_opens_and_closes_cost_no_message() {
         else {
             panic!("open");
         };
-        assert!(matches!(world.at_once(Call::Read { handle, offset: 0, length: 10 }), Ok(Reply::Data(d)) if d.len() == 1));
+        assert!(
+            matches!(world.at_once(Call::Read { handle, offset: 0, length: 10 }), Ok(Reply::Data(d)) if d.len() == 1)
+        );
         world.at_once(Call::Release { handle }).expect("close");
         let list = Call::ReadDirectory { inode: InodeId::ROOT, after: 0, limit: 10, plus: true };
         assert!(matches!(world.at_once(list), Ok(Reply::Directory { entries, end: true, .. }) if entries.len() == 1));
@@ -82,9 +84,7 @@ fn a_retried_mutation_is_executed_once() {
         let mut world = World::new(seed);
         world.loss = 25;
         world.mount();
-        let ids: Vec<_> = (0..30)
-            .map(|i| world.start(make_directory(InodeId::ROOT, name(&format!("d{i}")))))
-            .collect();
+        let ids: Vec<_> = (0..30).map(|i| world.start(make_directory(InodeId::ROOT, name(&format!("d{i}"))))).collect();
         for id in ids {
             assert!(matches!(world.wait(id), Ok(Reply::Created { new: true, .. })), "seed {seed}");
         }

@@ -197,9 +197,7 @@ impl Service {
             Request::OpenSession { volume: name, .. } if name != "main" => {
                 return Some(Err(MetadataError::NoVolume { name: name.clone() }));
             }
-            Request::OpenSession { .. } => {
-                Response::SessionOpened { session: SESSION, volume, map_min: MapVersion(1) }
-            }
+            Request::OpenSession { .. } => Response::SessionOpened { session: SESSION, volume, map_min: MapVersion(1) },
             Request::GetMap { have, wait } => {
                 if *have < self.map.version {
                     Response::Map(MapUpdate::Full(Box::new(self.map.clone())))
@@ -310,8 +308,7 @@ impl Service {
                 Ok(Outcome::Removed { attributes: removed, orphan })
             }
             Mutation::Rename { from_parent, from_name, to_parent, to_name, open, .. } => {
-                let moved =
-                    self.entries.remove(&(*from_parent, from_name.clone())).ok_or(NamespaceError::NotFound)?;
+                let moved = self.entries.remove(&(*from_parent, from_name.clone())).ok_or(NamespaceError::NotFound)?;
                 let old = self.entries.insert((*to_parent, to_name.clone()), moved);
                 self.change_directory(*from_parent, -1);
                 self.change_directory(*to_parent, if old.is_some() { 0 } else { 1 });
@@ -409,8 +406,7 @@ impl Service {
     pub fn chunk(&mut self, node: NodeId, request: &ChunkRequest, payload: &[u8]) -> (ChunkAnswer, Bytes) {
         let view = &self.map.views[request.group.0 as usize];
         if request.epoch != view.epoch {
-            let refusal =
-                Refusal::WrongEpoch { asked: request.epoch, current: view.epoch, version: self.map.version };
+            let refusal = Refusal::WrongEpoch { asked: request.epoch, current: view.epoch, version: self.map.version };
             return (ChunkAnswer::Refused(refusal), Bytes::new());
         }
         let is_read = matches!(request.op, ChunkOp::Read { .. });

@@ -175,9 +175,8 @@ fn random_operation(
         _ => {
             // Two overlapping writes at once: the later one wins, whatever the network does.
             let (first, second) = (random_bytes(prng, length), random_bytes(prng, length));
-            let ids = [first, second.clone()].map(|data| {
-                world.start(Call::Write { handle: *handle, offset, data, clear_set_ids: false })
-            });
+            let ids = [first, second.clone()]
+                .map(|data| world.start(Call::Write { handle: *handle, offset, data, clear_set_ids: false }));
             let sync = world.start(Call::Fsync { inode, data_only: false });
             for id in ids {
                 world.wait(id).expect("write");

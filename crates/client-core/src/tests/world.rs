@@ -2,8 +2,8 @@
 
 use super::fake::Service;
 use crate::{
-    Call, CallId, ChunkReply, ClientCore, ClientError, Config, Effect, Failure, HandleId, Input, Notice, OpenMode, Reply,
-    Ticket,
+    Call, CallId, ChunkReply, ClientCore, ClientError, Config, Effect, Failure, HandleId, Input, Notice, OpenMode,
+    Reply, Ticket,
 };
 use bytes::Bytes;
 use holdfast_types::prng::Prng;
@@ -217,9 +217,8 @@ impl World {
                 }
             }
             Event::ChunkAnswer(ticket, result) => {
-                let done = result.as_ref().is_ok_and(|r| {
-                    matches!(r.answer, holdfast_wire::chunk::ChunkAnswer::Done { .. })
-                });
+                let done =
+                    result.as_ref().is_ok_and(|r| matches!(r.answer, holdfast_wire::chunk::ChunkAnswer::Done { .. }));
                 if let Some(sequence) = self.outstanding.remove(&ticket)
                     && (done || self.service.full)
                 {
@@ -263,7 +262,8 @@ impl World {
 
     pub fn run_for(&mut self, time: Duration) {
         let until = self.now + time;
-        while self.events.keys().next().is_some_and(|(at, _)| *at <= until) || self.timer.is_some_and(|at| at <= until) {
+        while self.events.keys().next().is_some_and(|(at, _)| *at <= until) || self.timer.is_some_and(|at| at <= until)
+        {
             self.happen();
         }
         self.now = until;
