@@ -1,0 +1,88 @@
+//! Calls of applications, judged: a read, from a cache or not, shows some state between the last that anybody had seen when it
+//! began and the last that there was when it ended.
+
+use super::Sim;
+use super::check_names::{Look, Timeline};
+use super::record::{CallRecord, Returned};
+use holdfast_client_core::{Call, ClientError, Reply};
+use holdfast_wire::namespace::{Attributes, NamespaceError};
+
+/// Versions that held at some index of a range, the first included that began before it.
+fn within<T>(versions: Option<&Vec<(u64, T)>>, from: u64, to: u64) -> impl Iterator<Item = Option<&T>> {
+    let all: &[(u64, T)] = versions.map_or(&[], Vec::as_slice);
+    let first = all.partition_point(|(index, _)| *index <= from);
+    let last = all.partition_point(|(index, _)| *index <= to);
+    // Nothing is what holds before the first version.
+    let before = first.checked_sub(1).map(|at| &all[at].1);
+    std::iter::once(before).chain(all[first..last.max(first)].iter().map(|(_, version)| Some(version)))
+}
+
+fn look(attributes: &Attributes) -> Look {
+    Look {
+        kind: attributes.kind,
+        mode: attributes.mode,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        links: attributes.links,
+    }
+}
+
+impl Sim {
+    pub(super) fn check_calls(&self, timeline: &Timeline) -> Result<(), String> {
+        for record in &self.record.calls {
+            let Some(returned) = &record.returned else { continue };
+            // What a session that is over still had cached may be shown to its own host.
+            let session = self.record.mounts[record.mount].session;
+            let ended = session.and_then(|session| self.truth[1].ended.get(&session));
+            if ended.is_some_and(|ended| *ended <= returned.at) {
+                continue;
+            }
+            if !is_allowed(timeline, record, returned) {
+                let names = match &record.call {
+                    Call::Lookup { parent, name } => format!("{:?}", timeline.entries.get(&(*parent, name.clone()))),
+                    Call::GetAttributes { inode } => format!("{:?}", timeline.looks.get(inode)),
+                    _ => String::new(),
+                };
+                return Err(format!(
+                    "client {} ({session:?}), from {} at {}: {:?} -> {:?} at {}, but between {} and {} there was no such state; versions: {names}",
+                    record.client, record.invoked, record.invoked_at, record.call, returned.result, returned.at, record.seen,
+                    returned.newest
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_allowed(timeline: &Timeline, record: &CallRecord, returned: &Returned) -> bool {
+    let (from, to) = (record.seen, returned.newest);
+    match (&record.call, &returned.result) {
+        (Call::Lookup { parent, name }, Ok(Reply::Attributes(attributes))) => {
+            let inode = attributes.inode;
+            let named = within(timeline.entries.get(&(*parent, name.clone())), from, to).any(|v| v == Some(&Some(inode)));
+            let looks = within(timeline.looks.get(&inode), from, to).any(|v| v == Some(&Some(look(attributes))));
+            named && looks
+        }
+        (Call::Lookup { parent, name }, Err(ClientError::Namespace(NamespaceError::NotFound))) => {
+            within(timeline.entries.get(&(*parent, name.clone())), from, to).any(|v| matches!(v, None | Some(None)))
+        }
+        (Call::GetAttributes { inode }, Ok(Reply::Attributes(attributes))) => {
+            within(timeline.looks.get(inode), from, to).any(|v| v == Some(&Some(look(attributes))))
+        }
+        (Call::GetAttributes { inode }, Err(ClientError::Namespace(NamespaceError::Stale))) => {
+            within(timeline.looks.get(inode), from, to).any(|v| matches!(v, None | Some(None)))
+        }
+        (Call::ReadDirectory { inode, after: 0, limit, .. }, Ok(Reply::Directory { entries, end, .. })) => {
+            let shown = |name: &holdfast_types::FileName| entries.iter().find(|entry| entry.name == *name);
+            within(timeline.listings.get(inode), from, to).any(|listing| {
+                let listing: &[_] = listing.map_or(&[], Vec::as_slice);
+                let whole = listing.len() <= *limit as usize;
+                entries.len() == listing.len().min(*limit as usize)
+                    && whole == *end
+                    && entries.iter().all(|entry| listing.iter().any(|(name, to)| *name == entry.name && *to == entry.inode))
+                    && (!whole || listing.iter().all(|(name, _)| shown(name).is_some()))
+            })
+        }
+        _ => true,
+    }
+}

@@ -1,0 +1,359 @@
+//! What goes wrong: a nemesis for each kind of actor, and a director that aims at whoever leads or serves just now.
+
+use super::setup::Flavour;
+use super::{Local, Phase, Sim};
+use holdfast_journal::memory::Loss;
+use holdfast_sim::{Actor, Fault, FaultBudget, Latency, LinkConfig, Nemesis, WorldTime};
+use std::time::Duration;
+
+/// Links between metadata servers: they lose, repeat and reorder.
+pub(super) fn datagram_link() -> LinkConfig {
+    LinkConfig {
+        latency: Latency::between(Duration::from_micros(50), Duration::from_millis(1)),
+        loss_ppm: 5_000,
+        repeat_ppm: 10_000,
+        datagram: true,
+        ..LinkConfig::default()
+    }
+}
+
+/// All other links: connections that break now and then.
+pub(super) fn stream_link() -> LinkConfig {
+    LinkConfig { loss_ppm: 100, ..LinkConfig::default() }
+}
+
+/// Something aimed at somebody.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    /// All servers and nodes lose power.
+    PowerCut,
+    /// All storage nodes do.
+    StoragePowerCut,
+    CrashLeader,
+    StopLeader,
+    /// The leader hears and is heard by nobody, or by clients only.
+    IsolateLeader,
+    /// A new leader is isolated while all others lose power.
+    CycleFollowers,
+    RebootNode,
+    CrashNode,
+    CrashTwoNodes,
+    StopNode,
+    /// A node hears and is heard by no metadata server, but by all others.
+    OrphanNode,
+    /// A node and another one do not hear each other.
+    CutNodes,
+    /// A node answers nobody, and hears everybody.
+    MuteNode,
+    /// A server's, or node's, answers to a client are lost.
+    MuteToClient,
+    /// A client is cut off from everybody.
+    CutClient,
+    StopClient,
+    /// One node after the other loses power, each before the last one is back for long.
+    Rolling,
+}
+
+impl Flavour {
+    fn acts(self) -> &'static [Act] {
+        use Act::*;
+        match self {
+            Self::Mixed => &[
+                PowerCut, CrashLeader, StopLeader, IsolateLeader, RebootNode, CrashNode, CrashTwoNodes, StopNode, OrphanNode,
+                CutNodes, MuteNode, MuteToClient, CutClient, StopClient, Rolling,
+            ],
+            Self::Leaders => &[CrashLeader, StopLeader, IsolateLeader, IsolateLeader, IsolateLeader, StopLeader, CutClient],
+            Self::Votes => &[CycleFollowers, CycleFollowers, CycleFollowers, CrashLeader, IsolateLeader],
+            Self::Members => &[CrashNode, CrashTwoNodes, Rolling, Rolling, MuteNode, RebootNode, OrphanNode],
+            Self::Reboots => &[RebootNode, RebootNode, RebootNode, CutNodes, CrashTwoNodes],
+            Self::PowerCuts => &[PowerCut, PowerCut, StoragePowerCut, StoragePowerCut, CrashLeader, RebootNode],
+            Self::LostAnswers => &[MuteToClient, MuteToClient, MuteToClient, MuteToClient, CrashLeader, CutClient],
+            Self::Zombies => &[OrphanNode, OrphanNode, StopNode, StopNode, CutClient, StopClient, MuteNode, CutNodes],
+        }
+    }
+}
+
+impl Sim {
+    /// Schedules all faults of a hostile phase.
+    pub(super) fn unleash(&mut self, until: WorldTime) {
+        let servers: Vec<Actor> = self.servers.iter().map(|server| server.actor).collect();
+        let nodes: Vec<Actor> = self.nodes.iter().map(|node| node.actor).collect();
+        let clients: Vec<Actor> = self.clients[..3].iter().map(|client| client.actor).collect();
+        let everyone: Vec<Actor> = servers.iter().chain(&nodes).chain(&clients).copied().collect();
+        let gap = Latency::between(Duration::from_millis(200), Duration::from_secs(6));
+        let length = Latency::between(Duration::from_millis(10), Duration::from_secs(6));
+        let budget = FaultBudget {
+            crashes_max: 2,
+            stops_max: 2,
+            cuts_max: 3,
+            slow_max: 2,
+            drifts_max: 3,
+            drift_ppm_max: 300,
+            gap,
+            length,
+            ..FaultBudget::none()
+        };
+        for (label, victims, crashes_max) in [(11, servers, 2), (12, nodes, 3), (13, clients, 0)] {
+            let budget = FaultBudget { crashes_max, ..budget };
+            let mut nemesis = Nemesis::new(self.world.prng(label), &victims, &everyone, budget);
+            self.stats.faults += nemesis.unleash(&mut self.world, until).len() as u64 / 2;
+        }
+        self.world.after(self.director, Duration::from_secs(4), Local::Act);
+        self.world.after(self.director, until.since(self.world.now()), Local::Heal);
+    }
+
+    /// A fault of the plan is due.
+    pub(super) fn fault(&mut self, fault: &Fault) {
+        match fault {
+            Fault::Crash(actor) => {
+                let loss = if self.prng.chance(2, 3) { Loss::Power } else { Loss::Process };
+                self.crash_actor(*actor, loss);
+            }
+            Fault::Restart(actor) => self.restart_actor(*actor),
+            Fault::Link { from, to, config } => {
+                let datagram = self.server_of(*from).is_some() && self.server_of(*to).is_some();
+                let base = if datagram { datagram_link() } else { stream_link() };
+                let config = match config {
+                    Some(slow) => LinkConfig { latency: slow.latency, loss_ppm: slow.loss_ppm / if datagram { 1 } else { 10 }, ..base },
+                    None => base,
+                };
+                self.world.network().set_link(*from, *to, Some(config));
+            }
+            other => self.world.apply(other),
+        }
+    }
+
+    /// Ends an actor's life.
+    pub(super) fn crash_actor(&mut self, actor: Actor, loss: Loss) {
+        if !self.world.is_up(actor) {
+            return;
+        }
+        self.world.crash(actor);
+        self.streams.forget(actor);
+        if let Some(at) = self.server_of(actor) {
+            self.crash_server(at, loss);
+        } else if let Some(at) = self.node_of(actor) {
+            self.crash_node(at, loss);
+        } else if let Some(at) = self.client_of(actor) {
+            self.crash_client(at);
+        }
+    }
+
+    /// Begins its next one.
+    pub(super) fn restart_actor(&mut self, actor: Actor) {
+        if self.world.is_up(actor) {
+            return;
+        }
+        self.world.restart(actor);
+        if let Some(at) = self.server_of(actor) {
+            self.start_server(at);
+        } else if let Some(at) = self.node_of(actor) {
+            self.start_node(at);
+        } else if let Some(at) = self.client_of(actor) {
+            self.clients[at].script.state = super::script::State::Away;
+            self.mount_later(at);
+        }
+    }
+
+    /// The hostile phase is over: all is whole again.
+    pub(super) fn heal(&mut self) {
+        self.phase = Phase::Healed;
+        self.world.network().unblock_all();
+        self.set_links();
+        for actor in (0..self.director.0).map(Actor) {
+            if self.world.is_up(actor) && !self.world.is_running(actor) {
+                self.world.go_on(actor);
+            }
+            self.restart_actor(actor);
+        }
+    }
+
+    /// All links as they are when nothing is wrong.
+    pub(super) fn set_links(&mut self) {
+        self.world.network().set_default(stream_link());
+        for from in 0..self.director.0 {
+            for to in 0..self.director.0 {
+                let both = self.server_of(Actor(from)).is_some() && self.server_of(Actor(to)).is_some();
+                let config = if both { datagram_link() } else { stream_link() };
+                self.world.network().set_link(Actor(from), Actor(to), Some(config));
+            }
+        }
+    }
+
+    /// The director acts, and will again.
+    pub(super) fn act(&mut self) {
+        if self.phase != Phase::Hostile {
+            return;
+        }
+        let act = *self.prng.pick(self.setup.flavour.acts());
+        self.stats.faults += 1;
+        let text = || format!("act {act:?}");
+        self.world.trace().note(&[act as u64], text);
+        self.perform(act);
+        let gap = Latency::between(Duration::from_millis(300), Duration::from_millis(2_500)).sample(&mut self.prng);
+        self.world.after(self.director, gap, Local::Act);
+    }
+
+    fn length(&mut self, ms_min: u64, ms_max: u64) -> Duration {
+        Duration::from_millis(self.prng.between(ms_min, ms_max))
+    }
+
+    fn undo(&mut self, after: Duration, fault: Fault) {
+        self.world.schedule_fault(self.world.now() + after, fault);
+    }
+
+    fn crash_for(&mut self, actor: Actor, loss: Loss, length: Duration) {
+        self.crash_actor(actor, loss);
+        self.undo(length, Fault::Restart(actor));
+    }
+
+    fn block_for(&mut self, from: Actor, to: Actor, length: Duration) {
+        self.world.network().block(from, to);
+        self.undo(length, Fault::Unblock { from, to });
+    }
+
+    fn part_for(&mut self, one: Actor, others: &[Actor], length: Duration) {
+        for other in others.iter().filter(|other| **other != one) {
+            self.block_for(one, *other, length);
+            self.block_for(*other, one, length);
+        }
+    }
+
+    fn stop_for(&mut self, actor: Actor, length: Duration) {
+        self.world.stop(actor);
+        self.undo(length, Fault::GoOn(actor));
+    }
+
+    fn any_node(&mut self) -> Actor {
+        let at = self.prng.below(self.nodes.len() as u64) as usize;
+        self.nodes[at].actor
+    }
+
+    fn any_client(&mut self) -> Actor {
+        let at = self.prng.below(3) as usize;
+        self.clients[at].actor
+    }
+
+    /// Whoever leads one of the shards.
+    fn leader(&mut self) -> Option<Actor> {
+        let shard = self.prng.below(4).min(1) as usize;
+        self.leader_of(shard).map(|at| self.servers[at].actor)
+    }
+
+    fn perform(&mut self, act: Act) {
+        let servers: Vec<Actor> = self.servers.iter().map(|server| server.actor).collect();
+        let nodes: Vec<Actor> = self.nodes.iter().map(|node| node.actor).collect();
+        match act {
+            Act::PowerCut | Act::StoragePowerCut => {
+                let servers = if matches!(act, Act::PowerCut) { servers } else { Vec::new() };
+                for actor in servers.into_iter().chain(nodes) {
+                    let length = self.length(5, 1_500);
+                    self.crash_for(actor, Loss::Power, length);
+                }
+            }
+            Act::CrashLeader => {
+                let length = self.length(5, 3_000);
+                if let Some(leader) = self.leader() {
+                    self.crash_for(leader, Loss::Power, length);
+                }
+            }
+            Act::StopLeader => self.stop_leader(&servers),
+            Act::IsolateLeader => self.isolate_leader(&servers),
+            Act::CycleFollowers => self.cycle_followers(&servers),
+            Act::RebootNode | Act::CrashNode => {
+                let longest = if matches!(act, Act::RebootNode) { 400 } else { 8_000 };
+                let (node, length) = (self.any_node(), self.length(1, longest));
+                self.crash_for(node, Loss::Power, length);
+            }
+            Act::CrashTwoNodes => {
+                for _ in 0..2 {
+                    let (node, length) = (self.any_node(), self.length(50, 4_000));
+                    self.crash_for(node, Loss::Power, length);
+                }
+            }
+            Act::Rolling => {
+                let mut at = Duration::ZERO;
+                for node in nodes {
+                    self.undo(at, Fault::Crash(node));
+                    let down = self.length(20, 1_500);
+                    self.undo(at + down, Fault::Restart(node));
+                    at += self.length(200, 3_000);
+                }
+            }
+            Act::StopNode => {
+                let (node, length) = (self.any_node(), self.length(100, 8_000));
+                self.stop_for(node, length);
+            }
+            Act::OrphanNode => {
+                let (node, length) = (self.any_node(), self.length(1_000, 8_000));
+                self.part_for(node, &servers, length);
+            }
+            Act::CutNodes => {
+                let (one, other, length) = (self.any_node(), self.any_node(), self.length(300, 6_000));
+                self.part_for(one, &[other], length);
+            }
+            Act::MuteNode => {
+                let (node, length) = (self.any_node(), self.length(300, 5_000));
+                for other in nodes.into_iter().filter(|other| *other != node) {
+                    self.block_for(node, other, length);
+                }
+            }
+            Act::MuteToClient => {
+                let client = self.any_client();
+                let who = if self.prng.chance(2, 3) { *self.prng.pick(&servers) } else { *self.prng.pick(&nodes) };
+                let length = self.length(100, 4_000);
+                self.block_for(who, client, length);
+            }
+            Act::CutClient => {
+                let (client, length) = (self.any_client(), self.length(500, 25_000));
+                let others: Vec<Actor> = servers.into_iter().chain(nodes).collect();
+                self.part_for(client, &others, length);
+            }
+            Act::StopClient => {
+                let (client, length) = (self.any_client(), self.length(500, 25_000));
+                self.stop_for(client, length);
+            }
+        }
+    }
+
+    /// The leader stops while others go on; then it comes back, and does not hear of them at once.
+    fn stop_leader(&mut self, servers: &[Actor]) {
+        let length = self.length(300, 4_000);
+        let Some(leader) = self.leader() else { return };
+        self.stop_for(leader, length);
+        if self.prng.chance(1, 2) {
+            let longer = length + self.length(100, 2_000);
+            self.part_for(leader, servers, longer);
+        }
+    }
+
+    fn isolate_leader(&mut self, servers: &[Actor]) {
+        let length = self.length(600, 4_000);
+        let Some(leader) = self.leader() else { return };
+        match self.prng.below(4) {
+            // Clients still reach it.
+            0 | 1 => self.part_for(leader, servers, length),
+            // It still speaks, and hears no answer.
+            2 => {
+                for other in servers.iter().filter(|other| **other != leader) {
+                    self.block_for(*other, leader, length);
+                }
+            }
+            _ => {
+                let everyone: Vec<Actor> = (0..self.director.0).map(Actor).collect();
+                self.part_for(leader, &everyone, length);
+            }
+        }
+    }
+
+    /// Whoever leads is cut off, all others lose power for a moment: what they promised must survive.
+    fn cycle_followers(&mut self, servers: &[Actor]) {
+        let length = self.length(1_500, 4_000);
+        let Some(leader) = self.leader() else { return };
+        self.part_for(leader, servers, length);
+        for other in servers.iter().filter(|other| **other != leader) {
+            let down = self.length(1, 100);
+            self.crash_for(*other, Loss::Power, down);
+        }
+    }
+}

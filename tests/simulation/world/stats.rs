@@ -1,0 +1,152 @@
+//! What a run came to, so that nothing stays untested without anybody's noticing.
+
+use holdfast_metadata_core::Counters;
+use std::fmt;
+
+/// Of the harness.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Faults begun.
+    pub faults: u64,
+    /// Openings that found a torn record.
+    pub torn: u64,
+    /// Maps that storage nodes took.
+    pub maps: u64,
+    /// Sessions told to stop caching.
+    pub recalls: u64,
+    /// Mounts.
+    pub mounts: u64,
+    /// Clients that died.
+    pub clients_died: u64,
+    /// Bytes that sessions which were fenced had not flushed.
+    pub lost_bytes: u64,
+    /// Calls answered.
+    pub calls: u64,
+    /// Entries committed in shard 1.
+    pub entries: u64,
+    /// Reads of the namespace compared with the model.
+    pub queries: u64,
+    /// Values of slots read and judged.
+    pub values: u64,
+    /// Virtual seconds.
+    pub seconds: u64,
+}
+
+/// Of the metadata cores, all lives of all servers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Harness.
+    pub stats: Stats,
+    /// Seeds.
+    pub seeds: u64,
+    /// Elections won.
+    pub elections: u64,
+    /// Leaderships lost with a proposal in flight.
+    pub lost_in_flight: u64,
+    /// Mutations answered from the table of answers.
+    pub repeated: u64,
+    /// Snapshots installed.
+    pub snapshots: u64,
+    /// Views changed.
+    pub views: u64,
+    /// Log suffixes cut.
+    pub suffixes: u64,
+    /// Logs cut from below.
+    pub logs_cut: u64,
+    /// Reads by ReadIndex.
+    pub reads: u64,
+    /// Sessions fenced.
+    pub fences: u64,
+    /// Purges and trims sent to storage nodes.
+    pub chunk_requests: u64,
+}
+
+impl Totals {
+    pub(super) fn add_server(&mut self, counters: &Counters) {
+        self.elections += counters.elections_won;
+        self.lost_in_flight += counters.leaderships_lost_in_flight;
+        self.repeated += counters.answers_repeated;
+        self.snapshots += counters.snapshots_installed;
+        self.views += counters.view_changes;
+        self.suffixes += counters.suffixes_cut;
+        self.logs_cut += counters.logs_cut;
+        self.reads += counters.reads;
+        self.fences += counters.fences;
+        self.chunk_requests += counters.chunk_requests;
+    }
+
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        let (mine, theirs) = (&mut self.stats, &other.stats);
+        for (mine, theirs) in [
+            (&mut mine.faults, theirs.faults),
+            (&mut mine.torn, theirs.torn),
+            (&mut mine.maps, theirs.maps),
+            (&mut mine.recalls, theirs.recalls),
+            (&mut mine.mounts, theirs.mounts),
+            (&mut mine.clients_died, theirs.clients_died),
+            (&mut mine.lost_bytes, theirs.lost_bytes),
+            (&mut mine.calls, theirs.calls),
+            (&mut mine.entries, theirs.entries),
+            (&mut mine.queries, theirs.queries),
+            (&mut mine.values, theirs.values),
+            (&mut mine.seconds, theirs.seconds),
+            (&mut self.seeds, other.seeds),
+            (&mut self.elections, other.elections),
+            (&mut self.lost_in_flight, other.lost_in_flight),
+            (&mut self.repeated, other.repeated),
+            (&mut self.snapshots, other.snapshots),
+            (&mut self.views, other.views),
+            (&mut self.suffixes, other.suffixes),
+            (&mut self.logs_cut, other.logs_cut),
+            (&mut self.reads, other.reads),
+            (&mut self.fences, other.fences),
+            (&mut self.chunk_requests, other.chunk_requests),
+        ] {
+            *mine += theirs;
+        }
+    }
+
+    /// What must have happened in enough seeds, and whether it did. In words for people.
+    pub fn coverage(&self) -> [(&'static str, u64); 16] {
+        [
+            ("elections", self.elections),
+            ("leader changes with a proposal in flight", self.lost_in_flight),
+            ("retries answered from the table", self.repeated),
+            ("torn records found", self.stats.torn),
+            ("snapshots installed", self.snapshots),
+            ("view changes", self.views),
+            ("log suffixes cut", self.suffixes),
+            ("reads by ReadIndex", self.reads),
+            ("logs cut from below", self.logs_cut),
+            ("sessions fenced", self.fences),
+            ("caching recalled", self.stats.recalls),
+            ("clients died", self.stats.clients_died),
+            ("purges and trims", self.chunk_requests),
+            ("queries compared with the model", self.stats.queries),
+            ("slots read and judged", self.stats.values),
+            ("mounts", self.stats.mounts),
+        ]
+    }
+
+    /// What never happened.
+    pub fn missing(&self) -> Vec<&'static str> {
+        self.coverage().into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seeds = self.seeds.max(1);
+        writeln!(
+            f,
+            "{} seeds; per seed {} calls, {} faults, {} entries, {} virtual seconds",
+            self.seeds,
+            self.stats.calls / seeds,
+            self.stats.faults / seeds,
+            self.stats.entries / seeds,
+            self.stats.seconds / seeds
+        )?;
+        self.coverage().into_iter().try_for_each(|(name, count)| writeln!(f, "{count:>12}  {name}"))
+    }
+}
