@@ -5,7 +5,8 @@
 //! blocks.
 //!
 //! `run` a mount from beginning to end · `config` · `options` the text after `-o` · `mount` · `device/` · `fs/` · `inodes` what the
-//! kernel knows · `handles` open files · `attrs` · `invalidate` making the kernel forget · `errno` the one table · `sync` locks.
+//! kernel knows · `handles` open files · `attrs` · `invalidate` making the kernel forget · `memfd` the
+//! write buffer's memory · `errno` the one table · `sync` locks.
 //!
 //! Not here yet: cluster-wide locks (the kernel keeps `flock` and `fcntl` locks per host), POSIX ACLs, `O_TMPFILE`, `SEEK_HOLE`,
 //! survival of a crash of this process.
@@ -18,6 +19,7 @@ pub mod fs;
 mod handles;
 mod inodes;
 mod invalidate;
+mod memfd;
 pub mod mount;
 pub mod options;
 mod run;

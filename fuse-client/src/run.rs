@@ -8,10 +8,13 @@
 //! * Caching stops only after the kernel has forgotten what it cached.
 
 use crate::config::Config;
-use crate::device::{Notifier, Session, SessionError};
+use crate::device::{Keep, Notifier, Session, SessionError};
 use crate::fs::{FileSystem, Server, Shared, Volume};
 use crate::invalidate::Invalidator;
+use crate::memfd::Arena;
 use crate::mount::{self, Mount, MountError};
+use crate::options::Options;
+use bytes::Bytes;
 use holdfast_client::{Client, ClientError, MountError as ConnectError, MountOptions, Notice, Notices};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +26,8 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 pub const FLUSH_DEADLINE: Duration = Duration::from_secs(60);
 /// How long an unmount that we were asked for waits for open files to be closed before it uses force.
 const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+/// Memory for un-flushed writes, in bytes, unless the mount's options say otherwise; the client's own default.
+const WRITE_BUFFER_BYTES: u64 = 256 << 20;
 /// How often interrupted calls are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -136,18 +141,13 @@ impl Mounted {
     ///
     /// # Errors
     /// [`Error::Mount`], [`Error::Session`]; nothing stays mounted then.
-    pub fn start<V: Volume>(
-        point: &Path,
-        volume: &str,
-        options: &crate::options::Options,
-        fs: Shared<V>,
-    ) -> Result<Self, Error> {
+    pub fn start<V: Volume>(point: &Path, volume: &str, options: &Options, fs: Shared<V>) -> Result<Self, Error> {
         let (mount, channel) = Mount::new(point, volume, options)?;
         let ended = Arc::new(Notify::new());
         let signal = ended.clone();
         let served = Session::negotiate(channel).and_then(|mut session| {
             fs.set_kernel(Notifier::new(session.channel(), session.negotiated()));
-            session.serve(Arc::new(Server(fs)), move || signal.notify_one())?;
+            session.serve(Arc::new(Server(fs)), keep(options), move || signal.notify_one())?;
             Ok(session)
         });
         match served {
@@ -174,6 +174,17 @@ impl Mounted {
     /// Waits until it is unmounted. Blocks.
     pub fn join(self) {
         self.session.join();
+    }
+}
+
+/// Where the data of writes are kept until they are flushed.
+fn keep(options: &Options) -> Keep {
+    match Arena::new(options.write_buffer_bytes.unwrap_or(WRITE_BUFFER_BYTES)) {
+        Ok(arena) => Arc::new(move |data| arena.keep(data)),
+        Err(error) => {
+            tracing::warn!(%error, "no memory file for the write buffer: the heap serves");
+            Arc::new(Bytes::copy_from_slice)
+        }
     }
 }
 

@@ -33,7 +33,7 @@ pub use encode::DirectoryBuffer;
 pub use notify::{KernelCache, Notifier};
 pub use protocol::{Answer, Caller, Entry, Listed, NewAttributes, OpenHints, Operation, Request};
 pub use reply::{Reply, Sink};
-pub use session::{Negotiated, REQUEST_BYTES_MAX, Session, SessionError};
+pub use session::{Keep, Negotiated, REQUEST_BYTES_MAX, Session, SessionError};
 
 /// What serves the kernel's requests.
 pub trait Service: Send + Sync + 'static {

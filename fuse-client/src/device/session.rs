@@ -60,6 +60,9 @@ impl Negotiated {
     }
 }
 
+/// Copies data to where they live as long as they are referred to.
+pub type Keep = Arc<dyn Fn(&[u8]) -> Bytes + Send + Sync>;
+
 /// Why serving cannot begin or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -132,13 +135,15 @@ impl Session {
         self.channel.clone()
     }
 
-    /// Starts the threads that serve requests until the mount is gone. `ended` is called once by each when it ends.
+    /// Starts the threads that serve requests until the mount is gone. `keep` copies a write's data to where they outlive the request.
+    /// `ended` is called once by each thread when it ends.
     ///
     /// # Errors
     /// [`SessionError`] when a thread cannot be started.
     pub fn serve(
         &mut self,
         service: Arc<dyn Service>,
+        keep: Keep,
         ended: impl Fn() + Clone + Send + 'static,
     ) -> Result<(), SessionError> {
         for index in 0..THREADS {
@@ -146,11 +151,11 @@ impl Session {
                 0 => self.channel.clone(),
                 _ => Arc::new(self.channel.duplicate()?),
             };
-            let (service, ended) = (service.clone(), ended.clone());
+            let (service, keep, ended) = (service.clone(), keep.clone(), ended.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("fuse-{index}"))
                 .spawn(move || {
-                    serve(&channel, &*service);
+                    serve(&channel, &*service, &keep);
                     ended();
                 })
                 .map_err(SessionError::Thread)?;
@@ -175,11 +180,11 @@ fn buffer_bytes() -> usize {
 }
 
 /// One serving thread.
-fn serve(channel: &Arc<Channel>, service: &dyn Service) {
+fn serve(channel: &Arc<Channel>, service: &dyn Service, keep: &Keep) {
     let mut buffer = vec![0; buffer_bytes()];
     loop {
         match channel.receive(&mut buffer) {
-            Ok(Some(length)) => serve_one(channel, service, &buffer[..length]),
+            Ok(Some(length)) => serve_one(channel, service, keep, &buffer[..length]),
             Ok(None) => return,
             Err(errno) => {
                 tracing::error!(%errno, "cannot read requests from the kernel");
@@ -189,8 +194,8 @@ fn serve(channel: &Arc<Channel>, service: &dyn Service) {
     }
 }
 
-fn serve_one(channel: &Arc<Channel>, service: &dyn Service, bytes: &[u8]) {
-    let request = match decode::request(bytes, &mut |data| Bytes::copy_from_slice(data)) {
+fn serve_one(channel: &Arc<Channel>, service: &dyn Service, keep: &Keep, bytes: &[u8]) {
+    let request = match decode::request(bytes, &mut |data| keep(data)) {
         Ok(request) => request,
         Err(malformed) => {
             tracing::error!(%malformed, "malformed request");
