@@ -103,7 +103,7 @@ fn build(_: &Context<'_>) -> Result<Vec<Step>> {
     ])
 }
 
-fn unit(_: &Context<'_>) -> Result<Vec<Step>> {
+fn unit(context: &Context<'_>) -> Result<Vec<Step>> {
     let mut every = vec!["cargo", "test", "--release", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"];
     every.extend(["--exclude", "holdfast-tests"]);
     Ok(vec![
@@ -112,6 +112,7 @@ fn unit(_: &Context<'_>) -> Result<Vec<Step>> {
             "test helpers",
             &["cargo", "test", "--release", "--package", "holdfast-tests", "--lib", "--no-fail-fast"],
         ),
+        suite_of("compat", context),
     ])
 }
 
