@@ -1,6 +1,8 @@
 //! How long a file is, and how far a session may write beyond that.
 //!
 //! * A session writes at or above `size` only below its bound, and never at or above `trim_from`.
+//! * Of sessions that do not cache, one at a time has a bound above `size`: while it has, nobody else moves the end, so an append
+//!   goes where the size in the answer says.
 //! * Bytes above `size` that an ended session may have written go before anybody may write there, unless others hold bounds.
 
 use super::set_attributes::without_set_ids;
@@ -8,7 +10,7 @@ use super::{InodeRow, Op};
 use crate::error::{Applied, Fail};
 use crate::tables::mark;
 use holdfast_types::limits::FILE_BYTES_MAX;
-use holdfast_types::{Generation, InodeId, Timestamp};
+use holdfast_types::{Generation, InodeId, SessionId, Timestamp};
 use holdfast_wire::namespace::{FileKind, NamespaceError, Outcome};
 
 /// What `Publish` says.
@@ -40,7 +42,7 @@ impl Op<'_, '_> {
         if bound > FILE_BYTES_MAX {
             return Err(NamespaceError::TooLarge.into());
         }
-        if row.trim.is_some() {
+        if reserve_waits(&row, self.session, self.caching) {
             return Err(Fail::Wait);
         }
         match row.bounds.binary_search_by_key(&self.session, |(holder, _)| *holder) {
@@ -90,6 +92,16 @@ impl Op<'_, '_> {
             settle_bounds(self, inode, row);
         }
     }
+}
+
+/// Whether a reservation waits: bytes are being removed, or another session may be writing beyond the end.
+pub(crate) fn reserve_waits(row: &InodeRow, session: SessionId, caching: bool) -> bool {
+    row.trim.is_some() || !caching && in_the_way(row, session).next().is_some()
+}
+
+/// Other sessions that may be writing beyond the end.
+pub(crate) fn in_the_way(row: &InodeRow, session: SessionId) -> impl Iterator<Item = SessionId> + '_ {
+    row.bounds.iter().filter(move |(holder, bound)| *holder != session && *bound > row.size).map(|(holder, _)| *holder)
 }
 
 /// When nobody holds a bound any more, what ended sessions may have written above `size` is trimmed.

@@ -19,7 +19,7 @@ mod set_attributes;
 mod unlink;
 mod xattr;
 
-pub(crate) use length::settle_bounds;
+pub(crate) use length::{in_the_way, reserve_waits, settle_bounds};
 pub(crate) use query::answer as query;
 
 use crate::error::{Applied, Fail, ensure};

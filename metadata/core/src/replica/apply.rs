@@ -77,9 +77,9 @@ impl<M: Machine> Replica<M> {
         let index = LogIndex(entry.index);
         let mut context = Context { index, stamp: proposal.stamp, mutations, counters };
         let outcome = match self.machine.apply(&mut txn, &mut context, &proposal.command) {
-            Ok(output) => return Ok((Some(Outcome::Applied(output)), txn.into_batch())),
+            Ok(output) => return Ok((Some(Outcome::Applied(Box::new(output))), txn.into_batch())),
             Err(Fail::Refused(error) | Fail::Unkept(error)) => {
-                Outcome::Applied(Output { at: index, result: Err(error) })
+                Outcome::Applied(Box::new(Output { at: index, result: Err(error) }))
             }
             Err(Fail::Wait) => Outcome::Wait,
             Err(broken @ Fail::Broken(_)) => return Err(broken),

@@ -52,7 +52,7 @@ pub(crate) type Token = u64;
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     /// Applied.
-    Applied(Output),
+    Applied(Box<Output>),
     /// It came to its turn, and something that will end by itself was in the way: nothing changed.
     Wait,
     /// This server lost its leadership: it may or may not be applied one day.
@@ -129,47 +129,13 @@ pub(crate) struct Replica<M> {
 impl<M: Machine> Replica<M> {
     /// From what log and table hold.
     pub(crate) fn new(shard: ShardId, config: &Config, recovered: RecoveredShard) -> Result<Self, StartError> {
-        let damaged = |reason: String| StartError::Damaged { shard, reason };
-        let RecoveredShard { hard_state, base, entries, table } = recovered;
-        let applied = match table.get(&applied::key())? {
-            Some(bytes) => AppliedRow::decode(&bytes).map_err(|error| damaged(format!("applied index: {error}")))?,
-            None => AppliedRow::default(),
-        };
-        if applied.index < base.index {
-            return Err(damaged(format!("the table ends at {}, the log begins after {}", applied.index, base.index)));
-        }
-        let mut log = LogStore::new(base, hard_state, &config.voters);
-        for record in &entries {
-            let entry = log::from_record(record).ok_or_else(|| damaged(format!("entry kind {}", record.kind)))?;
-            if record.at.index.0 != log.last().index.0 + 1 {
-                return Err(damaged(format!("{} follows {}", record.at.index, log.last().index)));
-            }
-            log.append(&[entry]);
-        }
-        let mut hard_state = hard_state;
-        let mut first_records = Vec::new();
-        if raft::Storage::term(&log, applied.index.0).ok() != Some(applied.term.0) {
-            // A snapshot was installed into the table, and the crash came before the log was told.
-            log.restart(applied.at());
-            first_records.push(LogRecord::Restart { base: applied.at() });
-        }
-        if hard_state.commit > log.last().index {
-            return Err(damaged(format!("{} is committed, the log ends at {}", hard_state.commit, log.last().index)));
-        }
-        hard_state.commit = hard_state.commit.max(applied.index);
-        if applied.term > hard_state.term {
-            hard_state = HardState { term: applied.term, vote: ServerId(0), ..hard_state };
-        }
-        if !first_records.is_empty() {
-            first_records.push(LogRecord::HardState(hard_state));
-        }
-        log.set_hard_state(hard_state);
-        log.set_applied(applied.at());
-        let machine = M::load(&*table).map_err(|fail| damaged(describe(&fail)))?;
+        let Recovery { log, applied, first_records, table } = recover(shard, config, recovered)?;
+        let machine =
+            M::load(&*table).map_err(|fail| StartError::Damaged { shard, reason: describe(&fail) })?;
         let hot = Hot::load(&*table)?;
         let node = RawNode::new(&raft_config(config, applied.index), log, &Logger::root(Discard, o!()))?;
         let label = u64::from(shard.0) + 1;
-        Ok(Self {
+        let mut replica = Self {
             shard,
             machine,
             config: config.clone(),
@@ -197,13 +163,9 @@ impl<M: Machine> Replica<M> {
             ticks: 0,
             halted: None,
             halt_told: false,
-        })
-        .map(Self::with_drawn_election)
-    }
-
-    fn with_drawn_election(mut self) -> Self {
-        self.draw_election();
-        self
+        };
+        replica.draw_election();
+        Ok(replica)
     }
 
     /// Whether this server believes that it leads.
@@ -392,6 +354,55 @@ impl<M: Machine> Replica<M> {
         let behind = self.applied.stamp.as_nanos() - wall.as_nanos();
         if (1..BEHIND_MAX).contains(&behind) { self.applied.stamp } else { wall }
     }
+}
+
+/// What a shard starts from.
+struct Recovery {
+    log: LogStore,
+    applied: AppliedRow,
+    /// To be written before anything else.
+    first_records: Vec<LogRecord>,
+    table: Arc<dyn Table>,
+}
+
+/// Fits log and table together.
+fn recover(shard: ShardId, config: &Config, recovered: RecoveredShard) -> Result<Recovery, StartError> {
+    let damaged = |reason: String| StartError::Damaged { shard, reason };
+    let RecoveredShard { mut hard_state, base, entries, table } = recovered;
+    let applied = match table.get(&applied::key())? {
+        Some(bytes) => AppliedRow::decode(&bytes).map_err(|error| damaged(format!("applied index: {error}")))?,
+        None => AppliedRow::default(),
+    };
+    if applied.index < base.index {
+        return Err(damaged(format!("the table ends at {}, the log begins after {}", applied.index, base.index)));
+    }
+    let mut log = LogStore::new(base, hard_state, &config.voters);
+    for record in &entries {
+        let entry = log::from_record(record).ok_or_else(|| damaged(format!("entry kind {}", record.kind)))?;
+        if record.at.index.0 != log.last().index.0 + 1 {
+            return Err(damaged(format!("{} follows {}", record.at.index, log.last().index)));
+        }
+        log.append(&[entry]);
+    }
+    let mut first_records = Vec::new();
+    if raft::Storage::term(&log, applied.index.0).ok() != Some(applied.term.0) {
+        // A snapshot was installed into the table, and the crash came before the log was told.
+        log.restart(applied.at());
+        first_records.push(LogRecord::Restart { base: applied.at() });
+    }
+    hard_state.commit = hard_state.commit.max(applied.index);
+    if hard_state.commit > log.last().index {
+        return Err(damaged(format!("{} is committed, the log ends at {}", hard_state.commit, log.last().index)));
+    }
+    if applied.term > hard_state.term {
+        hard_state = HardState { term: applied.term, vote: ServerId(0), ..hard_state };
+    }
+    if !first_records.is_empty() {
+        first_records.push(LogRecord::HardState(hard_state));
+    }
+    log.set_hard_state(hard_state);
+    log.set_applied(applied.at());
+    Ok(Recovery { log, applied, first_records, table })
 }
 
 fn raft_config(config: &Config, applied: LogIndex) -> raft::Config {

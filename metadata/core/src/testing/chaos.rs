@@ -49,14 +49,16 @@ fn ask_somebody(world: &mut World, prng: &mut Prng, making: &mut Making) {
     }
 }
 
-fn run(seed: u64) -> crate::Counters {
+fn run(seed: u64, mutations: crate::Mutations) -> crate::Counters {
     let mut prng = Prng::new(seed);
     let mut world = World::new(3, 3, |config| {
+        config.mutations = mutations;
         config.limits = Limits { persist_tables_after: 20, log_kept: 10, snapshot_part_bytes: 700, ..Limits::default() };
     });
     let (s, _) = world.attach();
     world.chaos = Some(Prng::new(seed ^ 77));
     let mut made: BTreeMap<String, InodeId> = BTreeMap::new();
+    let mut newest: Option<(String, InodeId)> = None;
     let mut busy: Vec<Making> = Vec::new();
     let mut counters = crate::Counters::default();
     for step in 0..1500u64 {
@@ -74,6 +76,7 @@ fn run(seed: u64) -> crate::Counters {
             let answer = making.asked.and_then(|request| world.take(request));
             match answer.map(|answer| answer.result) {
                 Some(Ok(Response::Outcome(Outcome::Created { attributes, new: true, .. }))) => {
+                    newest = Some((making.text.clone(), attributes.inode));
                     made.insert(making.text, attributes.inode);
                     continue;
                 }
@@ -88,8 +91,8 @@ fn run(seed: u64) -> crate::Counters {
             }
             busy.push(making);
         }
-        if step % 100 == 0 {
-            read_back(&mut world, s, &mut prng, &made);
+        if step % 7 == 0 {
+            read_back(&mut world, s, newest.as_ref());
         }
     }
     world.chaos = None;
@@ -114,9 +117,9 @@ fn run(seed: u64) -> crate::Counters {
     counters
 }
 
-/// Lookups asked of any leader see what was acknowledged before, or are refused.
-fn read_back(world: &mut World, session: SessionId, prng: &mut Prng, made: &BTreeMap<String, InodeId>) {
-    let Some((text, inode)) = made.iter().nth(prng.below(made.len().max(1) as u64) as usize) else { return };
+/// A lookup asked of any leader sees what was acknowledged before, or is refused.
+fn read_back(world: &mut World, session: SessionId, newest: Option<&(String, InodeId)>) {
+    let Some((text, inode)) = newest else { return };
     let leaders: Vec<u64> = (1..=3)
         .filter(|id| world.servers[id].core.as_ref().is_some_and(|core| core.leads(VOLUMES)))
         .collect();
@@ -146,7 +149,7 @@ fn flush(world: &mut World, id: u64) {
 fn what_was_acknowledged_survives_everything_a_minority_can_do() {
     let mut all = crate::Counters::default();
     for seed in 0..12 {
-        let one = run(seed);
+        let one = run(seed, crate::Mutations::default());
         all.elections_won += one.elections_won;
         all.snapshots_installed += one.snapshots_installed;
         all.suffixes_cut += one.suffixes_cut;
@@ -161,4 +164,21 @@ fn what_was_acknowledged_survives_everything_a_minority_can_do() {
         all.leaderships_lost_in_flight > 0,
     ];
     assert!(seen.iter().all(|seen| *seen), "nothing stays untested: {all:?}");
+}
+
+#[test]
+fn every_deliberate_bug_is_caught() {
+    let caught = |change: fn(&mut crate::Mutations)| {
+        let mut mutations = crate::Mutations::default();
+        change(&mut mutations);
+        (0..60).find(|seed| std::panic::catch_unwind(|| run(*seed, mutations)).is_err())
+    };
+    let found = [
+        caught(|mutations| mutations.answer_before_commit = true),
+        caught(|mutations| mutations.vote_not_persisted = true),
+        caught(|mutations| mutations.read_index_skipped = true),
+        caught(|mutations| mutations.answer_forgotten = true),
+        caught(|mutations| mutations.answers_purged_early = true),
+    ];
+    assert!(found.iter().all(Option::is_some), "seeds that caught each: {found:?}");
 }

@@ -231,6 +231,8 @@ impl MetadataCore {
                 for waiter in self.volumes_lead.mutations.remove(&(session, sequence)).unwrap_or_default() {
                     self.answer(waiter.asker, SHARD, Some(output.at), output.result.clone());
                 }
+                // It may have given back what another waits for.
+                self.volumes_lead.cleaner.look |= !self.volumes_lead.held.is_empty();
             }
             (Purpose::Mutation { session, sequence, again: Some(command) }, Outcome::Wait) => {
                 self.volumes_lead.held.push(Held { session, sequence, command: *command });
@@ -341,7 +343,7 @@ impl MetadataCore {
         self.volumes_lead.waiting.look = true;
     }
 
-    /// Those who wait for bytes to go, and must be answered.
+    /// Those who wait for bytes to go or for their turn, and must be answered.
     fn tick_held(&mut self) {
         let now = self.now;
         let (due, kept): (Vec<_>, Vec<_>) =
@@ -361,7 +363,7 @@ impl MetadataCore {
             true
         });
         for waiter in refused {
-            let reason = "bytes that were cut off are still being removed".into();
+            let reason = "bytes that were cut off are still being removed, or another session writes at the end of the file".into();
             self.refuse(waiter.asker, SHARD, MetadataError::Unavailable { reason });
         }
     }

@@ -6,10 +6,12 @@
 //!   one request of ours in flight, each carries a floor that refuses every earlier one, sequences rise from leader to
 //!   leader, and a request that changes nothing comes last: after its answer no earlier copy is taken any more.
 
-use super::lead::Work;
+use super::lead::{Held, Work};
 use crate::api::{ChunkFailure, Effect, ticks};
 use crate::command::{Trimmed, VolumesCommand};
 use crate::core::MetadataCore;
+use crate::ops::{in_the_way, reserve_waits};
+use crate::tables::inode::{self, InodeRow};
 use crate::tables::purge::{self, PurgeRow, TrimRow};
 use crate::tables::volume::DroppedRow;
 use crate::tables::Key;
@@ -250,8 +252,11 @@ impl MetadataCore {
         self.propose_own(Work::Cleaned, VolumesCommand::Cleaned { purged, trimmed });
     }
 
-    /// Those who wait for bytes to go look again.
+    /// Those who wait for bytes to go, or for another's turn at the end of a file to be over, look again.
     fn wake_held(&mut self) {
+        if self.volumes_lead.held.is_empty() && self.volumes_lead.held_reads.is_empty() {
+            return;
+        }
         let nothing = Batch::new();
         let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
         let sessions = self.volumes.machine.sessions();
@@ -259,9 +264,14 @@ impl MetadataCore {
             let volume = sessions.get(&session).map(|row| row.volume);
             volume.is_some_and(|volume| txn.get_raw(&purge::trim(volume, inode)).is_ok_and(|row| row.is_some()))
         };
+        let waits = |session: SessionId, inode: InodeId| {
+            let Some(row) = sessions.get(&session) else { return false };
+            let file: Option<InodeRow> = txn.get(&inode::key(row.volume, inode)).unwrap_or_default();
+            file.is_some_and(|file| reserve_waits(&file, session, row.caching))
+        };
         let (kept, ready): (Vec<_>, Vec<_>) = std::mem::take(&mut self.volumes_lead.held)
             .into_iter()
-            .partition(|held| inode_of(&held.command).is_some_and(|inode| trimming(held.session, inode)));
+            .partition(|held| inode_of(&held.command).is_some_and(|inode| waits(held.session, inode)));
         let (kept_reads, reads): (Vec<_>, Vec<_>) = std::mem::take(&mut self.volumes_lead.held_reads)
             .into_iter()
             .partition(|(_, session, inode)| trimming(*session, *inode));
@@ -269,6 +279,19 @@ impl MetadataCore {
         self.volumes_lead.held_reads = kept_reads;
         ready.into_iter().for_each(|held| self.propose_held(held));
         reads.into_iter().for_each(|(waiter, session, inode)| self.read_held(waiter, session, inode));
+    }
+
+    /// Sessions that others wait for at the end of a file.
+    pub(super) fn at_ends_of_files(&self) -> BTreeSet<SessionId> {
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        let sessions = self.volumes.machine.sessions();
+        let waited_for = |held: &Held| {
+            let (inode, volume) = (inode_of(&held.command)?, sessions.get(&held.session)?.volume);
+            let file: Option<InodeRow> = txn.get(&inode::key(volume, inode)).unwrap_or_default();
+            Some(in_the_way(&file?, held.session).collect::<Vec<_>>())
+        };
+        self.volumes_lead.held.iter().filter_map(waited_for).flatten().collect()
     }
 
     /// Volumes that shard 0 has deleted lose their rows here.

@@ -226,9 +226,15 @@ impl MetadataCore {
             .map(|(session, _)| (*session, "silent for a day".to_owned()))
             .collect();
         let rows = self.volumes.machine.sessions();
+        let in_the_way: Vec<_> = (self.at_ends_of_files().into_iter())
+            .filter(|session| {
+                rows.get(session).is_some_and(|row| row.phase == Phase::Attached && self.is_session_silent(*session, row))
+            })
+            .map(|session| (session, "silent while another session wanted the end of a file".to_owned()))
+            .collect();
         self.volumes_lead.waiting.heard.retain(|session, _| rows.contains_key(session));
         self.volumes_lead.waiting.to_park = parked;
-        self.volumes_lead.waiting.to_end.extend(ended);
+        self.volumes_lead.waiting.to_end.extend(ended.into_iter().chain(in_the_way));
     }
 
     /// Sessions that shard 0 knows and this shard does not, and the other way round. What is applied here of shard 0 may be
