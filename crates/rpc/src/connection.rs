@@ -97,7 +97,7 @@ impl Connection {
                 reason = shared.run_timers() => reason,
                 () = shared.until_stopped() => "closed here".into(),
                 result = writer.run(&shared) => match result {
-                    Err(error) => format!("cannot write: {error}").into(),
+                    Err(error) => format!("cannot write: {}", whole(&error)).into(),
                     // All is said. Reading on until the other end closes keeps the last answers from being cut off.
                     Ok(()) => tokio::time::timeout(LINGER, read).await.unwrap_or_else(|_| "closed here".into()),
                 },
@@ -176,6 +176,20 @@ fn refused(remote: &str, error: io::Error) -> ConnectError {
     }
 }
 
+/// An error with its causes: QUIC hides there what happened.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
 async fn read_frames<R: AsyncRead + Unpin>(
     reader: &mut Reader<R>,
     shared: &Arc<Shared>,
@@ -191,7 +205,7 @@ async fn read_frames<R: AsyncRead + Unpin>(
                 if !matches!(&error, Broken::Read(ReadError::Io(_))) {
                     tracing::warn!(peer = %peer, %error, "unusable bytes; closing the connection");
                 }
-                return error.to_string().into();
+                return whole(&error).into();
             }
         }
     }

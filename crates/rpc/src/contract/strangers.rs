@@ -167,9 +167,18 @@ async fn a_broken_frame_costs_its_connection_alone(way: Way) {
     // The same bytes, undamaged, are: the test would notice a server that refuses everything.
     knock(&world.address(), way, &whole).await;
     super::until("it is served", || world.recorder.see(|seen| seen.requests.len()) == 3).await;
-    let lying = [&hello.encode()[..], &Header::new(FrameKind::Alive, ClusterId(5), 9).encode()].concat();
-    knock(&world.address(), way, &lying).await;
+    // Whole frames in the name of another sender or cluster than the hello's.
+    let mut other = request;
+    other.sender = 10;
+    let mut elsewhere = request;
+    elsewhere.cluster = ClusterId(5);
+    for lie in [other, elsewhere] {
+        let lying = [&hello.encode()[..], &lie.encode(), b"message", b"payload"].concat();
+        knock(&world.address(), way, &lying).await;
+    }
     peer.call(1, text("end"), Bytes::new(), LONG).await.expect("answered");
+    let served = world.recorder.see(|seen| seen.requests.len());
+    assert_eq!(served, 4, "nothing was served in another's name");
 }
 
 #[test]
