@@ -13,8 +13,7 @@ pub const FILTER_VARIABLE: &str = "HOLDFAST_LOG";
 pub const FORMAT_VARIABLE: &str = "HOLDFAST_LOG_FORMAT";
 
 /// What is logged when nobody says otherwise: our own events, and of others only what somebody should know.
-const FILTER_DEFAULT: &str =
-    "info,quinn=warn,quinn_proto=warn,quinn_udp=warn,rustls=warn,raft=warn,fjall=warn,lsm_tree=warn,fuser=warn,slog=warn";
+const FILTER_DEFAULT: &str = "info,quinn=warn,quinn_proto=warn,quinn_udp=warn,rustls=warn,raft=warn,fjall=warn,lsm_tree=warn,fuser=warn,slog=warn";
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +44,8 @@ struct Settings {
 impl Settings {
     fn new(filter: Option<&str>, format: Option<&str>) -> Result<Self, TelemetryError> {
         let text = filter.filter(|text| !text.is_empty()).unwrap_or(FILTER_DEFAULT);
-        let filter = EnvFilter::builder()
-            .parse(text)
-            .map_err(|source| TelemetryError::Filter { text: text.into(), source })?;
+        let filter =
+            EnvFilter::builder().parse(text).map_err(|source| TelemetryError::Filter { text: text.into(), source })?;
         let json = match format {
             None | Some("" | "text") => false,
             Some("json") => true,
