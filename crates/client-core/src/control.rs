@@ -42,8 +42,6 @@ pub(crate) enum Purpose {
     Remove(CallId, Option<InodeId>),
     /// The size, for a read that may not use a cached one.
     ReadSize(CallId, Box<Call>),
-    /// The size, for an append that may not use a cached one.
-    AppendSize(CallId, Box<Call>),
     /// `Call::SetAttributes` through the file's lane.
     Set {
         id: CallId,
@@ -52,6 +50,8 @@ pub(crate) enum Purpose {
     },
     Publish(InodeId, Published),
     Reserve(InodeId),
+    /// Room for appends, beyond a size that the answer says.
+    ReserveEnd(InodeId),
     Trim(InodeId),
     /// The file's attributes, after the service said that ours are stale.
     Refresh(InodeId),
@@ -279,10 +279,10 @@ impl ClientCore {
             Purpose::Open(id, inode, mode) => self.open_answered(id, inode, mode, &operation.request, result),
             Purpose::Remove(id, inode) => self.removed(id, inode, result),
             Purpose::ReadSize(id, call) => self.read_sized(id, *call, result),
-            Purpose::AppendSize(id, call) => self.append_sized(id, *call, result),
             Purpose::Set { id, inode, quiet } => self.set_answered(id, inode, quiet, result),
             Purpose::Publish(inode, published) => self.published(inode, published, result),
             Purpose::Reserve(inode) => self.reserved(inode, result),
+            Purpose::ReserveEnd(inode) => self.end_reserved(inode, result),
             Purpose::Trim(inode) => self.trimmed(inode, result),
             Purpose::Refresh(inode) => self.refreshed(inode, result),
             Purpose::Close(inode) => self.closed(inode),

@@ -125,6 +125,8 @@ pub(crate) struct File {
     pub syncs: Vec<Sync>,
     /// Found since the last write, fsync or close.
     pub error: Option<ClientError>,
+    /// Appends that wait for their turn at the end of the file: while others may write there, too, the end is the service's to say.
+    pub appends: Vec<(CallId, Call)>,
     /// Calls that wait for the changes to be done.
     pub parked: Vec<(CallId, Call)>,
     pub closed_at: Instant,
@@ -162,6 +164,7 @@ impl File {
             awaiting_trim: false,
             syncs: Vec::new(),
             error: None,
+            appends: Vec::new(),
             parked: Vec::new(),
             closed_at: now,
             closing: false,
@@ -184,6 +187,7 @@ impl File {
         self.is_clean()
             && self.lane.is_none()
             && self.changes.is_empty()
+            && self.appends.is_empty()
             && !self.needs_publish(false)
             && !self.bound_held
             && !self.closing

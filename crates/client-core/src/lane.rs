@@ -20,7 +20,7 @@ const RESERVE_BYTES: u64 = 64 * MIB;
 /// A stream publishes its size in between, so that its bound stays near the size.
 const PUBLISH_BYTES: u64 = 512 * MIB;
 /// How long an answer may be held while old bytes are being removed.
-const TRIM_HOLD: Duration = Duration::from_secs(10);
+pub(crate) const TRIM_HOLD: Duration = Duration::from_secs(10);
 
 impl ClientCore {
     pub(crate) fn mutate(&mut self, mutation: Mutation, purpose: Purpose) {
@@ -45,7 +45,7 @@ impl ClientCore {
             return self.run_change(inode);
         }
         if file.gone {
-            return;
+            return self.fail_appends(inode, &ClientError::Stale);
         }
         let end = file.dirty.end();
         let limit = file.limit();
@@ -53,6 +53,8 @@ impl ClientCore {
             self.publish(inode);
         } else if end > limit || self.reserve_ahead(inode) {
             self.reserve(inode, end);
+        } else if self.files.get(&inode).is_some_and(|f| !f.appends.is_empty() && (self.caching() || !f.bound_held)) {
+            self.begin_appends(inode);
         }
     }
 

@@ -4,7 +4,6 @@
 //! waits until its bytes are durable and published.
 
 use crate::call::{Call, CallId, Durability, Reply};
-use crate::control::Purpose;
 use crate::core::{ClientCore, Timer};
 use crate::data::DataPurpose;
 use crate::effect::Notice;
@@ -14,7 +13,7 @@ use crate::session::State;
 use holdfast_types::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
 use holdfast_types::{ChunkIndex, InodeId};
 use holdfast_wire::chunk::ChunkOp;
-use holdfast_wire::namespace::{NamespaceError, Outcome};
+use holdfast_wire::namespace::NamespaceError;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Dirty segments looked at in one go when the oldest cannot be sent yet.
@@ -112,26 +111,13 @@ impl ClientCore {
             return;
         }
         if append && self.write_through() {
-            return self.query(Some(inode), Purpose::AppendSize(id, Box::new(call)));
+            self.touched.insert(inode);
+            return self.files.get_mut(&inode).expect("as above").appends.push((id, call));
         }
         self.write_now(id, call);
     }
 
-    /// The size is known: an append in write-through mode goes on.
-    pub(crate) fn append_sized(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
-        let Call::Write { handle, .. } = call else { return };
-        match result {
-            Err(error) => self.complete(id, Err(error)),
-            Ok(_) if !self.waits(id) => {}
-            Ok(_) => match self.handles.get(&handle).and_then(|h| self.files.get_mut(&h.inode)) {
-                None => self.complete(id, Err(ClientError::BadHandle)),
-                Some(file) if file.is_changing() => file.parked.push((id, call)),
-                Some(_) => self.write_now(id, call),
-            },
-        }
-    }
-
-    fn write_now(&mut self, id: CallId, call: Call) {
+    pub(crate) fn write_now(&mut self, id: CallId, call: Call) {
         let Call::Write { handle, offset, data, clear_set_ids } = call else { return };
         let Some(open) = self.handles.get(&handle) else { return self.complete(id, Err(ClientError::BadHandle)) };
         let (inode, mode) = (open.inode, open.mode);

@@ -123,3 +123,30 @@ fn an_ended_session_fails_what_waits_and_says_what_is_lost() {
     assert!(world.write(handle, 0, vec![1; 5]).is_err());
     assert_eq!(world.ask(Call::Release { handle }), Ok(Reply::Done));
 }
+
+#[test]
+fn appends_go_where_the_end_is_when_their_turn_comes() {
+    for seed in 0..30 {
+        let mut world = uncached(seed);
+        world.loss = if seed % 2 == 0 { 0 } else { 20 };
+        let (inode, _) = world.create("a");
+        let mode = OpenMode { append: true, ..OpenMode::default() };
+        let Ok(Reply::Opened { handle, .. }) = world.ask(Call::Open { inode, mode }) else { panic!("open") };
+        let mut want = Vec::new();
+        for round in 0..10_u8 {
+            world.run_until("nothing is held beyond the end", |w| w.service.inodes[&inode].bound == 0);
+            // Another host has appended since we last heard of the file.
+            let other = vec![200 + round; 5 + usize::from(round)];
+            world.service.append(inode, &other);
+            want.extend_from_slice(&other);
+            // Two at once of ours, in the order of their calls.
+            for part in 0..2 {
+                let data = vec![2 * round + part; 10];
+                want.extend_from_slice(&data);
+                world.start(Call::Write { handle, offset: 0, data: data.into(), clear_set_ids: false });
+            }
+            world.run_until("both are published", |w| w.service.inodes[&inode].attributes.size == want.len() as u64);
+            assert_eq!(world.service.content(inode), want);
+        }
+    }
+}

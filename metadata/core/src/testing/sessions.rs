@@ -69,6 +69,58 @@ fn a_second_session_waits_until_the_first_has_stopped_caching() {
     world.check();
 }
 
+/// Two sessions of a volume, neither of which caches.
+fn two_sessions(world: &mut World) -> (SessionId, SessionId) {
+    let (first, _) = world.attach();
+    let (second, request) = begin_attach(world, Duration::from_secs(120));
+    world.run(4);
+    world.call(VOLUMES, first, Request::StoppedCaching { event: 1, open: vec![] }).unwrap();
+    world.until("attached", |world| world.answer(request).is_some());
+    (first, second)
+}
+
+fn reserve(inode: InodeId, bound: u64) -> Mutation {
+    Mutation::Reserve { inode, generation: Generation(1), bound }
+}
+
+fn publish(inode: InodeId, size: u64, release: bool) -> Mutation {
+    let mtime = holdfast_types::Timestamp::default();
+    Mutation::Publish { inode, generation: Generation(1), size, mtime, release, clear_set_ids: false }
+}
+
+#[test]
+fn one_session_at_a_time_writes_at_the_end_of_a_shared_file() {
+    let mut world = World::formed(3, 3);
+    let (first, second) = two_sessions(&mut world);
+    let f = world.create(first, ROOT, "f", NewNode::File).inode;
+    world.mutate(first, reserve(f, 10)).unwrap();
+    // The first is in the middle of its turn: the second's answer comes when that is over, and says where the end is then.
+    let leader = world.leader(VOLUMES).unwrap();
+    let request = world.mutation(second, reserve(f, 5));
+    let waiting = world.ask_until(leader, Caller::Client, request, Duration::from_secs(60));
+    world.run(10);
+    assert!(world.answer(waiting).is_none(), "two write at the same place");
+    world.mutate(first, publish(f, 10, false)).unwrap();
+    world.until("the second's turn", |world| world.answer(waiting).is_some());
+    let Ok(Response::Outcome(Outcome::Attributes { attributes, .. })) = world.take(waiting).unwrap().result else { panic!() };
+    assert_eq!((attributes.size, attributes.size_bound), (10, 5), "it knows the end, and asks for more");
+    world.mutate(second, reserve(f, 15)).unwrap();
+    // It falls silent in the middle of its turn: whoever waits for the end of the file does not wait for a day.
+    let request = world.mutation(first, reserve(f, 30));
+    let waiting = world.ask_until(leader, Caller::Client, request, Duration::from_secs(60));
+    for _ in 0..40 {
+        world.run(ticks(SESSION_TTL) / 10);
+        let _ = renew(&mut world, first, 1);
+        if world.answer(waiting).is_some() {
+            break;
+        }
+    }
+    let Ok(Response::Outcome(Outcome::Attributes { attributes, .. })) = world.take(waiting).expect("its turn").result else { panic!() };
+    assert_eq!((attributes.size, attributes.size_bound), (10, 30));
+    assert!(matches!(renew(&mut world, second, 0), Err(MetadataError::SessionEnded { .. })));
+    world.check();
+}
+
 #[test]
 fn a_silent_holder_is_fenced_and_a_new_leader_starts_every_timer_afresh() {
     let mut world = World::formed(3, 3);
