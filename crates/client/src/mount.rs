@@ -328,3 +328,6 @@ fn random_u128() -> u128 {
     let half = || u128::from(RandomState::new().hash_one(now().0));
     half() << 64 | half()
 }
+
+#[cfg(test)]
+mod tests;
