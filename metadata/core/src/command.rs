@@ -2,7 +2,7 @@
 //! took from what only it knows. `apply` checks each against the state it finds, for that may have changed since.
 
 use holdfast_types::{
-    DiskId, Epoch, Generation, GroupId, InodeId, MemberId, NodeId, Sequence, SessionId, Timestamp, VolumeId,
+    DiskId, Epoch, Generation, GroupId, InodeId, MemberId, NodeId, Sequence, SessionId, Term, Timestamp, VolumeId,
 };
 use holdfast_wire::map::{DiskRecord, View};
 use holdfast_wire::metadata::ClientRecord;
@@ -29,8 +29,9 @@ pub(crate) enum Command {
 /// Commands of shard 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum VolumesCommand {
-    /// A session changes its volume. Exactly once by session and sequence.
-    Mutate { session: SessionId, sequence: Sequence, answered_below: Sequence, mutation: Mutation },
+    /// A session changes its volume. Exactly once by session and sequence. Leases that it relies on were checked in `term`
+    /// (0: none); in another term it is not applied.
+    Mutate { session: SessionId, sequence: Sequence, answered_below: Sequence, term: Term, mutation: Mutation },
     /// A session begins. Waits while another one caches or is ending.
     Attach { session: SessionId, volume: VolumeRecord, client: ClientRecord, read_only: bool },
     /// A caching session is told to stop.
@@ -134,6 +135,7 @@ mod tests {
                 session: SessionId(1),
                 sequence: Sequence(2),
                 answered_below: Sequence(1),
+                term: Term(3),
                 mutation,
             }),
         };

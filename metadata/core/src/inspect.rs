@@ -71,7 +71,7 @@ pub fn volumes_entry(data: &[u8]) -> Option<VolumesEntry> {
     let proposal: Proposal = holdfast_wire::codec::decode(data).ok()?;
     let Command::Volumes(command) = proposal.command else { return None };
     Some(match command {
-        VolumesCommand::Mutate { session, sequence, answered_below, mutation } => {
+        VolumesCommand::Mutate { session, sequence, answered_below, mutation, .. } => {
             VolumesEntry::Mutate { session, sequence, answered_below, mutation }
         }
         VolumesCommand::Attach { session, read_only, .. } => VolumesEntry::Attach { session, read_only },

@@ -84,10 +84,8 @@ struct Namespace {
 }
 
 fn check_volumes(view: &dyn View) -> Applied<Vec<String>> {
-    let dropped: BTreeSet<VolumeId> = all::<DroppedRow>(view, volume::DROPPED)?
-        .into_iter()
-        .map(|(key, _)| VolumeId(number_at(&key, 0)))
-        .collect();
+    let dropped: BTreeSet<VolumeId> =
+        all::<DroppedRow>(view, volume::DROPPED)?.into_iter().map(|(key, _)| VolumeId(number_at(&key, 0))).collect();
     let kept = |key: &[u8]| !dropped.contains(&VolumeId(number_at(key, 0)));
     let inodes = all::<InodeRow>(view, inode::INODE)?
         .into_iter()
@@ -136,7 +134,11 @@ impl Namespace {
                 other.name.as_bytes() == name.as_slice() && (other.inode, other.kind) == (row.inode, row.kind)
             });
             if !same {
-                self.wrong.push(format!("{volume}/{parent}: \"{}\" has no like at {}", name.escape_ascii(), row.cookie));
+                self.wrong.push(format!(
+                    "{volume}/{parent}: \"{}\" has no like at {}",
+                    name.escape_ascii(),
+                    row.cookie
+                ));
             }
         }
         for (volume, parent, cookie) in by_cookie.keys() {
@@ -241,7 +243,8 @@ impl Namespace {
                 self.wrong.push(format!("{volume}/{number}: a stale bound that nobody sees to"));
             }
         }
-        self.wrong.extend(holders.iter().map(|(s, v, i)| format!("{v}/{i}: {s} holds a bound the inode does not know")));
+        self.wrong
+            .extend(holders.iter().map(|(s, v, i)| format!("{v}/{i}: {s} holds a bound the inode does not know")));
         self.wrong.extend(trims.keys().map(|(v, i)| format!("{v}/{i}: a trim the inode does not know")));
         Ok(())
     }
@@ -253,7 +256,10 @@ impl Namespace {
             let mine = || self.inodes.iter().filter(|((volume, _), _)| *volume == id);
             let (bytes, count) = (mine().map(|(_, row)| row.charged()).sum::<u64>(), mine().count() as u64);
             if (bytes, count) != (row.bytes_used, row.inodes_used) && mine().next().is_some() {
-                self.wrong.push(format!("{id}: totals {} and {}, found {bytes} and {count}", row.bytes_used, row.inodes_used));
+                self.wrong.push(format!(
+                    "{id}: totals {} and {}, found {bytes} and {count}",
+                    row.bytes_used, row.inodes_used
+                ));
             }
             if mine().any(|((_, inode), _)| *inode >= row.inode_next) {
                 self.wrong.push(format!("{id}: an inode at or above the next one {}", row.inode_next));

@@ -30,8 +30,8 @@ mod testing;
 mod txn;
 mod volumes;
 
-pub use api::{
-    Caller, ChunkFailure, Config, Counters, Effect, HardState, Input, Limits, LogEntry, LogPosition, LogRecord, Mutations,
-    Recovered, RecoveredShard, StartError,
-};
 pub use crate::core::MetadataCore;
+pub use api::{
+    Caller, ChunkFailure, Config, Counters, Effect, HardState, Input, Limits, LogEntry, LogPosition, LogRecord,
+    Mutations, Recovered, RecoveredShard, StartError,
+};

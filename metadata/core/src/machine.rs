@@ -5,13 +5,15 @@ use crate::command::Command;
 use crate::error::Applied;
 use crate::txn::Txn;
 use holdfast_store::{Batch, View};
-use holdfast_types::{LogIndex, Timestamp};
+use holdfast_types::{LogIndex, Term, Timestamp};
 use holdfast_wire::metadata::{MetadataError, Response};
 
 /// What a command is applied with.
 pub(crate) struct Context<'c> {
     /// Where the command stands in the log.
     pub(crate) index: LogIndex,
+    /// Term it was proposed in.
+    pub(crate) term: Term,
     /// "Now".
     pub(crate) stamp: Timestamp,
     pub(crate) mutations: Mutations,

@@ -223,7 +223,9 @@ impl MetadataCore {
     fn cluster_read_ready(&mut self, read: ReadFor, leads: bool) {
         let asker = match &read {
             ReadFor::Map { waiter, .. } => waiter.asker,
-            ReadFor::Heard(asker) | ReadFor::View(asker, _) | ReadFor::Volumes(asker) | ReadFor::Status(asker) => *asker,
+            ReadFor::Heard(asker) | ReadFor::View(asker, _) | ReadFor::Volumes(asker) | ReadFor::Status(asker) => {
+                *asker
+            }
         };
         if !leads {
             let hint = self.cluster.leader();
@@ -275,7 +277,8 @@ impl MetadataCore {
     fn cluster_deposed(&mut self) {
         let hint = self.cluster.leader();
         let lead = std::mem::take(&mut self.cluster_lead);
-        let waiting = lead.fences.iter().map(|fence| fence.waiter).chain(lead.subscribers.iter().map(|(waiter, _)| *waiter));
+        let waiting =
+            lead.fences.iter().map(|fence| fence.waiter).chain(lead.subscribers.iter().map(|(waiter, _)| *waiter));
         for waiter in waiting {
             self.refuse(waiter.asker, SHARD, MetadataError::NotLeader { hint });
         }

@@ -136,16 +136,15 @@ impl Cluster {
         let Some(record) = self.volume_named(volume).cloned() else {
             // Components start in any order: before the pool is formed no volume exists, and the asker is to wait and not to give up.
             return Err(Fail::Refused(if self.groups.is_empty() {
-                MetadataError::Unavailable { reason: "the pool is not formed yet: not all storage nodes have come".into() }
+                MetadataError::Unavailable {
+                    reason: "the pool is not formed yet: not all storage nodes have come".into(),
+                }
             } else {
                 MetadataError::NoVolume { name: volume.into() }
             }));
         };
-        let opened = |session, row: &LiveRow| Response::SessionOpened {
-            session,
-            volume: record.clone(),
-            map_min: row.opened,
-        };
+        let opened =
+            |session, row: &LiveRow| Response::SessionOpened { session, volume: record.clone(), map_min: row.opened };
         let same_volume = || self.live.iter().filter(|(_, row)| row.grant.volume == record.id);
         if let Some((session, row)) = same_volume().find(|(_, row)| row.nonce == nonce) {
             return Ok(opened(*session, row));

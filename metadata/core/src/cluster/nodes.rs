@@ -60,7 +60,8 @@ impl MetadataCore {
     /// A node says that it lives.
     pub(super) fn hear(&mut self, heartbeat: Heartbeat) {
         let Heartbeat { node, address, labels, pid, disks, acknowledged, leaving } = heartbeat;
-        let leaving = leaving || self.cluster_lead.heard.get(&node).is_some_and(|heard| heard.leaving && heard.pid == pid);
+        let leaving =
+            leaving || self.cluster_lead.heard.get(&node).is_some_and(|heard| heard.leaving && heard.pid == pid);
         let lives = |disks: &[DiskState]| -> Vec<_> { disks.iter().map(|d| (d.id, d.incarnation, d.failed)).collect() };
         let same = self.cluster_lead.heard.get(&node).filter(|old| lives(&old.disks) == lives(&disks));
         let lives_since = same.map_or(self.ticks, |old| old.lives_since);
@@ -89,7 +90,8 @@ impl MetadataCore {
         if self.cluster_lead.since.is_none() {
             return;
         }
-        let silent = |(node, row): (&NodeId, &crate::tables::cluster::NodeRow)| row.record.alive && self.is_silent(*node);
+        let silent =
+            |(node, row): (&NodeId, &crate::tables::cluster::NodeRow)| row.record.alive && self.is_silent(*node);
         let look = self.ticks.is_multiple_of(LOOK_TICKS) || self.cluster_lead.unsure;
         self.cluster_lead.dirty |= look || self.cluster.machine.nodes.iter().any(silent);
         let now = self.ticks;

@@ -58,7 +58,9 @@ fn promote(view: &mut View, member: MemberId) {
 
 /// Later lives take the places of the disks that were in sync. All members in sync must be of an earlier life of their disk.
 fn reform(view: &mut View, members: &[MemberId]) {
-    let later = |old: &MemberId| members.iter().find(|new| home(**new) == home(*old) && new.incarnation > old.incarnation).copied();
+    let later = |old: &MemberId| {
+        members.iter().find(|new| home(**new) == home(*old) && new.incarnation > old.incarnation).copied()
+    };
     let came_back: Vec<MemberId> = view.in_sync.iter().filter_map(later).collect();
     if came_back.is_empty() {
         return;
@@ -115,7 +117,11 @@ mod tests {
         let promoted = next_view(&next, &[ViewStep::Promote { member: member(2, 2) }], &HOMES).unwrap();
         assert_eq!(promoted.in_sync, [member(1, 1), member(2, 2), member(3, 1)]);
         assert_eq!(next_view(&view(), &[ViewStep::Promote { member: member(4, 1) }], &HOMES), None);
-        assert_eq!(next_view(&next, &[ViewStep::Add { member: member(2, 3) }], &HOMES), None, "a disk is in a view once");
+        assert_eq!(
+            next_view(&next, &[ViewStep::Add { member: member(2, 3) }], &HOMES),
+            None,
+            "a disk is in a view once"
+        );
     }
 
     #[test]

@@ -103,7 +103,9 @@ impl Op<'_, '_> {
     /// The inode that an entry names, which exists.
     fn inode_of(&self, parent: InodeId, entry: &EntryRow) -> Applied<InodeRow> {
         let row: Option<InodeRow> = self.txn.get(&inode::key(self.volume, entry.inode))?;
-        row.ok_or_else(|| Fail::Broken(format!("{}: an entry of {parent} names {}, which is missing", self.volume, entry.inode)))
+        row.ok_or_else(|| {
+            Fail::Broken(format!("{}: an entry of {parent} names {}, which is missing", self.volume, entry.inode))
+        })
     }
 
     fn attributes(&self, inode: InodeId, row: &InodeRow) -> Attributes {
@@ -127,7 +129,13 @@ impl Op<'_, '_> {
     }
 
     /// Removes an entry; the directory's row is the caller's to put.
-    fn drop_entry(&mut self, parent: InodeId, directory: &mut InodeRow, name: &FileName, row: &EntryRow) -> Applied<()> {
+    fn drop_entry(
+        &mut self,
+        parent: InodeId,
+        directory: &mut InodeRow,
+        name: &FileName,
+        row: &EntryRow,
+    ) -> Applied<()> {
         ensure!(directory.size > 0, "{}: {parent} has an entry but counts none", self.volume);
         directory.size -= 1;
         self.txn.remove(entry::key(self.volume, parent, name));

@@ -67,7 +67,12 @@ impl Op<'_, '_> {
             moved.parent = ends.to.0;
         }
         self.drop_entry(ends.from.0, &mut ends.from_directory, ends.from.1, &moving)?;
-        self.add_entry(ends.to.0, ends.to_directory.as_mut().unwrap_or(&mut ends.from_directory), ends.to.1, (moving.inode, moving.kind));
+        self.add_entry(
+            ends.to.0,
+            ends.to_directory.as_mut().unwrap_or(&mut ends.from_directory),
+            ends.to.1,
+            (moving.inode, moving.kind),
+        );
         moved.changed(self.stamp);
         self.put_inode(moving.inode, &moved);
         self.put_directories(&ends);
@@ -91,12 +96,21 @@ impl Op<'_, '_> {
         }
         if moving.kind == FileKind::Directory {
             // One sub-directory moves in, one goes; without a move across directories only one goes.
-            ensure!(ends.from_directory.links > 2, "{}: {} counts no sub-directory but has one", self.volume, ends.from.0);
+            ensure!(
+                ends.from_directory.links > 2,
+                "{}: {} counts no sub-directory but has one",
+                self.volume,
+                ends.from.0
+            );
             ends.from_directory.links -= 1;
             moved.parent = ends.to.0;
         }
         self.drop_entry(ends.from.0, &mut ends.from_directory, ends.from.1, &moving)?;
-        self.put_entry(ends.to.0, ends.to.1, EntryRow { inode: moving.inode, kind: moving.kind, cookie: target.cookie });
+        self.put_entry(
+            ends.to.0,
+            ends.to.1,
+            EntryRow { inode: moving.inode, kind: moving.kind, cookie: target.cookie },
+        );
         let stamp = self.stamp;
         let directory = ends.target();
         directory.mtime = stamp;
@@ -144,8 +158,16 @@ impl Op<'_, '_> {
         if out_directory {
             other.parent = ends.from.0;
         }
-        self.put_entry(ends.to.0, ends.to.1, EntryRow { inode: moving.inode, kind: moving.kind, cookie: target.cookie });
-        self.put_entry(ends.from.0, ends.from.1, EntryRow { inode: target.inode, kind: target.kind, cookie: moving.cookie });
+        self.put_entry(
+            ends.to.0,
+            ends.to.1,
+            EntryRow { inode: moving.inode, kind: moving.kind, cookie: target.cookie },
+        );
+        self.put_entry(
+            ends.from.0,
+            ends.from.1,
+            EntryRow { inode: target.inode, kind: target.kind, cookie: moving.cookie },
+        );
         self.touch_directory(&mut ends.from_directory);
         if let Some(to_directory) = &mut ends.to_directory {
             self.touch_directory(to_directory);

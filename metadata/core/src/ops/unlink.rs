@@ -39,12 +39,7 @@ impl Op<'_, '_> {
     }
 
     /// One name less of what is not a directory. Returns whether it is kept without a name.
-    pub(super) fn lose_link(
-        &mut self,
-        inode: InodeId,
-        row: &mut super::InodeRow,
-        open_here: bool,
-    ) -> Applied<bool> {
+    pub(super) fn lose_link(&mut self, inode: InodeId, row: &mut super::InodeRow, open_here: bool) -> Applied<bool> {
         ensure!(row.links > 0, "{}: {inode} has a name but counts none", self.volume);
         row.changed(self.stamp);
         if row.links > 1 {

@@ -20,7 +20,13 @@ pub(super) fn check_name(name: &Bytes) -> Applied<()> {
 }
 
 impl Op<'_, '_> {
-    pub(super) fn set_xattr(&mut self, inode: InodeId, name: &Bytes, value: &Bytes, mode: XattrMode) -> Applied<Outcome> {
+    pub(super) fn set_xattr(
+        &mut self,
+        inode: InodeId,
+        name: &Bytes,
+        value: &Bytes,
+        mode: XattrMode,
+    ) -> Applied<Outcome> {
         check_name(name)?;
         if value.len() > XATTR_VALUE_BYTES_MAX {
             return Err(NamespaceError::TooLarge.into());

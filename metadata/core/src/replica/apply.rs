@@ -10,7 +10,7 @@ use crate::tables::Row;
 use crate::tables::applied;
 use crate::txn::Txn;
 use holdfast_store::Batch;
-use holdfast_types::LogIndex;
+use holdfast_types::{LogIndex, Term};
 use raft::eraftpb::{Entry, EntryType};
 
 /// Bytes of changes after which a run is committed to the table, so that a long catch-up stays small in memory.
@@ -75,7 +75,8 @@ impl<M: Machine> Replica<M> {
         let mut txn = Txn::new(&*self.table, &self.hot, run);
         let mutations = self.config.mutations;
         let index = LogIndex(entry.index);
-        let mut context = Context { index, stamp: proposal.stamp, mutations, counters };
+        let term = Term(entry.term);
+        let mut context = Context { index, term, stamp: proposal.stamp, mutations, counters };
         let outcome = match self.machine.apply(&mut txn, &mut context, &proposal.command) {
             Ok(output) => return Ok((Some(Outcome::Applied(Box::new(output))), txn.into_batch())),
             Err(Fail::Refused(error) | Fail::Unkept(error)) => {
@@ -105,7 +106,7 @@ impl<M: Machine> Replica<M> {
         let mut txn = Txn::new(&*self.table, &self.hot, &run);
         let index = LogIndex(self.applied.index.0 + 1);
         let mutations = self.config.mutations;
-        let mut context = Context { index, stamp: self.applied.stamp, mutations, counters };
+        let mut context = Context { index, term: self.term(), stamp: self.applied.stamp, mutations, counters };
         self.machine.apply(&mut txn, &mut context, command).ok()
     }
 }

@@ -16,8 +16,8 @@ use crate::api::{Config, Counters, Effect, HardState, LogRecord, RecoveredShard,
 use crate::command::{Command, Proposal};
 use crate::error::Fail;
 use crate::machine::{Machine, Output};
-use crate::tables::applied::{self, AppliedRow};
 use crate::tables::Row;
+use crate::tables::applied::{self, AppliedRow};
 use crate::txn::Hot;
 use holdfast_store::Table;
 use holdfast_types::prng::Prng;
@@ -130,8 +130,7 @@ impl<M: Machine> Replica<M> {
     /// From what log and table hold.
     pub(crate) fn new(shard: ShardId, config: &Config, recovered: RecoveredShard) -> Result<Self, StartError> {
         let Recovery { log, applied, first_records, table } = recover(shard, config, recovered)?;
-        let machine =
-            M::load(&*table).map_err(|fail| StartError::Damaged { shard, reason: describe(&fail) })?;
+        let machine = M::load(&*table).map_err(|fail| StartError::Damaged { shard, reason: describe(&fail) })?;
         let hot = Hot::load(&*table)?;
         let node = RawNode::new(&raft_config(config, applied.index), log, &Logger::root(Discard, o!()))?;
         let label = u64::from(shard.0) + 1;
@@ -300,7 +299,13 @@ impl<M: Machine> Replica<M> {
         let lost: Vec<Token> = self.queue.drain(..).map(|waiting| waiting.token).collect();
         let pending = std::mem::take(&mut self.pending);
         let in_flight = !pending.is_empty();
-        events.extend(pending.into_values().map(|(_, token)| token).chain(lost).map(|token| Event::Proposed(token, Outcome::Lost)));
+        events.extend(
+            pending
+                .into_values()
+                .map(|(_, token)| token)
+                .chain(lost)
+                .map(|token| Event::Proposed(token, Outcome::Lost)),
+        );
         self.reads.lose(events);
         self.sending.clear();
         if self.leading.take().is_some() {

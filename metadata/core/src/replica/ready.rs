@@ -60,7 +60,13 @@ impl<M: Machine> Replica<M> {
         }
     }
 
-    fn handle(&mut self, mut ready: Ready, effects: &mut Vec<Effect>, events: &mut Vec<Event>, counters: &mut Counters) {
+    fn handle(
+        &mut self,
+        mut ready: Ready,
+        effects: &mut Vec<Effect>,
+        events: &mut Vec<Event>,
+        counters: &mut Counters,
+    ) {
         let mut records = std::mem::take(&mut self.first_records);
         let mut must_sync = ready.must_sync() || !records.is_empty();
         self.send_all(ready.take_messages(), effects);
@@ -80,7 +86,8 @@ impl<M: Machine> Replica<M> {
             records.push(LogRecord::Entries(entries.iter().map(to_record).collect()));
         }
         if let Some(state) = ready.hs() {
-            let state = HardState { term: Term(state.term), vote: ServerId(state.vote), commit: LogIndex(state.commit) };
+            let state =
+                HardState { term: Term(state.term), vote: ServerId(state.vote), commit: LogIndex(state.commit) };
             self.node.mut_store().set_hard_state(state);
             // A commit index that rose is found again from what is applied; it needs no write of its own.
             if must_sync && !self.config.mutations.vote_not_persisted {
@@ -138,7 +145,8 @@ impl<M: Machine> Replica<M> {
             }
             // Our own messages always encode.
             let bytes = protobuf::Message::write_to_bytes(&message).expect("raft messages encode");
-            effects.push(Effect::Send { to, message: PeerMessage::Raft { shard: self.shard, bytes: Bytes::from(bytes) } });
+            effects
+                .push(Effect::Send { to, message: PeerMessage::Raft { shard: self.shard, bytes: Bytes::from(bytes) } });
         }
     }
 

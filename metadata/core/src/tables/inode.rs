@@ -81,7 +81,9 @@ impl InodeRow {
     /// Bytes that count against a quota.
     pub(crate) fn charged(&self) -> u64 {
         match self.kind {
-            FileKind::File => self.size.div_ceil(holdfast_types::limits::BLOCK_BYTES) * holdfast_types::limits::BLOCK_BYTES,
+            FileKind::File => {
+                self.size.div_ceil(holdfast_types::limits::BLOCK_BYTES) * holdfast_types::limits::BLOCK_BYTES
+            }
             _ => 0,
         }
     }
@@ -123,6 +125,9 @@ mod tests {
     #[test]
     fn round_trip() {
         super::super::assert_round_trip(example());
-        assert_eq!((example().end(), example().bound_of(SessionId(3)), example().bound_of(SessionId(4))), (1 << 26, 1 << 26, 0));
+        assert_eq!(
+            (example().end(), example().bound_of(SessionId(3)), example().bound_of(SessionId(4))),
+            (1 << 26, 1 << 26, 0)
+        );
     }
 }

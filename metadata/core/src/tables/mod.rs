@@ -44,7 +44,8 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Tables whose rows are held in memory.
-pub(crate) const HOT: &[u8] = &[volume::VOLUME, volume::DROPPED, session::SESSION, session::ENDED, session::ENDED_FLOOR, answer::ANSWERS];
+pub(crate) const HOT: &[u8] =
+    &[volume::VOLUME, volume::DROPPED, session::SESSION, session::ENDED, session::ENDED_FLOOR, answer::ANSWERS];
 
 /// Whether a key is of a hot table.
 pub(crate) fn is_hot(key: &[u8]) -> bool {

@@ -40,9 +40,8 @@ fn disturb(world: &mut World, prng: &mut Prng) {
 
 /// Whoever believes to lead is asked; an old leader, too.
 fn ask_somebody(world: &mut World, prng: &mut Prng, making: &mut Making) {
-    let leaders: Vec<u64> = (1..=3)
-        .filter(|id| world.servers[id].core.as_ref().is_some_and(|core| core.leads(VOLUMES)))
-        .collect();
+    let leaders: Vec<u64> =
+        (1..=3).filter(|id| world.servers[id].core.as_ref().is_some_and(|core| core.leads(VOLUMES))).collect();
     if !leaders.is_empty() {
         let id = *prng.pick(&leaders);
         making.asked = Some(world.ask_until(id, Caller::Client, making.envelope.clone(), Duration::from_secs(3)));
@@ -53,7 +52,8 @@ fn run(seed: u64, mutations: crate::Mutations) -> crate::Counters {
     let mut prng = Prng::new(seed);
     let mut world = World::new(3, 3, |config| {
         config.mutations = mutations;
-        config.limits = Limits { persist_tables_after: 20, log_kept: 10, snapshot_part_bytes: 700, ..Limits::default() };
+        config.limits =
+            Limits { persist_tables_after: 20, log_kept: 10, snapshot_part_bytes: 700, ..Limits::default() };
     });
     let (s, _) = world.attach();
     world.chaos = Some(Prng::new(seed ^ 77));
@@ -97,12 +97,19 @@ fn run(seed: u64, mutations: crate::Mutations) -> crate::Counters {
     }
     world.chaos = None;
     world.isolated.clear();
-    (1..=3).filter(|id| world.servers[id].core.is_none()).collect::<Vec<_>>().into_iter().for_each(|id| world.start(id));
+    (1..=3)
+        .filter(|id| world.servers[id].core.is_none())
+        .collect::<Vec<_>>()
+        .into_iter()
+        .for_each(|id| world.start(id));
     (1..=3).for_each(|id| flush(&mut world, id));
     world.run(60);
     for (text, inode) in &made {
         let found = world.query(s, Query::Lookup { parent: InodeId::ROOT, name: super::name(text) });
-        assert!(matches!(&found, Ok(Outcome::Entry { attributes, .. }) if attributes.inode == *inode), "seed {seed}: {text}");
+        assert!(
+            matches!(&found, Ok(Outcome::Entry { attributes, .. }) if attributes.inode == *inode),
+            "seed {seed}: {text}"
+        );
     }
     assert!(made.len() > 100, "seed {seed}: progress, {}", made.len());
     world.check();
@@ -120,9 +127,8 @@ fn run(seed: u64, mutations: crate::Mutations) -> crate::Counters {
 /// A lookup asked of any leader sees what was acknowledged before, or is refused.
 fn read_back(world: &mut World, session: SessionId, newest: Option<&(String, InodeId)>) {
     let Some((text, inode)) = newest else { return };
-    let leaders: Vec<u64> = (1..=3)
-        .filter(|id| world.servers[id].core.as_ref().is_some_and(|core| core.leads(VOLUMES)))
-        .collect();
+    let leaders: Vec<u64> =
+        (1..=3).filter(|id| world.servers[id].core.as_ref().is_some_and(|core| core.leads(VOLUMES))).collect();
     for id in leaders {
         let query = Query::Lookup { parent: InodeId::ROOT, name: super::name(text) };
         let request = envelope(VOLUMES, session, Request::Query(query));

@@ -52,6 +52,21 @@ fn a_retry_joins_the_request_in_flight() {
 }
 
 #[test]
+fn what_relies_on_leases_of_another_term_is_not_applied() {
+    let mut world = World::formed(1, 3);
+    let (s, _) = world.attach();
+    let term = world.core(1).shards()[1].term;
+    let of_term = |world: &mut World, term: u64| {
+        let mkdir = world.mutation(s, create(ROOT, "d", NewNode::Directory, false));
+        let request = world.ask_as(1, Caller::Client, Envelope { term: holdfast_types::Term(term), ..mkdir });
+        world.run(2);
+        world.take(request).unwrap().result
+    };
+    assert!(matches!(of_term(&mut world, term.0 + 1), Err(MetadataError::Unavailable { .. })));
+    assert!(of_term(&mut world, term.0).is_ok());
+}
+
+#[test]
 fn a_session_that_confirms_nothing_is_held_back() {
     let mut world = World::formed(1, 3);
     let (s, _) = world.attach();
@@ -75,9 +90,11 @@ fn deliberate_bugs_are_there_when_asked_for() {
     let run = |change: fn(&mut crate::Mutations)| {
         let mut world = World::new(3, 3, |config| change(&mut config.mutations));
         let (s, _) = world.attach();
-        let mkdir = Envelope { answered_below: Sequence(1), ..world.mutation(s, create(ROOT, "d", NewNode::Directory, false)) };
+        let mkdir =
+            Envelope { answered_below: Sequence(1), ..world.mutation(s, create(ROOT, "d", NewNode::Directory, false)) };
         world.call_as(Caller::Client, mkdir.clone());
-        let other = Envelope { answered_below: Sequence(1), ..world.mutation(s, create(ROOT, "e", NewNode::Directory, false)) };
+        let other =
+            Envelope { answered_below: Sequence(1), ..world.mutation(s, create(ROOT, "e", NewNode::Directory, false)) };
         world.call_as(Caller::Client, other);
         outcome(world.call_as(Caller::Client, mkdir))
     };

@@ -19,9 +19,7 @@ use holdfast_types::{
     ShardId, Term, Timestamp,
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkRequest};
-use holdfast_wire::metadata::{
-    Answer, ClientRecord, DiskState, Envelope, Heartbeat, MetadataError, Request, Response,
-};
+use holdfast_wire::metadata::{Answer, ClientRecord, DiskState, Envelope, Heartbeat, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Attributes, Mutation, NewNode, Outcome, Query, VolumeRecord};
 use holdfast_wire::peer::PeerMessage;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -115,8 +113,7 @@ impl World {
         config.groups = 8;
         config.storage_expected = storage as u32;
         change(&mut config);
-        let node =
-            Storage { alive: true, incarnation: 1, deaf: false, acknowledged: MapVersion(0), leaving: false };
+        let node = Storage { alive: true, incarnation: 1, deaf: false, acknowledged: MapVersion(0), leaving: false };
         let mut world = Self {
             servers: BTreeMap::new(),
             storage: (1..=storage).map(|id| (id, node.clone())).collect(),
@@ -133,7 +130,9 @@ impl World {
             chaos: None,
         };
         for id in 1..=servers {
-            world.servers.insert(id, Server { core: None, disks: Default::default(), halted: None, writes: VecDeque::new() });
+            world
+                .servers
+                .insert(id, Server { core: None, disks: Default::default(), halted: None, writes: VecDeque::new() });
             world.start(id);
         }
         world
@@ -387,7 +386,12 @@ impl World {
         panic!("nobody answers {envelope:?}");
     }
 
-    pub(crate) fn call(&mut self, shard: ShardId, session: SessionId, request: Request) -> Result<Response, MetadataError> {
+    pub(crate) fn call(
+        &mut self,
+        shard: ShardId,
+        session: SessionId,
+        request: Request,
+    ) -> Result<Response, MetadataError> {
         self.call_as(Caller::Client, envelope(shard, session, request)).result
     }
 
@@ -420,7 +424,11 @@ impl World {
     /// An envelope of a new mutation; all earlier ones are said to be answered.
     pub(crate) fn mutation(&mut self, session: SessionId, mutation: Mutation) -> Envelope {
         let sequence = self.sequence(session);
-        Envelope { sequence, answered_below: sequence, ..envelope(ShardId::VOLUMES, session, Request::Mutate(mutation)) }
+        Envelope {
+            sequence,
+            answered_below: sequence,
+            ..envelope(ShardId::VOLUMES, session, Request::Mutate(mutation))
+        }
     }
 
     pub(crate) fn mutate(&mut self, session: SessionId, mutation: Mutation) -> Result<Outcome, MetadataError> {
@@ -461,8 +469,9 @@ impl World {
                 assert_eq!(found.unwrap(), Vec::<String>::new(), "server {id}, {shard}");
                 let core = self.core(*id);
                 let applied = core.shards()[number].applied.0;
-                let rows: Vec<_> =
-                    holdfast_store::View::range(&disk.table, holdfast_store::KeyRange::all()).map(Result::unwrap).collect();
+                let rows: Vec<_> = holdfast_store::View::range(&disk.table, holdfast_store::KeyRange::all())
+                    .map(Result::unwrap)
+                    .collect();
                 let first = seen.entry((shard.0, applied)).or_insert_with(|| rows.clone());
                 assert!(*first == rows, "server {id} differs in {shard} at {applied}");
             }
@@ -475,14 +484,7 @@ pub(crate) fn create(parent: InodeId, text: &str, node: NewNode, open: bool) -> 
 }
 
 pub(crate) fn envelope(shard: ShardId, session: SessionId, request: Request) -> Envelope {
-    Envelope {
-        shard,
-        session,
-        sequence: Sequence(0),
-        answered_below: Sequence(0),
-        term: Term(0),
-        request,
-    }
+    Envelope { shard, session, sequence: Sequence(0), answered_below: Sequence(0), term: Term(0), request }
 }
 
 pub(crate) fn outcome(answer: Answer) -> Result<Outcome, MetadataError> {

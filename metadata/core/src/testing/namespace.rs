@@ -82,11 +82,17 @@ fn renaming_follows_posix() {
     assert_eq!(refused(world.mutate(s, rename((ROOT, "c"), (ROOT, "a"), replace))), NamespaceError::NotEmpty);
     // A directory over an empty one in another directory.
     world.mutate(s, rename((ROOT, "c"), (a, "b"), replace)).unwrap();
-    assert_eq!((world.attributes(s, ROOT).links, world.attributes(s, a).links, world.attributes(s, c).parent), (3, 3, a));
+    assert_eq!(
+        (world.attributes(s, ROOT).links, world.attributes(s, a).links, world.attributes(s, c).parent),
+        (3, 3, a)
+    );
     assert_eq!(refused(world.query(s, Query::GetAttributes { inode: b })), NamespaceError::Stale);
     // Exchange across directories, of a file and a directory.
     world.mutate(s, rename((ROOT, "f"), (a, "b"), RenameMode::Exchange)).unwrap();
-    assert_eq!((world.attributes(s, ROOT).links, world.attributes(s, a).links, world.attributes(s, c).parent), (4, 2, ROOT));
+    assert_eq!(
+        (world.attributes(s, ROOT).links, world.attributes(s, a).links, world.attributes(s, c).parent),
+        (4, 2, ROOT)
+    );
     // Two names of one file: nothing happens.
     world.mutate(s, Mutation::Link { inode: f, parent: ROOT, name: name("g") }).unwrap();
     world.mutate(s, rename((ROOT, "g"), (a, "b"), replace)).unwrap();
@@ -140,8 +146,15 @@ fn a_shorter_file_is_cut_before_anybody_writes_there() {
     let answer = world.call_as(crate::Caller::Client, reserve);
     let Ok(Outcome::Attributes { attributes, .. }) = super::outcome(answer) else { panic!() };
     assert_eq!((attributes.trim_from, attributes.size_bound), (None, 6 * MIB));
-    assert!(world.chunks.iter().any(|request| matches!(request.op, ChunkOp::Cut { length, .. } if u64::from(length) == MIB)));
-    assert!(world.chunks.iter().all(|request| request.session == SessionId::SERVICE && request.floor == request.sequence));
+    assert!(
+        world
+            .chunks
+            .iter()
+            .any(|request| matches!(request.op, ChunkOp::Cut { length, .. } if u64::from(length) == MIB))
+    );
+    assert!(
+        world.chunks.iter().all(|request| request.session == SessionId::SERVICE && request.floor == request.sequence)
+    );
     world.check();
 }
 
@@ -149,7 +162,9 @@ fn a_shorter_file_is_cut_before_anybody_writes_there() {
 fn truncation_to_nothing_starts_a_new_content() {
     let mut world = World::formed(1, 3);
     let (s, _) = world.attach();
-    let Ok(Outcome::Created { attributes: f, .. }) = world.mutate(s, create(ROOT, "f", NewNode::File, true)) else { panic!() };
+    let Ok(Outcome::Created { attributes: f, .. }) = world.mutate(s, create(ROOT, "f", NewNode::File, true)) else {
+        panic!()
+    };
     assert_eq!(f.size_bound, 64 * MIB, "the first write needs no permission");
     world.mutate(s, publish(f.inode, 1, 100, true)).unwrap();
     let Ok(Outcome::Attributes { attributes, .. }) = world.mutate(s, truncate(f.inode, 0)) else { panic!() };
@@ -184,12 +199,8 @@ fn extended_attributes_and_symlinks_come_back_as_they_were() {
     let mut world = World::formed(1, 3);
     let (s, _) = world.attach();
     let f = world.create(s, ROOT, "f", NewNode::File).inode;
-    let set = |value: &'static str, mode| Mutation::SetXattr {
-        inode: f,
-        name: "user.a".into(),
-        value: value.into(),
-        mode,
-    };
+    let set =
+        |value: &'static str, mode| Mutation::SetXattr { inode: f, name: "user.a".into(), value: value.into(), mode };
     assert_eq!(refused(world.mutate(s, set("1", XattrMode::Replace))), NamespaceError::NoAttribute);
     world.mutate(s, set("1", XattrMode::Create)).unwrap();
     assert_eq!(refused(world.mutate(s, set("2", XattrMode::Create))), NamespaceError::Exists);

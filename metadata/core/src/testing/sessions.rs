@@ -102,7 +102,9 @@ fn one_session_at_a_time_writes_at_the_end_of_a_shared_file() {
     assert!(world.answer(waiting).is_none(), "two write at the same place");
     world.mutate(first, publish(f, 10, false)).unwrap();
     world.until("the second's turn", |world| world.answer(waiting).is_some());
-    let Ok(Response::Outcome(Outcome::Attributes { attributes, .. })) = world.take(waiting).unwrap().result else { panic!() };
+    let Ok(Response::Outcome(Outcome::Attributes { attributes, .. })) = world.take(waiting).unwrap().result else {
+        panic!()
+    };
     assert_eq!((attributes.size, attributes.size_bound), (10, 5), "it knows the end, and asks for more");
     world.mutate(second, reserve(f, 15)).unwrap();
     // It falls silent in the middle of its turn: whoever waits for the end of the file does not wait for a day.
@@ -115,7 +117,10 @@ fn one_session_at_a_time_writes_at_the_end_of_a_shared_file() {
             break;
         }
     }
-    let Ok(Response::Outcome(Outcome::Attributes { attributes, .. })) = world.take(waiting).expect("its turn").result else { panic!() };
+    let Ok(Response::Outcome(Outcome::Attributes { attributes, .. })) = world.take(waiting).expect("its turn").result
+    else {
+        panic!()
+    };
     assert_eq!((attributes.size, attributes.size_bound), (10, 30));
     assert!(matches!(renew(&mut world, second, 0), Err(MetadataError::SessionEnded { .. })));
     world.check();
@@ -141,7 +146,10 @@ fn a_silent_holder_is_fenced_and_a_new_leader_starts_every_timer_afresh() {
     let again = world.now;
     world.until("attached", |world| world.answer(request).is_some());
     let waited = world.now.since(again);
-    assert!(waited + TICK * 4 >= SESSION_TTL + DRIFT_MARGIN - TICK * 30 && waited < Duration::from_secs(13), "{waited:?}");
+    assert!(
+        waited + TICK * 4 >= SESSION_TTL + DRIFT_MARGIN - TICK * 30 && waited < Duration::from_secs(13),
+        "{waited:?}"
+    );
     assert!(world.now.since(begin) > SESSION_TTL + SESSION_TTL / 2);
     // The first is over, everywhere.
     let over = world.mutate(first, create(ROOT, "g", NewNode::File, false));
@@ -160,7 +168,9 @@ fn a_silent_holder_is_fenced_and_a_new_leader_starts_every_timer_afresh() {
 fn what_an_ended_session_may_have_written_beyond_the_end_goes() {
     let mut world = World::formed(3, 3);
     let (first, _) = world.attach();
-    let Ok(Outcome::Created { attributes: f, .. }) = world.mutate(first, create(ROOT, "f", NewNode::File, true)) else { panic!() };
+    let Ok(Outcome::Created { attributes: f, .. }) = world.mutate(first, create(ROOT, "f", NewNode::File, true)) else {
+        panic!()
+    };
     let publish = Mutation::Publish {
         inode: f.inode,
         generation: Generation(1),
@@ -221,7 +231,8 @@ fn a_later_generation_of_an_instance_takes_its_place_at_once() {
 #[test]
 fn opening_a_session_twice_finds_the_first() {
     let mut world = World::formed(3, 3);
-    let open = Request::OpenSession { volume: "main".into(), client: ClientRecord::default(), read_only: false, nonce: 5 };
+    let open =
+        Request::OpenSession { volume: "main".into(), client: ClientRecord::default(), read_only: false, nonce: 5 };
     let first = world.call(ShardId::CLUSTER, SessionId::NONE, open.clone()).unwrap();
     assert_eq!(world.call(ShardId::CLUSTER, SessionId::NONE, open).unwrap(), first);
     let Response::SessionOpened { session, .. } = first else { panic!() };

@@ -145,17 +145,27 @@ fn a_primary_may_have_a_backup_taken_out_while_enough_are_left() {
     let backups: Vec<MemberId> = view.in_sync.iter().copied().filter(|member| *member != view.primary).collect();
     let evict = |member, reporter| Request::Evict { group: GroupId(0), epoch: view.epoch, member, reporter };
     // A backup may not have another backup out, nor, alone, the primary.
-    let Response::View { view: same, .. } = ask(&mut world, backups[0].node.0, evict(backups[1], backups[0])) else { panic!() };
+    let Response::View { view: same, .. } = ask(&mut world, backups[0].node.0, evict(backups[1], backups[0])) else {
+        panic!()
+    };
     assert_eq!(same.epoch, view.epoch);
-    let Response::View { view: same, .. } = ask(&mut world, backups[0].node.0, evict(view.primary, backups[0])) else { panic!() };
+    let Response::View { view: same, .. } = ask(&mut world, backups[0].node.0, evict(view.primary, backups[0])) else {
+        panic!()
+    };
     assert_eq!(same.epoch, view.epoch);
-    let Response::View { view: next, .. } = ask(&mut world, view.primary.node.0, evict(backups[0], view.primary)) else { panic!() };
+    let Response::View { view: next, .. } = ask(&mut world, view.primary.node.0, evict(backups[0], view.primary))
+    else {
+        panic!()
+    };
     assert_eq!((next.in_sync.len(), next.epoch), (2, view.epoch.next()));
     // Not below what writes need, and nothing on account of an old epoch.
     let below = Request::Evict { group: GroupId(0), epoch: next.epoch, member: backups[1], reporter: view.primary };
     let Response::View { view: same, .. } = ask(&mut world, view.primary.node.0, below) else { panic!() };
     assert_eq!(same.in_sync, next.in_sync);
-    let Response::View { view: same, .. } = ask(&mut world, view.primary.node.0, evict(backups[1], view.primary)) else { panic!() };
+    let Response::View { view: same, .. } = ask(&mut world, view.primary.node.0, evict(backups[1], view.primary))
+    else {
+        panic!()
+    };
     assert_eq!(same.in_sync, next.in_sync);
     // It returns when it was out for a while.
     world.run(ticks(Duration::from_secs(6)));
@@ -183,11 +193,9 @@ fn a_planned_stop_leaves_the_views_first() {
 #[test]
 fn a_map_is_read_whole_or_as_changes_and_is_told_when_it_changes() {
     let mut world = World::formed(3, 3);
-    let get = |world: &mut World, have: MapVersion| {
-        match ask(world, 1, Request::GetMap { have, wait: false }) {
-            Response::Map(update) => update,
-            other => panic!("{other:?}"),
-        }
+    let get = |world: &mut World, have: MapVersion| match ask(world, 1, Request::GetMap { have, wait: false }) {
+        Response::Map(update) => update,
+        other => panic!("{other:?}"),
     };
     let MapUpdate::Full(mut mine) = get(&mut world, MapVersion(0)) else { panic!() };
     assert_eq!(get(&mut world, mine.version), MapUpdate::Unchanged);
@@ -201,7 +209,10 @@ fn a_map_is_read_whole_or_as_changes_and_is_told_when_it_changes() {
     world.storage.get_mut(&1).unwrap().incarnation = 2;
     world.run(12);
     let (s, _) = world.open(Default::default());
-    world.call_as(Caller::Admin, envelope(CLUSTER, SessionId::NONE, Request::FenceSession { session: s })).result.unwrap();
+    world
+        .call_as(Caller::Admin, envelope(CLUSTER, SessionId::NONE, Request::FenceSession { session: s }))
+        .result
+        .unwrap();
     let MapUpdate::Delta(delta) = get(&mut world, mine.version) else { panic!() };
     assert!(mine.apply(&delta));
     assert_eq!(*mine, map(&world), "changes lead where the whole map is");

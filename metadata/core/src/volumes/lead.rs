@@ -87,14 +87,17 @@ impl VolumesLead {
 
 impl MetadataCore {
     pub(crate) fn volumes_request(&mut self, waiter: Waiter, envelope: Envelope) {
-        let Envelope { session, sequence, answered_below, request, .. } = envelope;
+        let Envelope { session, sequence, answered_below, term, request, .. } = envelope;
         if session == SessionId::NONE || session == SessionId::SERVICE {
             let reason = "a request to a volume needs a session".into();
             return self.refuse(waiter.asker, SHARD, MetadataError::Invalid { reason });
         }
         self.heard_session(session);
         match request {
-            Request::Mutate(mutation) => self.mutate(waiter, (session, sequence, answered_below), mutation),
+            Request::Mutate(mutation) => {
+                let command = VolumesCommand::Mutate { session, sequence, answered_below, term, mutation };
+                self.mutate(waiter, (session, sequence), command);
+            }
             Request::Query(query) => self.volumes_read(ReadFor::Query(waiter, session, query)),
             Request::Renew { seen, wait } => {
                 let parked = self.volumes.machine.sessions().get(&session).is_some_and(|row| row.parked.is_some());
@@ -130,8 +133,7 @@ impl MetadataCore {
         }
     }
 
-    fn mutate(&mut self, waiter: Waiter, numbers: (SessionId, Sequence, Sequence), mutation: Mutation) {
-        let (session, sequence, answered_below) = numbers;
+    fn mutate(&mut self, waiter: Waiter, (session, sequence): (SessionId, Sequence), command: VolumesCommand) {
         if sequence.0 == 0 {
             let reason = "a mutation needs a sequence".into();
             return self.refuse(waiter.asker, SHARD, MetadataError::Invalid { reason });
@@ -142,8 +144,7 @@ impl MetadataCore {
             self.counters.requests_joined += 1;
             return;
         }
-        let may_wait = matches!(mutation, Mutation::Reserve { .. });
-        let command = VolumesCommand::Mutate { session, sequence, answered_below, mutation };
+        let may_wait = matches!(command, VolumesCommand::Mutate { mutation: Mutation::Reserve { .. }, .. });
         if self.config.mutations.answer_before_commit {
             self.answer_too_early((session, sequence), &command);
         }
@@ -319,7 +320,8 @@ impl MetadataCore {
     fn volumes_deposed(&mut self) {
         let hint = self.volumes.leader();
         let lead = std::mem::take(&mut self.volumes_lead);
-        let held = lead.held.iter().filter_map(|held| lead.mutations.get(&(held.session, held.sequence))).flatten().copied();
+        let held =
+            lead.held.iter().filter_map(|held| lead.mutations.get(&(held.session, held.sequence))).flatten().copied();
         let reads = lead.held_reads.iter().map(|(waiter, ..)| *waiter);
         let waiters: Vec<Waiter> = held.chain(reads).chain(lead.waiting.waiters()).collect();
         for waiter in waiters {
@@ -363,7 +365,9 @@ impl MetadataCore {
             true
         });
         for waiter in refused {
-            let reason = "bytes that were cut off are still being removed, or another session writes at the end of the file".into();
+            let reason =
+                "bytes that were cut off are still being removed, or another session writes at the end of the file"
+                    .into();
             self.refuse(waiter.asker, SHARD, MetadataError::Unavailable { reason });
         }
     }

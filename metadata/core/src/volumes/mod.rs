@@ -9,8 +9,8 @@ pub(crate) mod answers;
 pub(crate) mod deletion;
 pub(crate) mod lead;
 pub(crate) mod purge;
-pub(crate) mod waiting;
 pub(crate) mod sessions;
+pub(crate) mod waiting;
 
 use crate::command::{Command, Trimmed, VolumesCommand};
 use crate::error::{Applied, Fail};
@@ -23,7 +23,7 @@ use crate::tables::{Row, number_at};
 use crate::txn::{Txn, decode};
 use holdfast_store::{Batch, KeyRange, View};
 use holdfast_types::{Generation, InodeId, SessionId, VolumeId};
-use holdfast_wire::metadata::Response;
+use holdfast_wire::metadata::{MetadataError, Response};
 use std::collections::BTreeMap;
 
 /// The machine. Its state is the table; a few rows are held decoded for the leader's many looks at them.
@@ -96,7 +96,11 @@ impl Machine for Volumes {
         };
         let at = context.index;
         let response = match command {
-            VolumesCommand::Mutate { session, sequence, answered_below, mutation } => {
+            VolumesCommand::Mutate { session, sequence, answered_below, term, mutation } => {
+                if term.0 != 0 && *term != context.term {
+                    let reason = format!("leases were checked in {term}, this is {}", context.term);
+                    return Err(Fail::Unkept(MetadataError::Unavailable { reason }));
+                }
                 return answers::mutate(txn, context, (*session, *sequence, *answered_below), mutation);
             }
             VolumesCommand::Attach { session, volume, client, read_only } => {
@@ -124,11 +128,7 @@ impl Machine for Volumes {
 }
 
 /// Chunks are gone: purges leave the queue, and trims that are still the same end.
-fn cleaned(
-    txn: &mut Txn<'_>,
-    purged: &[(VolumeId, InodeId, Generation)],
-    trimmed: &[Trimmed],
-) -> Applied<Response> {
+fn cleaned(txn: &mut Txn<'_>, purged: &[(VolumeId, InodeId, Generation)], trimmed: &[Trimmed]) -> Applied<Response> {
     for (volume, inode, generation) in purged {
         txn.remove(queue::purge(*volume, *inode, *generation));
     }
@@ -141,7 +141,8 @@ fn cleaned(
         txn.remove(key);
         let key = inode::key(done.volume, done.inode);
         let row: Option<InodeRow> = txn.get(&key)?;
-        let mut row = row.ok_or_else(|| Fail::Broken(format!("{}: {} is trimmed but missing", done.volume, done.inode)))?;
+        let mut row =
+            row.ok_or_else(|| Fail::Broken(format!("{}: {} is trimmed but missing", done.volume, done.inode)))?;
         row.trim = None;
         txn.put(key, &row);
     }

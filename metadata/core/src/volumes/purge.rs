@@ -11,10 +11,10 @@ use crate::api::{ChunkFailure, Effect, ticks};
 use crate::command::{Trimmed, VolumesCommand};
 use crate::core::MetadataCore;
 use crate::ops::{in_the_way, reserve_waits};
+use crate::tables::Key;
 use crate::tables::inode::{self, InodeRow};
 use crate::tables::purge::{self, PurgeRow, TrimRow};
 use crate::tables::volume::DroppedRow;
-use crate::tables::Key;
 use crate::txn::{Txn, decode};
 use holdfast_store::Batch;
 use holdfast_types::limits::CHUNK_BYTES;
@@ -121,9 +121,12 @@ impl MetadataCore {
         let volumes = self.volumes.machine.dropped().iter().filter(|(_, row)| **row == DroppedRow::Chunks);
         let volumes = volumes.map(|(volume, _)| (Target::Volume(*volume), volume_job(*volume, self.groups())));
         let is_new = |target: &Target| {
-            !cleaner.jobs.contains_key(target) && !cleaner.done.contains_key(target) && !cleaner.reported.contains(target)
+            !cleaner.jobs.contains_key(target)
+                && !cleaner.done.contains_key(target)
+                && !cleaner.reported.contains(target)
         };
-        let found: Vec<_> = trims.chain(purges).chain(volumes).filter(|(target, _)| is_new(target)).take(room).collect();
+        let found: Vec<_> =
+            trims.chain(purges).chain(volumes).filter(|(target, _)| is_new(target)).take(room).collect();
         // There may be more than was looked at.
         self.volumes_lead.cleaner.found_new = found.len() == room;
         self.volumes_lead.cleaner.jobs.extend(found);
@@ -143,7 +146,9 @@ impl MetadataCore {
                 break;
             }
             for (group, ops) in &job.left {
-                if !cleaner.busy.contains(group) && !resting(group) && !chosen.contains_key(group)
+                if !cleaner.busy.contains(group)
+                    && !resting(group)
+                    && !chosen.contains_key(group)
                     && let Some(op) = ops.front()
                     && cleaner.in_flight.len() + chosen.len() < limit
                 {
@@ -306,7 +311,9 @@ impl MetadataCore {
                         self.propose_own(Work::Drop(volume), VolumesCommand::DropVolume { volume });
                     }
                 }
-                Some(DroppedRow::Rows) => self.propose_own(Work::Drop(volume), VolumesCommand::DropStep { volume, rows }),
+                Some(DroppedRow::Rows) => {
+                    self.propose_own(Work::Drop(volume), VolumesCommand::DropStep { volume, rows })
+                }
                 Some(DroppedRow::Chunks | DroppedRow::Done) => {}
             }
         }
@@ -316,7 +323,9 @@ impl MetadataCore {
 /// The inode that a held mutation is about.
 fn inode_of(command: &VolumesCommand) -> Option<InodeId> {
     match command {
-        VolumesCommand::Mutate { mutation: holdfast_wire::namespace::Mutation::Reserve { inode, .. }, .. } => Some(*inode),
+        VolumesCommand::Mutate { mutation: holdfast_wire::namespace::Mutation::Reserve { inode, .. }, .. } => {
+            Some(*inode)
+        }
         _ => None,
     }
 }
@@ -340,10 +349,9 @@ fn trim_job((volume, inode): (VolumeId, InodeId), row: TrimRow, groups: u32) -> 
     if within != 0 {
         let index = ChunkIndex(row.from / CHUNK_BYTES);
         let chunk = ChunkKey { volume, inode, generation, index, born: SnapshotNumber(0) };
-        left.entry(GroupId::of(volume, inode, index, groups)).or_default().push_back(ChunkOp::Cut {
-            chunk,
-            length: within as u32,
-        });
+        left.entry(GroupId::of(volume, inode, index, groups))
+            .or_default()
+            .push_back(ChunkOp::Cut { chunk, length: within as u32 });
     }
     let first = row.from.div_ceil(CHUNK_BYTES);
     for group in groups_of(volume, inode, first, row.to.div_ceil(CHUNK_BYTES), groups) {
@@ -372,7 +380,10 @@ mod tests {
         let group = |index| GroupId::of(VolumeId(1), InodeId(9), ChunkIndex(index), 64);
         assert_eq!(job.left.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from([group(1), group(2)]));
         assert!(matches!(job.left[&group(1)][0], ChunkOp::Cut { length: 10, .. }));
-        assert!(matches!(job.left[&group(2)][0], ChunkOp::Delete { generation: Generation(3), from: ChunkIndex(2), .. }));
+        assert!(matches!(
+            job.left[&group(2)][0],
+            ChunkOp::Delete { generation: Generation(3), from: ChunkIndex(2), .. }
+        ));
         for ops in job.left.values() {
             assert!(matches!(ops.back(), Some(ChunkOp::Delete { generation: NO_GENERATION, .. })));
         }

@@ -52,7 +52,8 @@ pub(super) fn attach(
     if let Some(by) = others.iter().filter_map(|(_, row)| superseding(&row.client, client)).max() {
         return Err(Fail::Unkept(MetadataError::Superseded { by }));
     }
-    let in_the_way = |row: &SessionRow| row.caching || row.phase != Phase::Attached || superseding(client, &row.client).is_some();
+    let in_the_way =
+        |row: &SessionRow| row.caching || row.phase != Phase::Attached || superseding(client, &row.client).is_some();
     if others.iter().any(|(_, row)| in_the_way(row)) {
         return Err(Fail::Wait);
     }

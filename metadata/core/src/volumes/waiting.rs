@@ -76,7 +76,8 @@ impl Waiting {
 
     /// All who wait for an answer.
     pub(super) fn waiters(&self) -> impl Iterator<Item = Waiter> + '_ {
-        let attaching = self.attaching.values().filter(|attaching| !attaching.proposed).map(|attaching| attaching.waiter);
+        let attaching =
+            self.attaching.values().filter(|attaching| !attaching.proposed).map(|attaching| attaching.waiter);
         let detaching = self.detaching.iter().map(|(waiter, _)| *waiter);
         attaching.chain(detaching).chain(self.renewing.iter().map(|renewing| renewing.waiter))
     }
@@ -195,7 +196,9 @@ impl MetadataCore {
             .waiting
             .attaching
             .iter()
-            .filter(|(_, attaching)| !attaching.proposed && (attaching.waiter.is_due(now) || !self.is_open(attaching.waiter.asker)))
+            .filter(|(_, attaching)| {
+                !attaching.proposed && (attaching.waiter.is_due(now) || !self.is_open(attaching.waiter.asker))
+            })
             .map(|(session, _)| *session)
             .collect();
         for session in late {
@@ -213,22 +216,20 @@ impl MetadataCore {
     /// Parks who is silent, and ends who was for a day.
     fn look_at_silence(&mut self) {
         let stamp = self.stamp().as_nanos();
-        let over = |row: &SessionRow| {
-            row.parked.is_some_and(|since| stamp - since.as_nanos() > PARKED_MAX.as_nanos() as i128)
-        };
+        let over =
+            |row: &SessionRow| row.parked.is_some_and(|since| stamp - since.as_nanos() > PARKED_MAX.as_nanos() as i128);
         let live = || self.volumes.machine.sessions().iter().filter(|(_, row)| row.phase == Phase::Attached);
         let parked: Vec<_> = live()
             .filter(|(session, row)| row.parked.is_none() && self.is_session_silent(**session, row))
             .map(|(session, _)| (*session, true))
             .collect();
-        let ended: Vec<_> = live()
-            .filter(|(_, row)| over(row))
-            .map(|(session, _)| (*session, "silent for a day".to_owned()))
-            .collect();
+        let ended: Vec<_> =
+            live().filter(|(_, row)| over(row)).map(|(session, _)| (*session, "silent for a day".to_owned())).collect();
         let rows = self.volumes.machine.sessions();
         let in_the_way: Vec<_> = (self.at_ends_of_files().into_iter())
             .filter(|session| {
-                rows.get(session).is_some_and(|row| row.phase == Phase::Attached && self.is_session_silent(*session, row))
+                rows.get(session)
+                    .is_some_and(|row| row.phase == Phase::Attached && self.is_session_silent(*session, row))
             })
             .map(|session| (session, "silent while another session wanted the end of a file".to_owned()))
             .collect();
@@ -242,13 +243,15 @@ impl MetadataCore {
     fn look_at_shard_0(&mut self) {
         let cluster = &self.cluster.machine;
         let rows = self.volumes.machine.sessions();
-        let over = |session: &SessionId| *session <= cluster.settings.session_newest && !cluster.live.contains_key(session);
+        let over =
+            |session: &SessionId| *session <= cluster.settings.session_newest && !cluster.live.contains_key(session);
         let fenced: Vec<_> = rows
             .iter()
             .filter(|(session, row)| row.phase == Phase::Attached && over(session))
             .map(|(session, _)| (*session, "fenced by an administrator".to_owned()))
             .collect();
-        let unattached: Vec<SessionId> = cluster.live.keys().filter(|session| !rows.contains_key(session)).copied().collect();
+        let unattached: Vec<SessionId> =
+            cluster.live.keys().filter(|session| !rows.contains_key(session)).copied().collect();
         let now = self.ticks;
         let since = std::mem::take(&mut self.volumes_lead.waiting.unattached);
         for session in unattached {
