@@ -1,6 +1,8 @@
 //! What administrators ask and see.
 
-use holdfast_types::{ClusterId, DiskId, GroupId, Incarnation, LogIndex, MapVersion, NodeId, ServerId, SessionId, Term, VolumeId};
+use holdfast_types::{
+    ClusterId, DiskId, GroupId, Incarnation, LogIndex, MapVersion, NodeId, ServerId, SessionId, Term, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 
 /// Asked of one server about itself; needs no leader.

@@ -101,7 +101,11 @@ impl ChunkOp {
     /// Whether it changes anything, and so is numbered, replicated and exactly-once.
     pub fn is_change(&self) -> bool {
         match self {
-            Self::Write { .. } | Self::Zero { .. } | Self::Cut { .. } | Self::Delete { .. } | Self::DeleteVolume { .. } => true,
+            Self::Write { .. }
+            | Self::Zero { .. }
+            | Self::Cut { .. }
+            | Self::Delete { .. }
+            | Self::DeleteVolume { .. } => true,
             Self::Read { .. } | Self::Highest { .. } => false,
         }
     }
@@ -109,9 +113,10 @@ impl ChunkOp {
     /// The volume it touches.
     pub fn volume(&self) -> VolumeId {
         match self {
-            Self::Write { chunk, .. } | Self::Zero { chunk, .. } | Self::Cut { chunk, .. } | Self::Read { chunk, .. } => {
-                chunk.volume
-            }
+            Self::Write { chunk, .. }
+            | Self::Zero { chunk, .. }
+            | Self::Cut { chunk, .. }
+            | Self::Read { chunk, .. } => chunk.volume,
             Self::Delete { volume, .. } | Self::DeleteVolume { volume } | Self::Highest { volume, .. } => *volume,
         }
     }

@@ -296,6 +296,7 @@ impl Service {
         }
     }
 
+    // tidy: long because it is one table, a few lines for each mutation
     fn mutate(&mut self, mutation: &Mutation) -> Result<Outcome, NamespaceError> {
         let attributes = |attributes| Ok(Outcome::Attributes { attributes, lease: None });
         match mutation {
