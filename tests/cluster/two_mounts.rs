@@ -192,7 +192,8 @@ fn appends_from_two_mounts_never_overwrite_each_other() {
             std::thread::spawn(move || {
                 let mut file = OpenOptions::new().append(true).create(true).open(path).expect("opened");
                 for line in 0..LINES {
-                    writeln!(file, "writer {who} line {line:04}").expect("appended");
+                    // One call per line: what `writeln!` writes in pieces may be mixed by anybody.
+                    file.write_all(format!("writer {who} line {line:04}\n").as_bytes()).expect("appended");
                 }
             })
         })
