@@ -13,6 +13,7 @@ use crate::span::Span;
 use bytes::Bytes;
 use holdfast_types::{Instant, MemberId, Sequence, SessionId};
 use holdfast_wire::chunk::{ChunkOp, ChunkRequest, Refusal};
+use std::collections::BTreeMap;
 
 /// A request without a number.
 #[derive(Debug)]
@@ -22,6 +23,27 @@ pub(crate) struct Waiting {
     pub(crate) wanted: Wanted,
     /// When it is told that it waited in vain.
     pub(crate) expires: Instant,
+}
+
+/// Most changes of a session at or above its floor that a group remembers. As many as the metadata service keeps answers.
+const RECENT_MAX: usize = holdfast_types::limits::ANSWERS_PER_SESSION_MAX;
+
+/// What a group remembers of a session in an epoch.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// The highest floor it named.
+    pub(crate) floor: Sequence,
+    /// What its changes at or above the floor touch.
+    recent: BTreeMap<Sequence, Span>,
+}
+
+impl Known {
+    fn raise_floor(&mut self, floor: Sequence) {
+        if floor > self.floor {
+            self.floor = floor;
+            self.recent = self.recent.split_off(&floor);
+        }
+    }
 }
 
 /// What it wants.
@@ -44,9 +66,8 @@ impl Primary {
         deadline: Instant,
     ) {
         let origin = (request.session, request.sequence);
-        let floor = self.floors.entry(request.session).or_default();
-        *floor = (*floor).max(request.floor);
-        let floor = *floor;
+        let known = self.sessions.entry(request.session).or_default();
+        known.raise_floor(request.floor);
         let expires = deadline.min(ctx.now + ctx.config.limits.request_wait);
         if !request.op.is_change() {
             let waiting = Waiting { id, origin, wanted: Wanted::Read(request.op), expires };
@@ -56,7 +77,7 @@ impl Primary {
             if request.sequence == Sequence(0) {
                 return ctx.refuse(id, Refusal::Malformed);
             }
-            if request.sequence < floor {
+            if request.sequence < known.floor {
                 return ctx.refuse(id, Refusal::StaleSequence);
             }
         }
@@ -68,6 +89,11 @@ impl Primary {
             return;
         }
         let span = Span::of(&change);
+        if request.session != SessionId::SERVICE
+            && let Err(refusal) = self.in_session_order(ctx, origin, span)
+        {
+            return ctx.refuse(id, refusal);
+        }
         self.enqueue(base, ctx, Waiting { id, origin, wanted: Wanted::Change(change, span), expires });
     }
 
@@ -92,6 +118,35 @@ impl Primary {
             return true;
         }
         false
+    }
+
+    /// A session sends a change only after those that it overlaps were answered: one with a lower sequence that comes later is a late
+    /// copy, whatever the floor (which a slow change elsewhere may keep low), and must not undo what came after it.
+    ///
+    /// Only this epoch need be remembered: what was sent before a change that names this epoch names no later one.
+    fn in_session_order(&mut self, ctx: &mut Ctx<'_>, origin: (SessionId, Sequence), span: Span) -> Result<(), Refusal> {
+        let known = self.sessions.entry(origin.0).or_default();
+        let later = known.recent.range(origin.1.next()..);
+        if later.into_iter().any(|(_, other)| other.overlaps(&span)) {
+            return Err(Refusal::StaleSequence);
+        }
+        if known.recent.len() >= RECENT_MAX && !known.recent.contains_key(&origin.1) {
+            return Err(Refusal::NotServing { reason: "too many changes of the session since its floor".into() });
+        }
+        known.recent.insert(origin.1, span);
+        let mut stale = Vec::new();
+        self.waiting.retain(|waiting| {
+            let late = waiting.origin.0 == origin.0 && waiting.origin.1 < origin.1 && waiting.overlaps(&span);
+            if late {
+                stale.push((waiting.id, waiting.bytes()));
+            }
+            !late
+        });
+        for (id, bytes) in stale {
+            ctx.book.bytes -= bytes;
+            ctx.refuse(id, Refusal::StaleSequence);
+        }
+        Ok(())
     }
 
     fn enqueue(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, waiting: Waiting) {
@@ -266,6 +321,13 @@ impl Primary {
 }
 
 impl Waiting {
+    fn overlaps(&self, other: &Span) -> bool {
+        match &self.wanted {
+            Wanted::Change(_, span) => span.overlaps(other),
+            Wanted::Read(_) => false,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match &self.wanted {
             Wanted::Change(change, _) => change.bytes(),

@@ -99,6 +99,7 @@ impl Member {
             (self.received, self.durable) = (0, 0);
             self.given.clear();
             self.held.clear();
+            self.stuck = false;
             self.comparison = None;
             base.end_era();
         }

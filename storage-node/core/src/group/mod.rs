@@ -86,7 +86,7 @@ impl Group {
                 } else {
                     primary.resign(&self.base, ctx, &refusal);
                     let mut fresh = self.fresh(ctx);
-                    fresh.floors = primary.floors;
+                    fresh.sessions = primary.sessions;
                     Role::Primary(fresh)
                 }
             }

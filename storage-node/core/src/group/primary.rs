@@ -13,7 +13,7 @@
 
 use crate::api::Mutations;
 use crate::book::Ctx;
-use crate::group::admit::Waiting;
+use crate::group::admit::{Known, Waiting};
 use crate::group::base::{Base, Tag};
 use crate::group::read::Reads;
 use crate::group::reconcile::Query;
@@ -83,8 +83,8 @@ pub(crate) struct Primary {
     pub(crate) reads: Reads,
     pub(crate) waiting: VecDeque<Waiting>,
     pub(crate) waiting_reads: VecDeque<Waiting>,
-    /// The highest floor each session named.
-    pub(crate) floors: BTreeMap<SessionId, Sequence>,
+    /// What is known of each session that asked.
+    pub(crate) sessions: BTreeMap<SessionId, Known>,
     /// Fences, and the count up to which each waits for operations.
     pub(crate) fences: Vec<(MapVersion, OpCount)>,
     /// This disk's copy is damaged: somebody else should be primary.
@@ -115,7 +115,7 @@ impl Primary {
             reads: Reads::default(),
             waiting: VecDeque::new(),
             waiting_reads: VecDeque::new(),
-            floors: BTreeMap::new(),
+            sessions: BTreeMap::new(),
             fences: Vec::new(),
             aside: false,
             known_before: Vec::new(),
@@ -293,7 +293,7 @@ impl Primary {
             self.fences.push((ctx.map.version, *count));
             *ctx.book.fences.entry(ctx.map.version).or_default() += 1;
         }
-        self.floors.retain(|session, _| *session == SessionId::SERVICE || !over(*session));
+        self.sessions.retain(|session, _| *session == SessionId::SERVICE || !over(*session));
     }
 
     /// Fences whose operations are all committed.

@@ -14,7 +14,7 @@
 use crate::book::Ctx;
 use crate::group::admit::{Waiting, Wanted};
 use crate::group::base::{Base, Tag};
-use crate::group::primary::Primary;
+use crate::group::primary::{PendingOp, Primary};
 use crate::local::{Change, ChunkSummary, KeyRange, LocalCommand, LocalError, LocalOutcome};
 use bytes::Bytes;
 use holdfast_types::limits::BLOCK_BYTES;
@@ -216,7 +216,8 @@ impl Primary {
         let group = base.group;
         for (member, repair) in &mut self.repairs {
             for (chunk, copying) in &mut repair.copying {
-                let busy = || self.ops.values().any(|op| !op.local_done && op.span.touches(*chunk));
+                let under_way = |op: &PendingOp| !op.local_done && op.failed.is_none() && op.span.touches(*chunk);
+                let busy = || self.ops.values().any(under_way);
                 if matches!(copying.stage, Stage::Held) && !busy() {
                     copying.stage = Stage::Summing;
                     let command = LocalCommand::BlockSums { group, chunk: *chunk };

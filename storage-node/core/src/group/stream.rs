@@ -68,8 +68,8 @@ pub(crate) struct StreamOut {
     resent: Option<(Instant, u64)>,
     /// The member's disk is nearly full.
     pub(crate) low: bool,
-    /// The member cannot go on.
-    pub(crate) stuck: bool,
+    /// Since when the member cannot go on.
+    pub(crate) stuck: Option<Instant>,
     /// The settled number that it was last told.
     pub(crate) told: OpNumber,
 }
@@ -89,7 +89,7 @@ impl StreamOut {
             asked_at: now,
             resent: None,
             low: false,
-            stuck: false,
+            stuck: None,
             told: OpNumber::default(),
         }
     }
@@ -125,7 +125,9 @@ impl StreamOut {
     /// Takes the member's word; sends again what it lacks.
     pub(crate) fn acknowledge(&mut self, base: &Base, ctx: &mut Ctx<'_>, ack: Ack) {
         self.low = ack.low;
-        self.stuck |= ack.stuck;
+        if ack.stuck && self.stuck.is_none() {
+            self.stuck = Some(ctx.now);
+        }
         while self.items.front().is_some_and(|item| item.position <= ack.durable) {
             let Some(item) = self.items.pop_front() else { break };
             self.bytes -= item.payload.len();

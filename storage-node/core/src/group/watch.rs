@@ -73,7 +73,7 @@ impl Primary {
                 continue;
             }
             if self.streams.contains_key(&member) {
-                let behind = self.streams.get(&member).is_some_and(|s| s.bytes > bytes_max || s.stuck);
+                let behind = self.streams.get(&member).is_some_and(|s| s.bytes > bytes_max || s.stuck.is_some());
                 let silent = self.silent_since(member).is_some_and(|since| ctx.now.since(since) >= patience);
                 if behind || silent {
                     self.drop_member(base, ctx, member);
@@ -122,8 +122,8 @@ impl Primary {
             return;
         }
         let (Some(stream), Some(repair)) = (self.streams.get(&member), self.repairs.get(&member)) else { return };
-        let holds_all = stream.copies == 0 && stream.acked_count >= self.committed && !stream.stuck;
-        if repair.is_done() && holds_all && self.committed >= self.hold {
+        let holds_all = stream.copies == 0 && stream.acked_count >= self.committed && stream.stuck.is_none();
+        if repair.is_done() && holds_all {
             self.promoting.insert(member, ctx.now - ctx.config.limits.ask_again);
             self.ask_promotion(base, ctx, member);
         }
@@ -155,12 +155,14 @@ impl Primary {
     fn lose_patience(&mut self, base: &mut Base, ctx: &mut Ctx<'_>) {
         let patience = ctx.config.limits.member_patience;
         let mut gone: Vec<MemberId> = Vec::new();
+        let mut given_up = false;
         for member in Self::others(base).chain(self.promoting.keys().copied()) {
             let silent = self.silent_since(member).is_some_and(|since| ctx.now.since(since) >= patience);
-            let stuck = self.streams.get(&member).is_some_and(|stream| stream.stuck);
-            if silent || stuck {
+            let stuck = self.streams.get(&member).and_then(|stream| stream.stuck);
+            if silent || stuck.is_some() {
                 gone.push(member);
             }
+            given_up |= stuck.is_some_and(|since| ctx.now.since(since) >= patience);
         }
         if self.aside && base.view.in_sync.len() > 1 {
             gone.push(base.me);
@@ -172,6 +174,10 @@ impl Primary {
                 let (group, epoch, reporter) = (base.group, base.view.epoch, base.me);
                 ctx.ask_view(Request::Evict { group, epoch, member, reporter });
             }
+        }
+        if given_up && self.promoting.is_empty() {
+            // It cannot be spared and cannot go on: perhaps there is space again. It is made like this disk, from the start.
+            self.reconcile(base, ctx);
         }
     }
 

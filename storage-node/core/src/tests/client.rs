@@ -12,7 +12,7 @@ use holdfast_types::{
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::map::ClusterMap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const CHUNK_MAX: u64 = 20_000;
 const RETRY_MS: u64 = 700;
@@ -49,9 +49,16 @@ pub(crate) struct Client {
     pub(crate) stopping: bool,
     /// Only what tests ask for.
     pub(crate) manual: bool,
-    /// It was told that its session is over.
-    pub(crate) ended: bool,
+    /// It does not look at newer maps.
+    pub(crate) keeps_map: bool,
+    /// Its session was ended by this version of the map: it waits for the fence, then mounts again.
+    pub(crate) fencing: Option<MapVersion>,
+    /// Chunks whose last change may or may not have happened when the session ended, and what they hold if it has.
+    doubts: BTreeMap<ChunkKey, Vec<u8>>,
+    /// Chunks whose length cannot be told from what was read.
+    vague: BTreeSet<ChunkKey>,
     pub(crate) refused: u64,
+    last: Option<Refusal>,
 }
 
 impl Client {
@@ -70,13 +77,17 @@ impl Client {
             sequence: Sequence(1),
             stopping: false,
             manual: false,
-            ended: false,
+            keeps_map: false,
+            fencing: None,
+            doubts: BTreeMap::new(),
+            vague: BTreeSet::new(),
             refused: 0,
+            last: None,
         }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.open.is_empty()
+        self.open.is_empty() && self.doubts.is_empty() && self.fencing.is_none()
     }
 
     pub(crate) fn chunk(&self, index: u64) -> ChunkKey {
@@ -96,28 +107,38 @@ impl Client {
     /// What a chunk holds for certain: none while a change of it is open.
     pub(crate) fn settled_content(&self, chunk: ChunkKey) -> Option<&[u8]> {
         let busy = self.open.values().any(|open| open.op.is_change() && touches(&open.op, open.group, chunk, self));
-        (!busy).then(|| self.content.get(&chunk).map_or(&[][..], Vec::as_slice))
+        (!busy && !self.doubts.contains_key(&chunk) && !self.vague.contains(&chunk)).then(|| self.content.get(&chunk).map_or(&[][..], Vec::as_slice))
     }
 
     pub(crate) fn contents(&self, group: GroupId) -> Vec<(ChunkKey, Vec<u8>)> {
-        let mine = (0..self.chunks).map(|index| self.chunk(index)).filter(|chunk| self.group(*chunk) == group);
+        let mine = self.mine().into_iter().filter(|c| self.group(*c) == group && !self.vague.contains(c));
         mine.map(|chunk| (chunk, self.content.get(&chunk).cloned().unwrap_or_default())).collect()
     }
 
+    fn mine(&self) -> Vec<ChunkKey> {
+        (0..self.chunks).map(|index| self.chunk(index)).collect()
+    }
+
     pub(crate) fn tick(&mut self, now: u64, map: &ClusterMap, out: &mut Vec<Outgoing>) {
-        if self.ended {
+        if self.fencing.is_some() {
             return;
+        }
+        if self.open.is_empty()
+            && let Some(chunk) = self.doubts.keys().next().copied()
+        {
+            let length = CHUNK_MAX as u32;
+            self.open(now, self.group(chunk), ChunkOp::Read { chunk, offset: 0, length }, Bytes::new(), out);
         }
         let keys: Vec<u64> = self.open.keys().copied().collect();
         for key in keys {
             if self.open.get(&key).is_some_and(|open| now - open.sent_at >= RETRY_MS) {
-                if self.prng.chance(2, 3) {
+                if self.prng.chance(2, 3) && !self.keeps_map {
                     self.map = map.clone();
                 }
                 self.send(key, now, out);
             }
         }
-        if !self.stopping && !self.manual && self.open.len() < 4 && self.prng.chance(1, 2) {
+        if !self.stopping && !self.manual && self.doubts.is_empty() && self.open.len() < 4 && self.prng.chance(1, 2) {
             self.begin_random(now, out);
         }
     }
@@ -139,6 +160,12 @@ impl Client {
                 generation: Generation(1),
                 from: ChunkIndex(self.prng.below(self.chunks)),
             },
+            9 => ChunkOp::Highest {
+                volume: VOLUME,
+                inode: self.inode,
+                generation: Generation(1),
+                from: ChunkIndex(self.prng.below(self.chunks)),
+            },
             _ => ChunkOp::Read { chunk, offset, length },
         };
         self.begin(now, group, op, Bytes::new(), out);
@@ -147,20 +174,28 @@ impl Client {
     pub(crate) fn write(&mut self, now: u64, chunk: ChunkKey, offset: u32, length: u32, out: &mut Vec<Outgoing>) {
         let mut bytes = vec![0; length as usize];
         self.prng.fill(&mut bytes);
+        // No zeros, so that what was written can be told from what was not.
+        bytes.iter_mut().for_each(|byte| *byte |= 1);
         let sums = piece_sums(offset, &bytes);
         let group = self.group(chunk);
         self.begin(now, group, ChunkOp::Write { chunk, offset, sums }, bytes.into(), out);
     }
 
     pub(crate) fn begin(&mut self, now: u64, group: GroupId, op: ChunkOp, payload: Bytes, out: &mut Vec<Outgoing>) {
-        let mine: Vec<ChunkKey> = (0..self.chunks).map(|index| self.chunk(index)).collect();
+        let mine = self.mine();
         let touched = |chunk: &&ChunkKey| touches(&op, group, **chunk, self);
         let busy = mine.iter().filter(touched).any(|chunk| {
-            self.open.values().any(|open| touches(&open.op, open.group, *chunk, self))
+            self.doubts.contains_key(chunk)
+                || self.open.values().any(|open| touches(&open.op, open.group, *chunk, self))
         });
-        if busy {
-            return;
+        let range = |op: &ChunkOp| matches!(op, ChunkOp::Delete { .. } | ChunkOp::Highest { .. });
+        let ranges = range(&op) && self.open.values().any(|open| open.group == group && range(&open.op));
+        if !busy && !ranges {
+            self.open(now, group, op, payload, out);
         }
+    }
+
+    fn open(&mut self, now: u64, group: GroupId, op: ChunkOp, payload: Bytes, out: &mut Vec<Outgoing>) {
         let sequence = if op.is_change() { self.sequence } else { Sequence(0) };
         if op.is_change() {
             self.sequence = self.sequence.next();
@@ -207,10 +242,7 @@ impl Client {
         match answer {
             ChunkAnswer::Done { .. } => {
                 let open = self.open.remove(&key)?;
-                let chunks: Vec<ChunkKey> = (0..self.chunks)
-                    .map(|index| self.chunk(index))
-                    .filter(|chunk| touches(&open.op, open.group, *chunk, self))
-                    .collect();
+                let chunks = self.mine().into_iter().filter(|c| touches(&open.op, open.group, *c, self)).collect();
                 let change = change::from_client(&open.op, &open.payload).expect("our own change");
                 self.acknowledged(&change, open.group);
                 Some((open.group, chunks))
@@ -219,21 +251,36 @@ impl Client {
                 let open = self.open.remove(&key)?;
                 let ChunkOp::Read { chunk, offset, length } = open.op else { panic!("data for {:?}", open.op) };
                 assert_eq!(sums, piece_sums(offset, payload), "sums of a read");
-                self.check_read(chunk, offset, length, payload);
+                if self.doubts.contains_key(&chunk) {
+                    self.resolve(chunk, payload);
+                } else {
+                    self.check_read(chunk, offset, length, payload);
+                }
                 None
             }
-            ChunkAnswer::Highest { .. } => {
-                self.open.remove(&key);
+            ChunkAnswer::Highest { found } => {
+                let open = self.open.remove(&key)?;
+                let ChunkOp::Highest { from, .. } = open.op else { panic!("highest for {:?}", open.op) };
+                let held = self.contents(open.group).into_iter().rev();
+                let want = held.filter(|(c, held)| c.index >= from && !held.is_empty()).map(|(c, held)| (c.index, held.len() as u32));
+                if self.vague.is_empty() {
+                    assert_eq!(found, want.max(), "highest from {from}");
+                }
                 None
             }
             ChunkAnswer::Refused(refusal) => {
                 self.refused += 1;
+                self.last = Some(refusal.clone());
                 match refusal {
-                    Refusal::SessionEnded => self.ended = true,
-                    Refusal::NoSpace => drop(self.open.remove(&key)),
+                    Refusal::SessionEnded => panic!("a live session was refused"),
+                    // Final for that message only: of an operation that was sent twice the other copy may still be on its way.
+                    Refusal::NoSpace if self.open.get(&key).is_some_and(|open| open.attempts.len() == 1) => {
+                        self.open.remove(&key);
+                    }
                     Refusal::Malformed | Refusal::Forbidden | Refusal::Damaged => panic!("refused: {refusal}"),
                     // Only a copy that came late can be stale: the operation was answered, or this is not its newest try.
                     Refusal::StaleSequence => {}
+                    _ if self.keeps_map => {}
                     _ => self.map = map.clone(),
                 }
                 None
@@ -263,25 +310,58 @@ impl Client {
         }
     }
 
-    /// Gives up everything: the session is thrown away.
-    pub(crate) fn abandon(&mut self) -> Vec<(GroupId, Change)> {
-        let open = std::mem::take(&mut self.open);
-        let changes = open.into_values().filter(|open| open.op.is_change());
-        changes.map(|o| (o.group, change::from_client(&o.op, &o.payload).expect("our own change"))).collect()
+    /// What was read says whether the last change of the ended session has happened.
+    fn resolve(&mut self, chunk: ChunkKey, payload: &Bytes) {
+        let Some(after) = self.doubts.remove(&chunk) else { return };
+        let before = self.content.get(&chunk).cloned().unwrap_or_default();
+        let padded = |content: &[u8]| {
+            let mut content = content.to_vec();
+            content.resize(CHUNK_MAX as usize, 0);
+            content
+        };
+        let (read, was, is) = (padded(payload), padded(&before), padded(&after));
+        assert!(read == was || read == is, "{chunk} is neither as before the last change nor as after it");
+        if was == is && before.len() != after.len() {
+            self.vague.insert(chunk);
+        } else if read == is {
+            self.content.insert(chunk, after);
+        }
     }
 
-    /// A new mount of the same files: what is there is what the disks say.
-    pub(crate) fn take_over(&mut self, session: SessionId, map: &ClusterMap, content: BTreeMap<ChunkKey, Vec<u8>>) {
+    /// The session is ended by others: what is open may happen until the fence is complete, and not after.
+    pub(crate) fn fence(&mut self, version: MapVersion) {
+        self.fencing = Some(version);
+        for (_, open) in std::mem::take(&mut self.open) {
+            let Ok(change) = change::from_client(&open.op, &open.payload) else { continue };
+            let mut after = self.content.clone();
+            apply(&mut after, &change);
+            let mut touched = self.mine();
+            touched.retain(|chunk| open.op.is_change() && touches(&open.op, open.group, *chunk, self));
+            for chunk in touched {
+                self.doubts.insert(chunk, after.get(&chunk).cloned().unwrap_or_default());
+            }
+        }
+    }
+
+    /// The fence is complete: a new mount of the same files.
+    pub(crate) fn mount_again(&mut self, session: SessionId, map: &ClusterMap) {
         self.session = session;
         self.session_from = map.version;
         self.map = map.clone();
-        self.content = content;
         self.sequence = Sequence(1);
-        self.ended = false;
+        self.fencing = None;
     }
 
-    pub(crate) fn content_of(&self, chunk: ChunkKey) -> &[u8] {
-        self.content.get(&chunk).map_or(&[][..], Vec::as_slice)
+    /// Takes a newer map.
+    pub(crate) fn look(&mut self, map: &ClusterMap) {
+        self.map = map.clone();
+    }
+
+    /// What a person would look at first.
+    pub(crate) fn picture(&self) -> String {
+        let open: Vec<_> = self.open.values().map(|o| (o.group, &o.op, o.sequence, o.sent_at, o.attempts.len())).collect();
+        let (session, doubts) = (self.session, self.doubts.len());
+        format!("{session} fencing {:?}, {doubts} doubts, map {}, last {:?}, open {open:?}", self.fencing, self.map.version, self.last)
     }
 }
 

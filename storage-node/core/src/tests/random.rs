@@ -23,7 +23,7 @@ fn fault(world: &mut World) {
     let nodes = world.nodes.len();
     let node = world.prng.below(nodes as u64) as usize;
     let other = (node + 1 + world.prng.below(nodes as u64 - 1) as usize) % nodes;
-    match world.prng.below(14) {
+    match world.prng.below(16) {
         0..=1 => world.crash(node),
         2..=4 => {
             if let Some(down) = (0..nodes).find(|n| !world.is_up(*n)) {
@@ -60,6 +60,11 @@ fn fault(world: &mut World) {
             world.unled.clear();
             world.lose_view_answers = world.prng.chance(1, 2);
         }
+        13 => {
+            let client = world.prng.below(world.clients.len() as u64) as usize;
+            world.fence(client);
+        }
+        14 => world.nodes[node].store.no_space = 3,
         _ => {
             world.nodes[node].disk_hangs = !world.nodes[node].disk_hangs;
         }
@@ -77,19 +82,21 @@ fn the_same_seed_gives_the_same_trace() {
 fn nothing_acknowledged_is_lost_and_replicas_agree_whatever_fails() {
     let seeds = std::env::var("SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
     let from = std::env::var("FROM").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
-    let (mut acknowledged, mut view_changes, mut lost) = (0, 0, 0);
+    let (mut acknowledged, mut view_changes, mut lost, mut fenced) = (0, 0, 0, 0);
     for seed in from..from + seeds {
         let done = std::panic::catch_unwind(|| {
             let world = world(seed, Mutations::default());
-            (world.acknowledged, world.authority.view_changes, world.lost)
+            (world.acknowledged, world.authority.view_changes, world.lost, world.fenced)
         });
         let Ok(done) = done else { panic!("seed {seed} fails; replay with SEEDS=1 FROM={seed}") };
         acknowledged += done.0;
         view_changes += done.1;
         lost += done.2;
+        fenced += done.3;
     }
-    println!("{seeds} seeds: {acknowledged} changes acknowledged, {view_changes} view changes, {lost} messages lost");
-    assert!(acknowledged > 100 * seeds && view_changes > 10 * seeds && lost > 10 * seeds, "the worlds were too quiet");
+    println!("{seeds} seeds: {acknowledged} changes acknowledged, {view_changes} view changes, {lost} messages lost, {fenced} fences");
+    let lively = acknowledged > 100 * seeds && view_changes > 10 * seeds && lost > 10 * seeds && 2 * fenced > seeds;
+    assert!(lively, "the worlds were too quiet");
 }
 
 /// Which of the first seeds finds a bug that was put in on purpose.

@@ -49,6 +49,8 @@ pub(crate) struct Node {
     /// The disk does not finish anything.
     pub(crate) disk_hangs: bool,
     heard_map: bool,
+    /// What the core says it has acknowledged.
+    pub(crate) told: u64,
 }
 
 pub(crate) struct World {
@@ -72,6 +74,14 @@ pub(crate) struct World {
     pub(crate) acknowledged: u64,
     /// Messages between nodes that were thrown away.
     pub(crate) lost: u64,
+    /// Sessions fenced.
+    pub(crate) fenced: u64,
+    /// Nodes that get no map.
+    pub(crate) mapless: BTreeSet<usize>,
+    pub(crate) probes: BTreeMap<u64, ChunkAnswer>,
+    next_probe: u64,
+    /// Bytes of operations sent from node to node.
+    pub(crate) moved: usize,
 }
 
 impl World {
@@ -93,6 +103,11 @@ impl World {
             next_request: 0,
             acknowledged: 0,
             lost: 0,
+            fenced: 0,
+            mapless: BTreeSet::new(),
+            probes: BTreeMap::new(),
+            next_probe: 0,
+            moved: 0,
         };
         for index in 0..nodes {
             world.nodes.push(Node {
@@ -104,6 +119,7 @@ impl World {
                 busy_until: 0,
                 disk_hangs: false,
                 heard_map: false,
+                told: 0,
             });
             world.start(index);
         }
@@ -137,6 +153,7 @@ impl World {
         node.busy_until = self.now;
         node.disk_hangs = false;
         node.heard_map = false;
+        node.told = 0;
         let phase = self.prng.below(50);
         self.later(phase, Event::Tick(index));
         self.later(phase, Event::Beat(index));
@@ -231,6 +248,9 @@ impl World {
     fn picture(&self) -> String {
         let whole = self.authority.map.replicas as usize;
         let mut out = format!("map {}\n", self.authority.map.version);
+        for client in &self.clients {
+            out += &format!("{}\n", client.picture());
+        }
         for (index, view) in self.authority.map.views.iter().enumerate().filter(|(_, v)| v.in_sync.len() < whole) {
             out += &format!("g{index}: {view:?}\n");
             for node in self.nodes.iter().filter_map(|node| node.core.as_ref()) {
@@ -244,7 +264,25 @@ impl World {
         let node = &mut self.nodes[index];
         let Some(core) = &mut node.core else { return };
         let mut effects = Vec::new();
+        //TRACE-BEGIN
+        let show = std::env::var("HF_TRACE").ok().and_then(|s| s.parse::<u32>().ok());
+        let before = show.and_then(|g| core.map().view(GroupId(g)).map(|v| v.epoch));
+        if let (Some(g), Input::Request { request, id, .. }) = (show, &input) { if request.group.0 == g && request.op.is_change() {
+            eprintln!("{} s{} REQ {id} {} {} {:?}", self.now, index + 1, request.session, request.sequence, request.op); } }
+        if let (Some(_), Input::LocalDone { ticket, result: Err(e) }) = (show, &input) { eprintln!("{} s{} {ticket:?} {e}", self.now, index + 1); }
+        //TRACE-END
         core.step(at(self.now), input, &mut effects);
+        //TRACE-BEGIN
+        if let Some(g) = show {
+            let after = core.map().view(GroupId(g)).map(|v| v.epoch);
+            if before != after { eprintln!("{} s{} VIEW {:?}", self.now, index + 1, core.map().view(GroupId(g))); }
+            for effect in &effects { match effect {
+                Effect::Local { ticket, command: crate::local::LocalCommand::Apply(op), .. } if op.group.0 == g => eprintln!("{} s{} {ticket:?} APPLY {} settled {} {:?} {:?} len {}", self.now, index+1, op.number, op.settled, op.origin, op.change.keys().map(|k| (k.first.inode, k.first.index)), op.change.bytes()),
+                Effect::SendPeer { to, message, .. } if message.group.0 == g => { let t = format!("{:?}", message.body); eprintln!("{} s{}->{to} {} {}", self.now, index+1, message.epoch, t.get(..220).unwrap_or(&t)); }
+                Effect::Answer { id, answer, .. } => eprintln!("{} s{} ANSWER {id} {}", self.now, index+1, &format!("{answer:?}").get(..60).unwrap_or("")),
+                _ => {} } }
+        }
+        //TRACE-END
         if self.mutations == Mutations::default() {
             crate::invariants::check(core);
         }
@@ -268,6 +306,7 @@ impl World {
             }
             Effect::SendPeer { to, message, payload } => {
                 let link = (index, to.0 as usize - 1);
+                self.moved += payload.len();
                 let now = self.now;
                 let delay = 1 + self.prng.below(5);
                 let (connection, open, last) = self.links.entry(link).or_default();
@@ -293,7 +332,8 @@ impl World {
                 }
             }
             Effect::FetchMap { .. } => self.later_map(index),
-            Effect::Acknowledged(_) | Effect::SessionEnded(_) => {}
+            Effect::Acknowledged(version) => self.nodes[index].told = version.0,
+            Effect::SessionEnded(_) => {}
             Effect::DiskFailed { .. } => panic!("no disk fails here"),
         }
     }
@@ -312,6 +352,7 @@ impl World {
             Event::Beat(node) => {
                 let incarnation = self.nodes[node].incarnation;
                 if let Some(core) = self.nodes[node].core.as_ref().filter(|_| !self.unled.contains(&node)) {
+                    assert_eq!(core.acknowledged().0, self.nodes[node].told, "what is acknowledged is told");
                     let (acknowledged, sent) = (core.acknowledged().0, self.now);
                     let delay = 1 + self.prng.below(10);
                     self.later(delay, Event::BeatArrives { node, incarnation, acknowledged, sent });
@@ -326,6 +367,10 @@ impl World {
                     holdfast_types::MapVersion(acknowledged),
                 );
                 self.later(3, Event::LeaderHeard { node, sent });
+                // The answer to a heartbeat names the newest map.
+                if self.nodes[node].core.as_ref().is_some_and(|core| core.map_version() < self.authority.map.version) {
+                    self.later_map(node);
+                }
             }
             Event::LeaderHeard { node, sent } => {
                 if !self.unled.contains(&node) {
@@ -333,7 +378,7 @@ impl World {
                 }
             }
             Event::Map { node } => {
-                if !self.unled.contains(&node) {
+                if !self.unled.contains(&node) && !self.mapless.contains(&node) {
                     let map = Box::new(self.authority.map.clone());
                     self.nodes[node].heard_map = true;
                     self.step(node, Input::Map(MapUpdate::Full(map)));
@@ -425,12 +470,37 @@ impl World {
 
     fn run_client(&mut self, client: usize) {
         let mut out = Vec::new();
+        if let Some(version) = self.clients[client].fencing
+            && self.authority.fenced(version)
+        {
+            let session = self.authority.open_session();
+            self.spread();
+            self.fenced += 1;
+            self.clients[client].mount_again(session, &self.authority.map);
+        }
         self.clients[client].tick(self.now, &self.authority.map, &mut out);
         self.send(client, out);
         self.later(20, Event::Client(client));
     }
 
-    fn send(&mut self, client: usize, out: Vec<Outgoing>) {
+    /// Ends a client's session from outside; it mounts again once that is complete.
+    pub(crate) fn fence(&mut self, client: usize) {
+        if self.clients[client].fencing.is_none() {
+            let version = self.authority.end_session(self.clients[client].session);
+            self.clients[client].fence(version);
+            self.spread();
+        }
+    }
+
+    /// A request from nowhere; its answer is kept in `probes`.
+    pub(crate) fn probe(&mut self, node: usize, request: ChunkRequest, payload: Bytes) -> u64 {
+        self.next_probe += 1;
+        let attempt = self.next_probe;
+        self.request(usize::MAX, node, attempt, request, payload);
+        attempt
+    }
+
+    pub(crate) fn send(&mut self, client: usize, out: Vec<Outgoing>) {
         for Outgoing { node, attempt, request, payload } in out {
             let late = if self.prng.chance(1, 20) { 600 } else { 0 };
             let delay = 1 + self.prng.below(5) + late;
@@ -451,6 +521,10 @@ impl World {
     }
 
     fn answer(&mut self, client: usize, attempt: u64, answer: ChunkAnswer, payload: &Bytes) {
+        if client == usize::MAX {
+            self.probes.insert(attempt, answer);
+            return;
+        }
         let mut out = Vec::new();
         let done = self.clients[client].answer(attempt, answer, payload, &self.authority.map, &mut out);
         self.send(client, out);
@@ -483,6 +557,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
         self.unled.clear();
+        self.mapless.clear();
         self.lose_view_answers = false;
         self.authority.readmit = true;
         self.authority.expire = true;
