@@ -19,13 +19,16 @@ use holdfast_client::{Client, ClientError, MountError as ConnectError, MountOpti
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 /// How long the flush at the end may take.
 pub const FLUSH_DEADLINE: Duration = Duration::from_secs(60);
 /// How long an unmount that we were asked for waits for open files to be closed before it uses force.
 const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the serving threads may take to end once the mount is gone.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 /// Memory for un-flushed writes, in bytes, unless the mount's options say otherwise; the client's own default.
 const WRITE_BUFFER_BYTES: u64 = 256 << 20;
 /// How often interrupted calls are looked at.
@@ -57,9 +60,9 @@ pub enum Error {
     /// Nor could it be within the deadline.
     #[error("what was written could not be flushed within {FLUSH_DEADLINE:?}")]
     FlushDeadline,
-    /// A task panicked.
-    #[error("a task of the mount panicked: {0}")]
-    Task(#[from] JoinError),
+    /// A thread panicked.
+    #[error("a thread of the mount panicked")]
+    Panicked,
 }
 
 /// Mounts a volume and serves it until it is unmounted or `stopped` becomes true (or its sender is gone); then flushes and ends the
@@ -76,7 +79,7 @@ pub async fn run(
     ready: impl FnOnce(&Path) + Send,
 ) -> Result<(), Error> {
     let point = config.mount_point.clone();
-    spawn_blocking(move || mount::prepare(&point)).await??;
+    apart(move || mount::prepare(&point)).await??;
     let options = mount_options(&config);
     let connected = tokio::select! {
         connected = Client::connect(&config.cluster, options) => connected,
@@ -111,7 +114,7 @@ async fn serve(
     let fs = FileSystem::new(client);
     let mounting = (config.mount_point.clone(), config.volume.clone(), config.options.clone());
     let served = fs.clone();
-    let mounted = spawn_blocking(move || Mounted::start(&mounting.0, &mounting.1, &mounting.2, served)).await??;
+    let mounted = apart(move || Mounted::start(&mounting.0, &mounting.1, &mounting.2, served)).await??;
     let heed = tokio::spawn(heed(fs.clone(), notices, mounted.notifier()));
     let sweep = tokio::spawn(sweep(fs));
     ready(mounted.mount.point());
@@ -120,11 +123,17 @@ async fn serve(
         () = ended.notified() => tracing::info!("unmounted"),
         _ = stopped.wait_for(|stop| *stop) => {
             let mount = mounted.mount.clone();
-            spawn_blocking(move || take_down(&mount)).await??;
+            // Unmounting writes back dirty mapped pages, so it may wait for the cluster.
+            match timeout(FLUSH_DEADLINE, apart(move || take_down(&mount))).await {
+                Ok(result) => result??,
+                Err(_) => tracing::error!("the unmount hangs: the cluster does not take what is still to be written"),
+            }
         }
     }
-    // Ends at once: the mount is gone.
-    spawn_blocking(move || mounted.session.join()).await?;
+    // They end when the mount is gone; one that was only taken out of sight (by an ordinary user) is gone when its last file is closed.
+    if timeout(END_PATIENCE, apart(move || mounted.session.join())).await.is_err() {
+        tracing::warn!("files are still open in the mount: they are cut off when this process ends");
+    }
     sweep.abort();
     Ok(heed)
 }
@@ -188,6 +197,13 @@ fn keep(options: &Options) -> Keep {
     }
 }
 
+/// Does what may block in a thread of its own. Not in the runtime's pool: what hangs there would keep the process from ending.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let (sender, done) = oneshot::channel();
+    std::thread::Builder::new().name("mount".into()).spawn(move || drop(sender.send(work())))?;
+    done.await.map_err(|_| Error::Panicked)
+}
+
 /// Unmounts, with force if it stays in use.
 fn take_down(mount: &Mount) -> Result<(), MountError> {
     let begun = std::time::Instant::now();
@@ -204,7 +220,7 @@ fn take_down(mount: &Mount) -> Result<(), MountError> {
 }
 
 async fn flush(client: &Client) -> Result<(), Error> {
-    match tokio::time::timeout(FLUSH_DEADLINE, client.unmount()).await {
+    match timeout(FLUSH_DEADLINE, client.unmount()).await {
         Ok(result) => result.map_err(Error::Flush),
         Err(_) => Err(Error::FlushDeadline),
     }
@@ -228,7 +244,7 @@ async fn heed<V: Volume>(fs: Shared<V>, mut notices: Notices, notifier: Notifier
                     "another host wants the volume: caching stops"
                 );
                 let invalidator = invalidator.clone();
-                if let Err(error) = spawn_blocking(move || invalidator.run(inodes, names)).await {
+                if let Err(error) = apart(move || invalidator.run(inodes, names)).await {
                     // Not confirmed: the cluster will treat us as one that does not answer, which is safe.
                     tracing::error!(%error, "invalidation failed");
                     continue;

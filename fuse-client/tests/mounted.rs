@@ -449,6 +449,7 @@ fn a_dead_mount_is_found_and_taken_away_and_a_live_one_is_left_alone() {
     assert!(fs::metadata(&point).unwrap().permissions().mode() & 0o777 != 0);
     assert_eq!(repair(&point).expect("nothing to do"), 0);
     assert_eq!(repair(&point.join("not/there")).expect("nothing there"), 0);
+    assert_eq!(repair(Path::new("/proc")).expect("not ours"), 0);
     drop(held);
 }
 

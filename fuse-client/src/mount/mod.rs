@@ -41,7 +41,7 @@ pub enum MountError {
         /// Why.
         source: std::io::Error,
     },
-    /// Something is mounted there, and it answers.
+    /// A volume is mounted there, and it answers.
     #[error("{point} is mounted already ({kind})")]
     Busy {
         /// Where.
@@ -203,12 +203,16 @@ pub fn prepare(point: &Path) -> Result<(), MountError> {
 /// Blocks, for [`ALIVE_PATIENCE`] at the most if what is mounted there does not answer.
 ///
 /// # Errors
-/// [`MountError::Busy`] when something that lives, or is not ours, is mounted there; other errors when the dead one cannot be removed.
+/// [`MountError::Busy`] when a mount of ours that lives is there; other errors when the dead one cannot be removed.
 pub fn repair(point: &Path) -> Result<usize, MountError> {
     let point = absolute(point)?;
     for repaired in 0..REPAIRS_MAX {
         let Some(mounted) = table::mounted_at(&point) else { return Ok(repaired) };
-        if mounted.kind != TYPE || !is_dead(&point) {
+        if mounted.kind != TYPE {
+            // Not ours, and a place to mount on like any other.
+            return Ok(repaired);
+        }
+        if !is_dead(&point) {
             return Err(MountError::Busy { point, kind: mounted.kind });
         }
         tracing::warn!(point = %point.display(), "a dead mount is taken away");
