@@ -244,8 +244,12 @@ impl Names {
             self.floors.insert(session, floor);
             return;
         }
+        let waits = |file: &Inode| {
+            let elsewhere = file.bounds.iter().any(|(holder, bound)| *holder != session && *bound > file.size);
+            file.trim.is_some() || !caching && elsewhere
+        };
         if let Mutation::Reserve { inode, generation, .. } = mutation
-            && self.inodes.get(inode).is_some_and(|file| file.trim.is_some() && file.generation == generation.0)
+            && self.inodes.get(inode).is_some_and(|file| file.generation == generation.0 && waits(file))
         {
             // It waits, and comes again.
             return;
