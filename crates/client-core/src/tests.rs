@@ -3,5 +3,6 @@
 mod caching;
 mod fake;
 mod files;
+mod races;
 mod sharing;
 mod world;
