@@ -12,8 +12,10 @@ use holdfast_wire::metadata::{Answer, Envelope, MetadataError, Request, Response
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// How long one attempt may take. A leader that died is noticed by then at the latest.
+/// How long an attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(3);
+/// The same for the first one: a leader that died is noticed by then, and another one is elected meanwhile.
+const ATTEMPT_FIRST: Duration = Duration::from_secs(1);
 /// Attempts after which the cluster is said to be out of reach.
 const ATTEMPTS_UNTIL_SAID: u32 = 8;
 
@@ -184,7 +186,8 @@ impl ClientCore {
             term: Term(0),
             request: operation.request.clone(),
         };
-        let deadline = self.now + operation.hold.unwrap_or(ATTEMPT);
+        let patience = if operation.attempts == 0 { ATTEMPT_FIRST } else { ATTEMPT };
+        let deadline = self.now + operation.hold.unwrap_or(patience);
         self.out.push(Effect::SendMetadata { ticket, server, envelope, deadline });
     }
 
@@ -204,6 +207,7 @@ impl ClientCore {
                     self.notify(crate::Notice::Reachable { reachable: false, detail });
                 }
                 self.control_again(number, attempts);
+                self.control_elsewhere(shard, server);
             }
             Ok(Answer { result: Err(MetadataError::NotLeader { hint }), .. }) => {
                 // A named leader is asked at once, but not for ever: two servers may name each other.
@@ -225,6 +229,19 @@ impl ClientCore {
                 }
                 self.control_done(number, answer);
             }
+        }
+    }
+
+    /// A server has failed to answer: what it may hold for long is asked elsewhere, too.
+    fn control_elsewhere(&mut self, shard: ShardId, server: ServerId) {
+        let now = self.now;
+        let held = |op: &&Operation| {
+            op.shard == shard && op.sent.is_some_and(|(_, to)| to == server) && op.sent_at + ATTEMPT_FIRST <= now
+        };
+        let held: Vec<u64> =
+            self.control.operations.iter().filter(|(_, op)| held(op)).map(|(number, _)| *number).collect();
+        if self.leader(shard) != server {
+            held.into_iter().for_each(|number| self.control_send(number));
         }
     }
 

@@ -2,9 +2,10 @@
 
 use super::fake::Service;
 use super::world::{World, config, name};
-use crate::{Call, ClientError, OpenMode, Reply};
+use crate::{Call, ClientError, Notice, OpenMode, Reply};
 use holdfast_types::limits::SESSION_TTL;
 use holdfast_types::{FileName, InodeId, ServerId};
+use holdfast_wire::metadata::Event;
 use holdfast_wire::namespace::{NamespaceError, NewNode, RenameMode};
 use std::time::Duration;
 
@@ -105,6 +106,21 @@ fn a_new_leader_is_found_by_its_hint_or_in_turn() {
     world.service.leader = ServerId(2);
     world.ask(make_directory(InodeId::ROOT, name("d"))).expect("made");
     assert!(world.now.since(started) < Duration::from_millis(200), "a hint is followed at once");
+}
+
+#[test]
+fn what_a_dead_leader_holds_is_asked_elsewhere_as_soon_as_one_request_shows_its_death() {
+    let mut world = World::new(6);
+    world.mount();
+    world.run_for(Duration::from_millis(500));
+    (world.dead, world.service.leader) = (Some(ServerId(1)), ServerId(3));
+    let started = world.now;
+    world.ask(make_directory(InodeId::ROOT, name("d"))).expect("made");
+    assert!(world.now.since(started) < Duration::from_millis(1500), "{:?}", world.now.since(started));
+    // The renewal that waits for news waited at the dead one.
+    world.service.events.push((1, Event::StopCaching));
+    world.run_until("news", |w| w.notices.contains(&Notice::StopCaching { event: 1 }));
+    assert!(world.now.since(started) < Duration::from_millis(2000), "{:?}", world.now.since(started));
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub struct World {
     pub loss: u64,
     /// Nothing arrives at all.
     pub cut: bool,
+    /// A metadata server that does not answer any more, not even that it does not lead.
+    pub dead: Option<ServerId>,
     pub completed: BTreeMap<CallId, Result<Reply, ClientError>>,
     pub notices: Vec<Notice>,
     /// What is under way to storage: file, first byte, end.
@@ -74,6 +76,7 @@ impl World {
             call_next: 1,
             loss: 0,
             cut: false,
+            dead: None,
             completed: BTreeMap::new(),
             notices: Vec::new(),
             writing: BTreeMap::new(),
@@ -169,7 +172,7 @@ impl World {
     fn arrive(&mut self, event: Event) {
         match event {
             Event::Metadata(ticket, server, envelope, deadline) => {
-                if self.lost() {
+                if self.lost() || self.dead == Some(server) {
                     return self.post_at(deadline, Event::MetadataAnswer(ticket, Err(Failure::TimedOut)));
                 }
                 let answer = self.service.metadata(server, &envelope);
