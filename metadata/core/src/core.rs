@@ -86,6 +86,8 @@ impl MetadataCore {
         let cluster = Replica::new(ShardId::CLUSTER, &config, recovered.cluster)?;
         let volumes = Replica::new(ShardId::VOLUMES, &config, recovered.volumes)?;
         let wall = (now, cluster.stamp().max(volumes.stamp()));
+        // Not from 1 at each start: an answer to an earlier life of this server would count for another session's fence.
+        let forward_next = holdfast_types::prng::mix(config.seed) >> 1;
         Ok(Self {
             config,
             counters: Counters::default(),
@@ -100,7 +102,7 @@ impl MetadataCore {
             tokens: 0,
             open: BTreeMap::new(),
             forwards: BTreeMap::new(),
-            forward_next: 1,
+            forward_next,
         })
     }
 
