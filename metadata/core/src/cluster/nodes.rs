@@ -60,11 +60,11 @@ impl MetadataCore {
     /// A node says that it lives.
     pub(super) fn hear(&mut self, heartbeat: Heartbeat) {
         let Heartbeat { node, address, labels, pid, disks, acknowledged, leaving } = heartbeat;
-        let leaving =
-            leaving || self.cluster_lead.heard.get(&node).is_some_and(|heard| heard.leaving && heard.pid == pid);
         let lives = |disks: &[DiskState]| -> Vec<_> { disks.iter().map(|d| (d.id, d.incarnation, d.failed)).collect() };
         let same = self.cluster_lead.heard.get(&node).filter(|old| lives(&old.disks) == lives(&disks));
         let lives_since = same.map_or(self.ticks, |old| old.lives_since);
+        // Whoever leaves does so until its next life; in a container that one has the same pid.
+        let leaving = leaving || same.is_some_and(|old| old.leaving && old.pid == pid);
         let heard = Heard { tick: self.ticks, lives_since, acknowledged, leaving, pid, address, labels, disks };
         let before = self.cluster_lead.heard.insert(node, heard);
         let now = &self.cluster_lead.heard[&node];
