@@ -141,13 +141,16 @@ fn nothing_is_answered_with_a_timeout_after_caching_stopped() {
     asker.entry(ROOT, Operation::MakeDirectory { name: b"d", mode: 0o40755 });
     let (f, _, _) = asker.create(b"f", libc::O_RDWR);
     let _ = asker.ask(ROOT, Operation::Lookup { name: b"absent" });
+    // The kernel's entry moves with its timeout.
+    let moved = asker.ask(ROOT, Operation::Rename { name: b"f", to_parent: ROOT, to_name: b"moved", flags: 0 });
+    assert!(matches!(moved, Ok(Answer::Done)), "{moved:?}");
     // Asked before, answered after: the answer was taken from the volume while caching was allowed.
     asker.volume.set_pace(Pace::Held);
     asker.begin(ROOT, 0, Operation::Lookup { name: b"d" });
     let (inodes, mut names) = asker.fs.stop_caching();
     names.sort();
     let names: Vec<_> = names.iter().map(|(parent, name)| (*parent, &**name)).collect();
-    assert_eq!(names, [(ROOT, &b"absent"[..]), (ROOT, b"d"), (ROOT, b"f")]);
+    assert_eq!(names, [(ROOT, &b"absent"[..]), (ROOT, b"d"), (ROOT, b"f"), (ROOT, b"moved")]);
     assert!(inodes.contains(&f) && inodes.len() == 2, "{inodes:?}");
     asker.volume.release();
     match asker.answer().1 {

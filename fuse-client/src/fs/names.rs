@@ -1,6 +1,6 @@
 //! Operations on names: lookup, creation, removal, renaming.
 
-use super::{FileSystem, Volume, name_of, unexpected};
+use super::{FileSystem, TIMEOUT_MAX, Volume, name_of, unexpected};
 use crate::device::{Answer, Caller, Reply};
 use crate::errno;
 use bytes::Bytes;
@@ -113,8 +113,21 @@ impl<V: Volume> FileSystem<V> {
             // Whiteouts are for the upper layer of an overlay; no file system has to have them.
             _ => return reply.error(Errno::INVAL),
         };
+        // The kernel's entries move with their timeouts: what it believed of the old name it now believes of the new one.
+        let mut believed = vec![(to.0, to_name.clone())];
+        if mode == RenameMode::Exchange {
+            believed.push((from.0, from_name.clone()));
+        }
         let call = Call::Rename { from_parent: from.0, from_name, to_parent: to.0, to_name, mode };
-        self.ask_done(reply, call);
+        self.ask(reply, call, move |fs, reply, _| {
+            let pass = fs.pass();
+            if !pass.valid.is_zero() {
+                for (parent, name) in believed {
+                    fs.known.told_name(parent, name.as_bytes(), TIMEOUT_MAX);
+                }
+            }
+            reply.done();
+        });
     }
 
     pub(super) fn read_link(self: &Arc<Self>, reply: Reply, inode: InodeId) {
