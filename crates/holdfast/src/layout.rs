@@ -211,6 +211,13 @@ fn refuse_foreign_content(directory: &Path) -> Result<()> {
                 directory.display()
             );
         }
+        if text.contains('-') && directory.join(&*text).join("data").exists() {
+            bail!(
+                "{} has no {CLUSTER_FILE}, but {text} holds a server's data: a new cluster would overwrite the keys of the one it belongs to; \
+                 put its {CLUSTER_FILE} back or choose another directory",
+                directory.display()
+            );
+        }
     }
     Ok(())
 }
