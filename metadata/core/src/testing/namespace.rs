@@ -1,6 +1,7 @@
 //! Promises of the namespace, on one server.
 
 use super::{World, create, name};
+use holdfast_types::prng::Prng;
 use holdfast_types::size::MIB;
 use holdfast_types::{Generation, InodeId, SessionId, ShardId, Timestamp};
 use holdfast_wire::chunk::ChunkOp;
@@ -155,6 +156,32 @@ fn a_shorter_file_is_cut_before_anybody_writes_there() {
     assert!(
         world.chunks.iter().all(|request| request.session == SessionId::SERVICE && request.floor == request.sequence)
     );
+    world.check();
+}
+
+#[test]
+fn a_cut_that_comes_while_the_last_is_reported_is_made_too() {
+    let mut world = World::formed(1, 3);
+    let (s, _) = world.attach();
+    let f = world.create(s, ROOT, "f", NewNode::File).inode;
+    // Writes of the log take a random while, so that the second cut meets the first's report at every moment.
+    let mut prng = Prng::new(7);
+    world.chaos = Some(Prng::new(8));
+    for _ in 0..100 {
+        world.mutate(s, truncate(f, 10 * MIB)).unwrap();
+        let leader = world.leader(ShardId::VOLUMES).unwrap();
+        let asked: Vec<u64> = [8 * MIB, 6 * MIB]
+            .into_iter()
+            .map(|size| {
+                let request = world.mutation(s, truncate(f, size));
+                let request = world.ask_as(leader, crate::Caller::Client, request);
+                world.run(prng.below(4));
+                request
+            })
+            .collect();
+        world.until("both are answered", |world| asked.iter().all(|request| world.answer(*request).is_some()));
+        world.until("nothing is left to be cut", |world| world.attributes(s, f).trim_from.is_none());
+    }
     world.check();
 }
 

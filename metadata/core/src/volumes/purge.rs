@@ -88,6 +88,10 @@ impl MetadataCore {
         }
         self.drive_dropping();
         self.forget_lost();
+        if !self.volumes_lead.is_busy(Work::Cleaned) {
+            // Before the queues are looked at: a target that came back while it was reported is new work.
+            self.volumes_lead.cleaner.reported.clear();
+        }
         if self.cluster.machine.settings.groups > 0 {
             self.find_jobs();
             self.send_chunk_requests();
@@ -234,7 +238,6 @@ impl MetadataCore {
             return;
         }
         let cleaner = &mut self.volumes_lead.cleaner;
-        cleaner.reported.clear();
         if cleaner.done.is_empty() {
             return self.wake_held();
         }
