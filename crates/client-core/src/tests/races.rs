@@ -126,3 +126,21 @@ fn written_through_a_read_sees_every_write_that_was_answered() {
         Race::new(seed, small(), false).run();
     }
 }
+
+#[test]
+fn an_answer_from_before_a_write_fills_no_gap_of_a_read_from_after_it() {
+    let mut race = Race::new(1, Config { read_cache_bytes: 0, ..small() }, true);
+    race.world.loss = 0;
+    race.world.hold_reads = true;
+    let (handle, inode) = (race.handle, race.inode);
+    let early = race.world.start(Call::Read { handle, offset: 0, length: 60_000 });
+    race.world.run_for(Duration::from_millis(5));
+    race.world.write(handle, 20_000, vec![9; 10_000]).expect("write");
+    race.world.ask(Call::Fsync { inode, data_only: true }).expect("durable");
+    let late = race.world.start(Call::Read { handle, offset: 0, length: 60_000 });
+    race.world.release_reads();
+    race.world.wait(early).expect("read");
+    let Ok(Reply::Data(data)) = race.world.wait(late) else { panic!("read") };
+    race.model[20_000..30_000].fill(9);
+    assert!(data.into_bytes() == race.model[..60_000], "old bytes were returned");
+}

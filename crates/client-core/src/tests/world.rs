@@ -35,6 +35,9 @@ pub struct World {
     pub loss: u64,
     /// Nothing arrives at all.
     pub cut: bool,
+    /// Answers to reads of data stay on their way until `release_reads`.
+    pub hold_reads: bool,
+    held: Vec<Event>,
     /// A metadata server that does not answer any more, not even that it does not lead.
     pub dead: Option<ServerId>,
     pub completed: BTreeMap<CallId, Result<Reply, ClientError>>,
@@ -76,6 +79,8 @@ impl World {
             call_next: 1,
             loss: 0,
             cut: false,
+            hold_reads: false,
+            held: Vec::new(),
             dead: None,
             completed: BTreeMap::new(),
             notices: Vec::new(),
@@ -147,6 +152,14 @@ impl World {
         self.events.insert((at, self.event_next), event);
     }
 
+    /// What was held arrives, before anything else does.
+    pub fn release_reads(&mut self) {
+        self.hold_reads = false;
+        for event in std::mem::take(&mut self.held) {
+            self.arrive(event);
+        }
+    }
+
     fn lost(&mut self) -> bool {
         self.cut || (self.loss > 0 && self.prng.chance(self.loss, 100))
     }
@@ -212,7 +225,12 @@ impl World {
                     return self.post_at(deadline, Event::ChunkAnswer(ticket, Err(Failure::TimedOut)));
                 }
                 let reply = ChunkReply::check(&request, answer, data);
-                self.post(Event::ChunkAnswer(ticket, Ok(reply)));
+                let event = Event::ChunkAnswer(ticket, Ok(reply));
+                if self.hold_reads && matches!(request.op, ChunkOp::Read { .. }) {
+                    self.held.push(event);
+                } else {
+                    self.post(event);
+                }
             }
             Event::MetadataAnswer(ticket, result) => {
                 if self.answered.insert(ticket) {
