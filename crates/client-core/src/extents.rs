@@ -3,6 +3,8 @@
 //! Invariants:
 //! * Segments do not overlap, are not empty and do not cross a request boundary.
 //! * `order` names each segment once, by the number of the oldest write in it; ages rise with numbers.
+//! * Bytes put on top of others that were not sent yet take over their number and age: who waits for the older write waits for the
+//!   newer one in its place, and bytes that are overwritten again and again are due when the first of them were.
 //! * `blocks` counts the dirty bytes of each request-sized block; `full` names the blocks that have no gap.
 
 use bytes::Bytes;
@@ -61,8 +63,9 @@ pub(crate) struct Extents {
 pub(crate) struct Taken {
     pub end: u64,
     pub pieces: Vec<Bytes>,
-    /// Oldest write in it.
+    /// Oldest write in it, and when that was made.
     pub number: u64,
+    pub since: Instant,
 }
 
 impl Extents {
@@ -95,9 +98,10 @@ impl Extents {
         self.segments.last_key_value().map_or(0, |(start, s)| start + s.content.len() as u64)
     }
 
-    /// First dirty byte.
-    pub fn start(&self) -> Option<u64> {
-        self.segments.first_key_value().map(|(start, _)| *start)
+    /// Start of the first segment that reaches beyond `at`.
+    pub fn start_above(&self, at: u64) -> Option<u64> {
+        let across = self.segments.range(..at).next_back().filter(|(start, s)| *start + s.content.len() as u64 > at);
+        across.or_else(|| self.segments.range(at..).next()).map(|(start, _)| *start)
     }
 
     /// Number of the oldest write that is still here, when it was made, and where.
@@ -118,13 +122,14 @@ impl Extents {
 
     /// Puts bytes on top of what is there.
     pub fn insert(&mut self, mut offset: u64, mut data: Bytes, number: u64, since: Instant) {
-        self.cut(offset, offset + data.len() as u64);
+        let replaced = self.cut(offset, offset + data.len() as u64);
+        let (number, since) = replaced.map_or((number, since), |older| older.min((number, since)));
         while !data.is_empty() {
             let room = self.block_bytes - offset % self.block_bytes;
             let part = data.split_to(data.len().min(room as usize));
             let length = part.len() as u64;
             self.account(offset, length, true);
-            if !self.grow(offset, &part) {
+            if !self.grow(offset, &part, number) {
                 let content = if part.len() < SMALL_BYTES {
                     let mut owned = Vec::with_capacity((part.len() * 2).max(4096));
                     owned.extend_from_slice(&part);
@@ -139,15 +144,17 @@ impl Extents {
         }
     }
 
-    /// Appends to the segment that ends at `offset`, if both are small and of one block.
-    fn grow(&mut self, offset: u64, part: &[u8]) -> bool {
+    /// Appends to the segment that ends at `offset`, if both are small, of one block, and it is not the younger one.
+    fn grow(&mut self, offset: u64, part: &[u8], number: u64) -> bool {
         if part.len() >= SMALL_BYTES || offset.is_multiple_of(self.block_bytes) {
             return false;
         }
         let Some((start, segment)) = self.segments.range_mut(..offset).next_back() else { return false };
         match &mut segment.content {
             Content::Growing(bytes)
-                if start + bytes.len() as u64 == offset && bytes.len() + part.len() <= GROWING_BYTES_MAX =>
+                if start + bytes.len() as u64 == offset
+                    && bytes.len() + part.len() <= GROWING_BYTES_MAX
+                    && segment.number <= number =>
             {
                 bytes.extend_from_slice(part);
                 true
@@ -176,15 +183,15 @@ impl Extents {
         }
     }
 
-    /// Forgets the bytes of a range.
-    pub fn cut(&mut self, start: u64, end: u64) {
-        drop(self.remove(start, end));
+    /// Forgets the bytes of a range. Returns number and age of the oldest write among them, if there were any.
+    pub fn cut(&mut self, start: u64, end: u64) -> Option<(u64, Instant)> {
+        self.remove(start, end).1
     }
 
-    /// Takes out the bytes of a range, in order, with the oldest number among them.
-    fn remove(&mut self, start: u64, end: u64) -> (Vec<(u64, Bytes)>, u64) {
+    /// Takes out the bytes of a range, in order, with number and age of the oldest write among them.
+    fn remove(&mut self, start: u64, end: u64) -> (Vec<(u64, Bytes)>, Option<(u64, Instant)>) {
         let mut removed = Vec::new();
-        let mut oldest = u64::MAX;
+        let mut oldest: Option<(u64, Instant)> = None;
         if start >= end {
             return (removed, oldest);
         }
@@ -206,7 +213,8 @@ impl Extents {
             if to < at + length {
                 self.put_back(to, bytes.slice((to - at) as usize..), &segment);
             }
-            oldest = oldest.min(segment.number);
+            let age = (segment.number, segment.since);
+            oldest = Some(oldest.map_or(age, |older| older.min(age)));
             removed.push((from, bytes.slice((from - at) as usize..(to - at) as usize)));
         }
         (removed, oldest)
@@ -241,9 +249,10 @@ impl Extents {
 
     /// Takes out a run that has no gap, to be sent.
     pub fn take(&mut self, start: u64, end: u64) -> Taken {
-        let (parts, number) = self.remove(start, end);
+        let (parts, oldest) = self.remove(start, end);
+        let (number, since) = oldest.expect("a run is not empty");
         debug_assert_eq!(parts.iter().map(|(_, b)| b.len() as u64).sum::<u64>(), end - start, "the run has no gap");
-        Taken { end, pieces: parts.into_iter().map(|(_, bytes)| bytes).collect(), number }
+        Taken { end, pieces: parts.into_iter().map(|(_, bytes)| bytes).collect(), number, since }
     }
 
     /// Calls `found` for each dirty part of a range, in order.
@@ -277,6 +286,20 @@ mod tests {
             assert_eq!(extents.blocks.get(&(block as u64)).copied().unwrap_or(0), count);
             assert_eq!(extents.full.contains(&(block as u64)), count == extents.block_bytes);
         }
+    }
+
+    #[test]
+    fn bytes_on_top_of_unsent_ones_are_as_old_as_those() {
+        let mut extents = Extents::new(1 << 20);
+        extents.insert(0, Bytes::from(vec![1; 100]), 1, Instant(10));
+        extents.insert(100, Bytes::from(vec![2; 100]), 2, Instant(20));
+        extents.insert(0, Bytes::from(vec![3; 200]), 3, Instant(30));
+        assert_eq!(extents.oldest().map(|(number, since, _)| (number, since)), Some((1, Instant(10))));
+        // Appended to a younger segment they would look younger than they are.
+        extents.insert(500, Bytes::from(vec![4; 100]), 4, Instant(40));
+        extents.insert(400, Bytes::from(vec![5; 100]), 5, Instant(50));
+        extents.insert(500, Bytes::from(vec![6; 100]), 6, Instant(60));
+        assert!(extents.by_age().any(|(number, _, at)| (number, at) == (4, 500)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::call::{Call, CallId, OpenMode, Reply};
 use crate::error::ClientError;
 use crate::extents::{Extents, SEGMENT_OVERHEAD};
 use bytes::Bytes;
-use holdfast_types::{InodeId, Instant, LogIndex, Timestamp};
+use holdfast_types::{Generation, InodeId, Instant, LogIndex, Timestamp};
 use holdfast_wire::namespace::{Attributes, FileKind, SetAttributes};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -25,8 +25,12 @@ pub(crate) struct Sending {
     pub end: u64,
     pub pieces: Vec<Bytes>,
     pub number: u64,
+    /// When the oldest write in it was made.
+    pub since: Instant,
     /// Span of caching in which they were sent: only then they may be kept as clean afterwards.
     pub span: u64,
+    /// Content of the file to which they were sent.
+    pub generation: Generation,
 }
 
 /// Who waits for a synchronization.
@@ -37,6 +41,8 @@ pub(crate) enum Waiter {
     Call(CallId, Reply),
     /// One of the files of `Call::SyncAll`.
     All(CallId),
+    /// A rename of the file over another: it is made then.
+    Rename(CallId, Box<Call>),
 }
 
 /// Somebody waits until every write up to a number is durable and published.
@@ -109,6 +115,8 @@ pub(crate) struct File {
     pub published_to: u64,
     /// End of the durable bytes whose size is not yet published.
     pub unpublished_end: u64,
+    /// When the first write of the durable bytes beyond the published size was made, as far as is known.
+    pub unpublished_since: Instant,
     /// Time of the last write, until it is published.
     pub mtime: Option<Timestamp>,
     pub clear_set_ids: bool,
@@ -153,6 +161,7 @@ impl File {
             number_next: 1,
             published_to: 0,
             unpublished_end: 0,
+            unpublished_since: now,
             mtime: None,
             clear_set_ids: false,
             written_at: now,
@@ -228,6 +237,17 @@ impl File {
     pub fn needs_publish(&self, data_only: bool) -> bool {
         !self.gone
             && (self.unpublished_end > self.base.size || (!data_only && (self.mtime.is_some() || self.clear_set_ids)))
+    }
+
+    /// Whether bytes up to `end` of a content count: not if another session has truncated the file since they were sent.
+    pub fn counts(&self, generation: Generation, end: u64) -> bool {
+        generation == self.base.generation && end <= self.base.size.max(self.base.size_bound)
+    }
+
+    /// When the size must be published at the latest: a file that is written without a pause would never be, and would end where it
+    /// did before if this client died.
+    pub fn size_due(&self, delay: std::time::Duration) -> Option<Instant> {
+        (!self.gone && self.unpublished_end > self.base.size).then(|| self.unpublished_since + delay)
     }
 
     /// Oldest write that is not durable; one above the newest if all are.

@@ -69,11 +69,14 @@ impl ClientCore {
         if asked {
             return true;
         }
+        let delay = self.config.writeback_delay;
+        if file.size_due(delay).is_some_and(|at| at <= self.now) && self.unbroken_end(inode) > file.base.size {
+            return true;
+        }
         if !file.is_clean() {
             let ahead = file.unpublished_end > file.base.size + PUBLISH_BYTES;
             return ahead && self.unbroken_end(inode) > file.base.size + PUBLISH_BYTES / 2;
         }
-        let delay = self.config.writeback_delay;
         if !self.caching() {
             return file.needs_publish(false) || file.bound_held;
         }
@@ -81,11 +84,16 @@ impl ClientCore {
         release || (file.needs_publish(false) && file.written_at + delay <= self.now)
     }
 
-    /// End of the durable bytes before the first that are not.
+    /// End of the durable bytes before the first above the published size that are not. When that has waited for long, because the same
+    /// bytes are written over and over: end of all durable bytes.
     fn unbroken_end(&self, inode: InodeId) -> u64 {
         let file = &self.files[&inode];
-        let sending = file.sending.keys().next().copied();
-        let dirty = file.dirty.start();
+        if file.size_due(2 * self.config.writeback_delay).is_some_and(|at| at <= self.now) {
+            return file.unpublished_end;
+        }
+        let size = file.base.size;
+        let sending = file.sending.iter().find(|(_, sending)| sending.end > size).map(|(start, _)| *start);
+        let dirty = file.dirty.start_above(size);
         sending.into_iter().chain(dirty).fold(file.unpublished_end, u64::min)
     }
 
@@ -135,6 +143,7 @@ impl ClientCore {
                 if file.unpublished_end <= published.size {
                     file.unpublished_end = 0;
                 }
+                file.unpublished_since = self.now;
             }
             Err(ClientError::Namespace(NamespaceError::NotFound | NamespaceError::Stale)) => {
                 // The inode is gone, or another host has cut the file at the same time, and our bytes with it.
@@ -376,12 +385,14 @@ impl ClientCore {
         }
         // A buffered end of the file must stay its end: only the size of what is cut may vanish with it.
         let size = file.size();
-        file.dirty.cut(offset, end);
+        let replaced = file.dirty.cut(offset, end);
         if file.size() < size {
             let last = bytes::Bytes::from_static(&[0]);
-            let number = file.number_next;
+            let fresh = (file.number_next, now);
             file.number_next += 1;
-            file.dirty.insert(size - 1, last, number, now);
+            // Who waits for a write that made the file so long waits for this byte in its place.
+            let (number, since) = replaced.unwrap_or(fresh);
+            file.dirty.insert(size - 1, last, number, since);
         }
         file.mtime = Some(stamp);
         file.written_at = now;

@@ -4,7 +4,7 @@ use crate::call::{Call, CallId, Reply};
 use crate::control::{Operation, Purpose};
 use crate::core::ClientCore;
 use crate::error::ClientError;
-use crate::file::File;
+use crate::file::{File, Sync, Waiter};
 use crate::names::{Found, ParentChange};
 use holdfast_types::{InodeId, LogIndex, ShardId};
 use holdfast_wire::metadata::Request;
@@ -138,6 +138,9 @@ impl ClientCore {
             file.unpublished_end = 0;
             self.pages.remove_file(attributes.inode);
             self.reads.overwritten(attributes.inode, 0, u64::MAX);
+        } else if !file.counts(file.base.generation, file.unpublished_end) {
+            // Another session's truncation has taken the bound, and the bytes with it.
+            file.unpublished_end = 0;
         }
         self.touched.insert(attributes.inode);
     }
@@ -328,7 +331,24 @@ impl ClientCore {
 
     // ---- removing ----
 
+    /// What takes the place of a file must be there when that one is gone: its bytes go first.
     fn remove_or_rename(&mut self, id: CallId, call: Call) {
+        if let Call::Rename { from_parent, from_name, to_parent, to_name, .. } = &call
+            && self.caching()
+            && !matches!(self.names.entry(*to_parent, to_name), Found::Absent)
+            && let Found::Present(inode) = self.names.entry(*from_parent, from_name)
+            && let Some(file) = self.files.get_mut(&inode)
+            && (!file.is_clean() || file.needs_publish(true))
+        {
+            let target = file.number_next - 1;
+            file.syncs.push(Sync { target, data_only: true, waiter: Waiter::Rename(id, Box::new(call)) });
+            self.touched.insert(inode);
+            return;
+        }
+        self.remove_name(id, call);
+    }
+
+    pub(crate) fn remove_name(&mut self, id: CallId, call: Call) {
         let (parent, name) = match &call {
             Call::Unlink { parent, name } | Call::RemoveDirectory { parent, name } => (*parent, name.clone()),
             Call::Rename { to_parent, to_name, .. } => (*to_parent, to_name.clone()),

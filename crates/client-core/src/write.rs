@@ -250,7 +250,9 @@ impl ClientCore {
         let chunk = crate::data::chunk_key(&volume, &file.base, ChunkIndex(start / CHUNK_BYTES));
         let op = ChunkOp::Write { chunk, offset: (start % CHUNK_BYTES) as u32, sums: Vec::new() };
         let pieces = taken.pieces.clone();
-        file.send(start, Sending { end: taken.end, pieces: taken.pieces, number: taken.number, span });
+        let generation = file.base.generation;
+        let crate::extents::Taken { end: run_end, pieces: kept, number, since } = taken;
+        file.send(start, Sending { end: run_end, pieces: kept, number, since, span, generation });
         self.buffer.in_flight_bytes += end - start;
         self.buffer.in_flight_requests += 1;
         self.recount(inode);
@@ -267,7 +269,12 @@ impl ClientCore {
         self.buffer.in_flight_requests -= 1;
         match result {
             Ok(()) if file.gone => {}
+            // Truncated elsewhere meanwhile, and these bytes with it. Their end must not become that of what was written since.
+            Ok(()) if !file.counts(sending.generation, sending.end) => self.pages.remove(inode, start, sending.end),
             Ok(()) => {
+                if file.unpublished_end <= file.base.size {
+                    file.unpublished_since = sending.since;
+                }
                 file.unpublished_end = file.unpublished_end.max(sending.end);
                 if keep && sending.span == span {
                     let mut at = start;
@@ -331,7 +338,9 @@ impl ClientCore {
         let (told, rest): (Vec<Sync>, Vec<Sync>) =
             std::mem::take(&mut file.syncs).into_iter().partition(|sync| sync.target >= number);
         file.syncs = rest;
-        if told.is_empty() {
+        // A caller that was interrupted hears nothing any more, and who synchronizes all files need not be one that uses this one.
+        let heard = told.iter().any(|sync| matches!(sync.waiter, Waiter::Call(id, _) if self.waits(id)));
+        if !heard && let Some(file) = self.files.get_mut(&inode) {
             file.error = Some(error.clone());
         }
         for sync in told {
@@ -363,6 +372,11 @@ impl ClientCore {
     pub(crate) fn sync_done(&mut self, waiter: Waiter, result: Result<(), ClientError>) {
         match waiter {
             Waiter::Call(id, reply) => self.complete(id, result.map(|()| reply)),
+            Waiter::Rename(id, call) => match result {
+                Ok(()) if self.waits(id) => self.remove_name(id, *call),
+                Ok(()) => {}
+                Err(error) => self.complete(id, Err(error)),
+            },
             Waiter::All(id) => {
                 let Some((left, error)) = self.buffer.all.get_mut(&id) else { return };
                 *left -= 1;
@@ -420,9 +434,10 @@ impl ClientCore {
         let flush = file.dirty.oldest().map(|(_, since, _)| since + delay);
         let publish = (file.is_clean() && file.needs_publish(false)).then(|| file.written_at + delay);
         let release = (!file.is_open() && file.bound_held).then(|| file.closed_at + delay);
-        let Some(at) = [flush, publish, release].into_iter().flatten().min() else { return };
+        let dues = [flush, publish, release, file.size_due(delay), file.size_due(2 * delay)];
         // What is overdue waits for something else, which will look at the file again.
-        if caching && at > self.now && file.due.is_none_or(|due| at < due) {
+        let Some(at) = dues.into_iter().flatten().filter(|at| *at > self.now).min() else { return };
+        if caching && file.due.is_none_or(|due| at < due) {
             file.due = Some(at);
             self.timer(at, Timer::File(inode));
         }

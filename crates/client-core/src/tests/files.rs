@@ -2,7 +2,7 @@
 
 use super::fake::Service;
 use super::world::{World, config, name};
-use crate::{Call, ClientError, OpenMode, Reply, ZeroMode};
+use crate::{Call, ClientError, Input, OpenMode, Reply, ZeroMode};
 use bytes::Bytes;
 use holdfast_types::prng::Prng;
 use holdfast_types::size::{KIB, MIB};
@@ -38,6 +38,59 @@ fn fsync_returns_when_storage_has_the_bytes_and_the_size_is_published() {
         world.at_once(Call::Fsync { inode, data_only: false }).expect("nothing to do");
         assert_eq!((world.sent_metadata, world.sent_chunks), (metadata, chunks), "a clean fsync is free");
     }
+}
+
+#[test]
+fn fsync_of_bytes_that_are_overwritten_before_they_are_sent_waits_for_those_in_their_place() {
+    let mut config = config();
+    config.flush_requests_in_flight = 1;
+    let mut world = World::with(9, config, Service::new());
+    world.mount();
+    let (other, other_handle) = world.create("b");
+    let (inode, handle) = world.create("a");
+    world.write(other_handle, 0, &b"takes the only place under way"[..]).expect("buffered");
+    let first = world.start(Call::Fsync { inode: other, data_only: false });
+    world.write(handle, 0, &b"old"[..]).expect("buffered");
+    let second = world.start(Call::Fsync { inode, data_only: false });
+    world.write(handle, 0, &b"new"[..]).expect("buffered");
+    assert!(!world.completed.contains_key(&second), "nothing was sent");
+    world.wait(second).expect("durable");
+    assert_eq!(world.service.content(inode), b"new");
+    world.wait(first).expect("durable");
+}
+
+#[test]
+fn bytes_that_are_overwritten_all_the_time_are_flushed_within_the_delay() {
+    let mut world = World::new(10);
+    world.mount();
+    let (inode, handle) = world.create("a");
+    for round in 0..30u8 {
+        world.write(handle, 0, vec![round; 10]).expect("buffered");
+        world.run_for(Duration::from_millis(100));
+    }
+    assert!(world.service.content(inode).first().is_some_and(|round| *round > 0), "only the last second is at risk");
+}
+
+#[test]
+fn a_file_is_renamed_over_another_when_its_bytes_are_durable() {
+    let mut world = World::new(11);
+    world.mount();
+    let (_, old) = world.create("target");
+    let (inode, handle) = world.create("new");
+    world.write(old, 0, &b"old"[..]).expect("buffered");
+    world.ask(Call::SyncAll).expect("durable");
+    world.write(handle, 0, vec![7; 100_000]).expect("buffered");
+    let rename = Call::Rename {
+        from_parent: InodeId::ROOT,
+        from_name: name("new"),
+        to_parent: InodeId::ROOT,
+        to_name: name("target"),
+        mode: holdfast_wire::namespace::RenameMode::Replace,
+    };
+    let id = world.start(rename);
+    world.run_until("the rename", |w| w.service.entries[&(InodeId::ROOT, name("target"))].0 == inode);
+    assert_eq!(world.service.content(inode), [7; 100_000], "a crash now would leave neither");
+    world.wait(id).expect("renamed");
 }
 
 #[test]
@@ -240,6 +293,15 @@ fn a_write_that_cannot_be_stored_is_reported_once() {
     assert_eq!(world.ask(Call::Flush { handle }), Ok(Reply::Done));
     world.write(handle, 0, vec![2; 4096]).expect("buffered");
     assert_eq!(world.ask(Call::Fsync { inode, data_only: false }), Err(ClientError::NoSpace));
+    // Whoever was interrupted, or synchronized all files, has not told the file's user.
+    world.write(handle, 0, vec![2; 4096]).expect("buffered");
+    let interrupted = world.start(Call::Fsync { inode, data_only: false });
+    world.step(Input::Cancel { id: interrupted });
+    world.run_for(Duration::from_secs(2));
+    assert_eq!(world.ask(Call::Flush { handle }), Err(ClientError::NoSpace));
+    world.write(handle, 0, vec![2; 4096]).expect("buffered");
+    assert_eq!(world.ask(Call::SyncAll), Err(ClientError::NoSpace));
+    assert_eq!(world.ask(Call::Flush { handle }), Err(ClientError::NoSpace));
     world.service.full = false;
     world.write(handle, 0, vec![3; 4096]).expect("buffered");
     assert_eq!(world.ask(Call::Fsync { inode, data_only: false }), Ok(Reply::Done));
