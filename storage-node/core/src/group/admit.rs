@@ -73,13 +73,12 @@ impl Primary {
             let waiting = Waiting { id, origin, wanted: Wanted::Read(request.op), expires };
             return self.enqueue(base, ctx, waiting);
         }
-        if request.session != SessionId::SERVICE {
-            if request.sequence == Sequence(0) {
-                return ctx.refuse(id, Refusal::Malformed);
-            }
-            if request.sequence < known.floor {
-                return ctx.refuse(id, Refusal::StaleSequence);
-            }
+        if request.session != SessionId::SERVICE && request.sequence == Sequence(0) {
+            return ctx.refuse(id, Refusal::Malformed);
+        }
+        // The service's own as well: a late copy of a cut would remove what was written since.
+        if request.sequence < known.floor {
+            return ctx.refuse(id, Refusal::StaleSequence);
         }
         let change = match change::from_client(&request.op, payload) {
             Ok(change) => change,
@@ -199,6 +198,12 @@ impl Primary {
                 self.sequence(base, ctx, origin, change, Some(id));
             }
         }
+    }
+
+    /// Why nothing may be acknowledged to clients, if so: too few members would hold it.
+    pub(crate) fn too_few(&self, base: &Base, ctx: &Ctx<'_>) -> Option<Refusal> {
+        let few = base.view.in_sync.len() < ctx.map.min_in_sync as usize;
+        few.then(|| Refusal::NotServing { reason: self.reason(base, ctx) })
     }
 
     /// The window and the view allow another number.

@@ -248,6 +248,8 @@ impl Primary {
         let counted = self.counted(base, ctx.config.mutations);
         let held_by = |member| self.streams.get(member).map_or(OpCount(0), |stream| stream.acked_count);
         let through = counted.iter().map(held_by).min().unwrap_or(OpCount(u64::MAX));
+        // Operations of a view with more members stay what they are, but whoever asked has to ask again.
+        let too_few = self.too_few(base, ctx);
         while let Some(first) = self.ops.first_entry() {
             if *first.key() > through || !first.get().local_done {
                 break;
@@ -255,7 +257,7 @@ impl Primary {
             let (count, op) = first.remove_entry();
             assert!(count > self.committed, "{count} was committed before");
             self.committed = count;
-            self.finish_op(ctx, op, None);
+            self.finish_op(ctx, op, too_few.clone());
         }
         if self.ops.is_empty() {
             // Counts that were never given away (nothing open): all is committed.

@@ -47,7 +47,12 @@ impl Primary {
         base.forget(|_| true);
         let reason = Refusal::NotServing { reason: "reconciling".into() };
         self.refuse_reads(ctx, &reason);
+        let promoting = std::mem::take(&mut self.promoting);
         self.forget_members(base, ctx);
+        if !ctx.config.mutations.promotion_not_counted {
+            // The epoch goes on, so a promotion that was asked for may still be granted: those members are made identical, too.
+            self.promoting = promoting;
+        }
         self.phase = Phase::Draining;
         self.drained(base, ctx);
     }
@@ -62,7 +67,7 @@ impl Primary {
         self.next_stream += 1;
         let (asked_at, since) = (ctx.now, ctx.now);
         self.phase = Phase::Querying(Query { stream, reports: BTreeMap::new(), own: None, asked_at, since });
-        for member in Self::others(base).collect::<Vec<_>>() {
+        for member in self.counted(base, ctx.config.mutations) {
             base.send(ctx, member, GroupBody::Query { stream }, Bytes::new());
         }
         let command = LocalCommand::ChangesAbove { group: base.group, number: base.settled };
@@ -71,12 +76,13 @@ impl Primary {
 
     /// Asks those who did not report again.
     pub(crate) fn tick_query(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
+        let counted = self.counted(base, ctx.config.mutations);
         let Phase::Querying(query) = &mut self.phase else { return };
         if ctx.now.since(query.asked_at) < ctx.config.limits.resend {
             return;
         }
         query.asked_at = ctx.now;
-        for member in Self::others(base).filter(|member| !query.reports.contains_key(member)) {
+        for member in counted.into_iter().filter(|member| !query.reports.contains_key(member)) {
             base.send(ctx, member, GroupBody::Query { stream: query.stream }, Bytes::new());
         }
     }
@@ -99,8 +105,9 @@ impl Primary {
 
     /// A member reports.
     pub(crate) fn report(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, from: MemberId, stream: u64, report: Report) {
+        let counted = self.counted(base, ctx.config.mutations).contains(&from);
         let Phase::Querying(query) = &mut self.phase else { return };
-        if query.stream != stream || !base.view.in_sync.contains(&from) {
+        if query.stream != stream || !counted {
             return;
         }
         query.reports.insert(from, report);
@@ -109,8 +116,8 @@ impl Primary {
 
     /// Starts the repairs when every member has reported.
     fn reported(&mut self, base: &mut Base, ctx: &mut Ctx<'_>) {
+        let others: Vec<MemberId> = self.counted(base, ctx.config.mutations);
         let Phase::Querying(query) = &mut self.phase else { return };
-        let others: Vec<MemberId> = Self::others(base).collect();
         if !others.iter().all(|member| query.reports.contains_key(member)) {
             return;
         }
@@ -150,8 +157,9 @@ impl Primary {
         self.phase = Phase::Serving;
         self.hold = self.committed;
         base.settled = base.settled.max(base.number(self.committed));
+        let too_few = self.too_few(base, ctx);
         for (_, mut op) in std::mem::take(&mut self.ops) {
-            let failed = op.failed.take();
+            let failed = op.failed.take().or_else(|| too_few.clone());
             self.finish_op(ctx, op, failed);
         }
         self.advance(base, ctx);

@@ -184,11 +184,23 @@ fn the_services_own_session_may_delete_volumes() {
 }
 
 #[test]
+fn a_late_copy_of_the_services_own_change_is_refused() {
+    let mut core = serving(Limits::default());
+    let mut asked = request(ChunkOp::Cut { chunk: chunk(), length: 1 });
+    (asked.session, asked.sequence, asked.floor) = (SessionId::SERVICE, Sequence(8), Sequence(8));
+    let effects = ask(&mut core, 1, asked.clone(), Bytes::new());
+    finish(&mut core, effects);
+    (asked.sequence, asked.floor) = (Sequence(7), Sequence(7));
+    let effects = ask(&mut core, 2, asked, Bytes::new());
+    assert_eq!(refusal(&effects), Refusal::StaleSequence);
+}
+
+#[test]
 fn what_is_open_is_bounded() {
     let mut core = serving(Limits { window_ops: 2, waiting_requests: 3, ..Limits::default() });
     let mut given = 0;
     for id in 1..=6 {
-        let (op, payload) = write(0, b"x");
+        let (op, payload) = write(id as u32, b"x");
         let mut asked = request(op);
         asked.sequence = Sequence(id);
         let effects = ask(&mut core, id, asked, payload);

@@ -255,6 +255,65 @@ fn with_too_few_members_in_sync_writes_wait_and_say_why_while_reads_go_on() {
 }
 
 #[test]
+fn a_write_under_way_is_not_acknowledged_when_too_few_members_are_left_to_hold_it() {
+    let mut world = quiet(16, 3, 3, Mutations::default());
+    written(&mut world, 0, 0, 4000);
+    let others = backups(&world);
+    for node in &others {
+        world.crash(*node);
+    }
+    let before = world.acknowledged;
+    write(&mut world, 0, 100, 300);
+    world.run(50);
+    assert_eq!(in_sync(&world), 3, "it was numbered in the view with three");
+    world.until("one is left", 20_000, |w| in_sync(w) == 1);
+    world.run(3_000);
+    assert_eq!(world.acknowledged, before, "one member alone holds it");
+    world.start(others[0]);
+    world.until("the write is acknowledged", 20_000, |w| w.clients[0].is_idle());
+    assert!(in_sync(&world) >= 2);
+    world.settle();
+}
+
+/// The promotion was granted and nobody knows; then the primary's own disk refuses a change, which makes it reconcile.
+#[test]
+fn a_member_whose_promotion_was_asked_for_counts_while_and_after_the_primary_reconciles() {
+    let mut world = quiet(4, 3, 3, Mutations::default());
+    written(&mut world, 0, 0, 5000);
+    let (p, returning) = (primary(&world), backups(&world)[0]);
+    world.crash(returning);
+    world.until("it is taken out", 10_000, |w| in_sync(w) == 2);
+    world.run(300);
+    world.start(returning);
+    world.until("it is being caught up", 10_000, |w| !w.authority.map.views[0].syncing.is_empty());
+    world.run(60);
+    world.mapless.extend(0..3);
+    world.clients[0].look(&world.authority.map);
+    world.clients[0].keeps_map = true;
+    world.lose_view_answers = true;
+    world.until("it is promoted", 10_000, |w| in_sync(w) == 3);
+    world.nodes[p].store.no_space = 1;
+    let refused = world.clients[0].refused;
+    write(&mut world, 1, 0, 3000);
+    world.until("the change is refused", 10_000, |w| w.clients[0].refused > refused);
+    world.nodes[returning].disk_hangs = true;
+    let before = world.acknowledged;
+    write(&mut world, 2, 100, 3000);
+    world.run(1_500);
+    assert_eq!(world.acknowledged, before, "nothing is acknowledged without it");
+    world.nodes[returning].disk_hangs = false;
+    world.until("the write is acknowledged", 10_000, |w| w.clients[0].is_idle());
+    for node in (0..3).filter(|n| *n != returning) {
+        world.crash(node);
+    }
+    world.mapless.clear();
+    world.clients[0].keeps_map = false;
+    world.until("it is alone", 10_000, |w| in_sync(w) == 1 && primary(w) == returning);
+    read(&mut world, 2);
+    world.settle();
+}
+
+#[test]
 fn a_member_that_comes_back_gets_only_the_blocks_that_differ() {
     let mut world = quiet(17, 3, 3, Mutations::default());
     for index in 0..8 {
