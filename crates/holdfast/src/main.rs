@@ -17,11 +17,25 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            // `{:#}` shows the whole chain of causes on one line.
-            eprintln!("holdfast: {error:#}");
+            eprintln!("holdfast: {}", in_one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The whole chain of causes; a cause that its effect names already is not said twice.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        let cause = cause.trim_end();
+        if text.is_empty() {
+            text.push_str(cause);
+        } else if !text.ends_with(cause) {
+            text.push_str(": ");
+            text.push_str(cause);
+        }
+    }
+    text
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
@@ -49,4 +63,19 @@ fn init_cluster(init: &cli::Init) -> Result<ExitCode> {
     }
     println!("{}", std::path::absolute(init.directory.join(layout::CLUSTER_FILE))?.display());
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn causes_are_said_once() {
+        let inner = || anyhow::anyhow!("no such file");
+        assert_eq!(in_one_line(&inner().context("cannot read x")), "cannot read x: no such file");
+        assert_eq!(in_one_line(&inner().context("cannot read x: no such file")), "cannot read x: no such file");
+        let deep: Result<()> = Err(inner()).context("b: no such file").context("a");
+        assert_eq!(in_one_line(&deep.expect_err("made")), "a: b: no such file");
+    }
 }
