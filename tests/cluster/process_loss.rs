@@ -34,6 +34,13 @@ fn loss_of_the_metadata_leader_is_a_pause() {
 }
 
 #[test]
+fn loss_of_the_metadata_leader_of_the_names_is_a_pause() {
+    lose("loss_of_the_metadata_leader_of_the_names_is_a_pause", |cluster| {
+        cluster.leader_of(1).expect("somebody leads")
+    });
+}
+
+#[test]
 fn loss_of_a_storage_node_is_a_pause() {
     lose("loss_of_a_storage_node_is_a_pause", |_| "storage-2".to_string());
 }

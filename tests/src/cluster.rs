@@ -233,16 +233,23 @@ impl Cluster {
         })
     }
 
-    /// The name of the metadata server that leads now.
+    /// The name of the metadata server that leads the cluster's shard, which decides views.
     ///
     /// # Errors
     /// When none says so for 30 s.
     pub fn leader(&self) -> Result<String> {
+        self.leader_of(0)
+    }
+
+    /// The name of the metadata server that leads a shard: 0 is the cluster's, 1 has the names.
+    ///
+    /// # Errors
+    /// When none says so for 30 s.
+    pub fn leader_of(&self, shard: u64) -> Result<String> {
         crate::until("a leader", Duration::from_secs(30), || {
             let status = self.status()?;
             let servers = status["metadata"].as_array().context("no list of metadata servers")?;
-            let leads =
-                |server: &&Value| server["role"].as_str().is_some_and(|role| role.eq_ignore_ascii_case("leader"));
+            let leads = |server: &&Value| server["leads"].as_array().is_some_and(|led| led.contains(&shard.into()));
             let leader = servers.iter().find(leads).with_context(|| format!("nobody leads: {status}"))?;
             let pid = leader["pid"].as_i64();
             let ours = self.servers.iter().find(|server| pid.is_some() && server.pid().map(i64::from) == pid);
