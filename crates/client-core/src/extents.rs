@@ -49,6 +49,9 @@ struct Segment {
     since: Instant,
 }
 
+/// Bytes taken out, with their places, and number and age of the oldest write among them.
+type Removed = (Vec<(u64, Bytes)>, Option<(u64, Instant)>);
+
 /// The dirty bytes of one file.
 pub(crate) struct Extents {
     segments: BTreeMap<u64, Segment>,
@@ -189,7 +192,7 @@ impl Extents {
     }
 
     /// Takes out the bytes of a range, in order, with number and age of the oldest write among them.
-    fn remove(&mut self, start: u64, end: u64) -> (Vec<(u64, Bytes)>, Option<(u64, Instant)>) {
+    fn remove(&mut self, start: u64, end: u64) -> Removed {
         let mut removed = Vec::new();
         let mut oldest: Option<(u64, Instant)> = None;
         if start >= end {
