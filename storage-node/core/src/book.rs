@@ -3,7 +3,7 @@
 use crate::api::{Config, Effect};
 use crate::local::{LocalCommand, Ticket};
 use bytes::Bytes;
-use holdfast_types::{DiskId, GroupId, Instant, MapVersion};
+use holdfast_types::{DiskId, GroupId, Instant, MapVersion, NodeId};
 use holdfast_wire::chunk::{ChunkAnswer, Refusal};
 use holdfast_wire::map::ClusterMap;
 use holdfast_wire::metadata::Request;
@@ -26,6 +26,8 @@ pub(crate) struct Book {
     pub(crate) resyncs: BTreeSet<GroupId>,
     /// Disks that are nearly full.
     pub(crate) low: BTreeSet<DiskId>,
+    /// Nodes whose stream is gone, and since when.
+    pub(crate) lost: BTreeMap<NodeId, Instant>,
     /// When the last heartbeat that was answered was sent.
     pub(crate) leader_heard: Option<Instant>,
     /// Versions with operations of ended sessions that are not settled yet, and in how many groups.
@@ -77,8 +79,7 @@ impl Ctx<'_> {
         if version <= self.map.version {
             return;
         }
-        let recently =
-            self.book.map_asked.is_some_and(|asked| self.now.since(asked) < self.config.limits.resend);
+        let recently = self.book.map_asked.is_some_and(|asked| self.now.since(asked) < self.config.limits.resend);
         if version > self.book.map_wanted || !recently {
             self.book.map_wanted = self.book.map_wanted.max(version);
             self.book.map_asked = Some(self.now);

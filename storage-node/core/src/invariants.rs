@@ -115,7 +115,11 @@ pub fn replicas_equal(group: GroupId, held: Vec<(MemberId, BTreeMap<ChunkKey, Ve
             let (a, b) = (want.get(chunk), have.get(chunk));
             if a != b {
                 let length = |content: Option<&Vec<u8>>| content.map_or(0, Vec::len);
-                return Err(format!("{group} {chunk}: {first} has {} bytes, {member} {}, and they differ", length(a), length(b)));
+                return Err(format!(
+                    "{group} {chunk}: {first} has {} bytes, {member} {}, and they differ",
+                    length(a),
+                    length(b)
+                ));
             }
         }
     }

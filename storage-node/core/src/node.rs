@@ -81,13 +81,18 @@ impl StorageCore {
             }
             Input::Peer { from, message, payload } => self.peer(now, from, message, payload, effects),
             Input::PeerConnected { node } => {
+                self.book.lost.remove(&node);
                 let (groups, mut ctx) = self.split(now, effects);
                 for group in groups.values_mut() {
                     group.peer_connected(&mut ctx, node);
                 }
             }
-            // What was under way is asked for again in time, or when the stream is open again.
-            Input::PeerLost { node: _ } => {}
+            Input::PeerLost { node } => {
+                // What was under way is asked for again in time, or when the stream is open again.
+                self.book.lost.entry(node).or_insert(now);
+                let follow = self.groups.iter().filter(|(_, group)| group.follows(node));
+                self.book.active.extend(follow.map(|(id, _)| *id));
+            }
             Input::LocalDone { ticket, result } => self.local_done(now, ticket, result, effects),
             Input::ViewAnswer { token: _, result } => self.view_answer(now, result, effects),
             Input::LeaderHeard { sent_at } => {
@@ -198,14 +203,7 @@ impl StorageCore {
         }
     }
 
-    fn peer(
-        &mut self,
-        now: Instant,
-        from: NodeId,
-        message: GroupMessage,
-        payload: Bytes,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn peer(&mut self, now: Instant, from: NodeId, message: GroupMessage, payload: Bytes, effects: &mut Vec<Effect>) {
         let (groups, mut ctx) = self.split(now, effects);
         if message.from.node != from || message.to.node != ctx.config.node {
             return;

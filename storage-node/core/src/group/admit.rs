@@ -123,7 +123,12 @@ impl Primary {
     /// copy, whatever the floor (which a slow change elsewhere may keep low), and must not undo what came after it.
     ///
     /// Only this epoch need be remembered: what was sent before a change that names this epoch names no later one.
-    fn in_session_order(&mut self, ctx: &mut Ctx<'_>, origin: (SessionId, Sequence), span: Span) -> Result<(), Refusal> {
+    fn in_session_order(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        origin: (SessionId, Sequence),
+        span: Span,
+    ) -> Result<(), Refusal> {
         let known = self.sessions.entry(origin.0).or_default();
         let later = known.recent.range(origin.1.next()..);
         if later.into_iter().any(|(_, other)| other.overlaps(&span)) {
@@ -190,7 +195,9 @@ impl Primary {
                 at += 1;
                 continue;
             }
-            let Some(Waiting { id, origin, wanted: Wanted::Change(change, _), .. }) = self.waiting.remove(at) else { break };
+            let Some(Waiting { id, origin, wanted: Wanted::Change(change, _), .. }) = self.waiting.remove(at) else {
+                break;
+            };
             if grows && self.is_low(base, ctx) {
                 ctx.book.bytes -= change.bytes();
                 ctx.refuse(id, Refusal::NoSpace);

@@ -12,6 +12,7 @@ use crate::local::{Change, KeyRange, LocalCommand, LocalError, LocalOp, LocalOut
 use bytes::Bytes;
 use holdfast_types::{Instant, MemberId, OpNumber, Sequence, SessionId};
 use holdfast_wire::group::{CHANGED_RANGES_MAX, GroupBody};
+use holdfast_wire::metadata::Request;
 use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Debug)]
@@ -38,6 +39,10 @@ pub(crate) struct Member {
     here_at: Option<Instant>,
     /// The primary knows that this member is here, and has no stream for it yet.
     told_to_wait: bool,
+    /// When it entered the epoch.
+    entered: Instant,
+    /// When it last asked for the primary to be taken out.
+    reported_at: Option<Instant>,
     /// The stream that is taken. 0: none yet.
     stream: u64,
     /// Every position up to here was given to the disk.
@@ -55,6 +60,11 @@ pub(crate) struct Member {
 }
 
 impl Member {
+    /// A member that enters an epoch now.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { entered: now, ..Self::default() }
+    }
+
     /// Tells the primary that this member is in the epoch, until it is heard. Returns whether to go on.
     pub(crate) fn tick(&mut self, base: &Base, ctx: &mut Ctx<'_>) -> bool {
         let limits = &ctx.config.limits;
@@ -68,7 +78,25 @@ impl Member {
         if lost && self.here_at.is_none_or(|at| ctx.now.since(at) >= pause) {
             self.say_here(base, ctx);
         }
-        lost || syncing
+        let cut_off = self.report_primary(base, ctx);
+        lost || syncing || cut_off
+    }
+
+    /// Says that the primary is out of reach: its stream is gone for long, or it never spoke in this epoch. Sooner than a primary loses
+    /// its patience: of the two sides of a cut, the one with more members should go on. Returns whether there is something to watch.
+    fn report_primary(&mut self, base: &Base, ctx: &mut Ctx<'_>) -> bool {
+        let silent = (self.heard.is_none() && !self.told_to_wait).then_some(self.entered);
+        let lost = ctx.book.lost.get(&base.view.primary.node).copied();
+        let Some(since) = lost.into_iter().chain(silent).min() else { return false };
+        let limits = &ctx.config.limits;
+        let due = self.reported_at.is_none_or(|at| ctx.now.since(at) >= limits.ask_again);
+        let patience = limits.member_patience * 3 / 4;
+        if due && base.view.in_sync.contains(&base.me) && ctx.now.since(since) >= patience {
+            self.reported_at = Some(ctx.now);
+            let (group, epoch, member, reporter) = (base.group, base.view.epoch, base.view.primary, base.me);
+            ctx.ask_view(Request::Evict { group, epoch, member, reporter });
+        }
+        true
     }
 
     /// Says: I am here.

@@ -38,7 +38,7 @@ pub(crate) enum Role {
     /// Not in the view.
     Outside,
     /// In the view, under another primary.
-    Member(Member),
+    Member(Box<Member>),
     /// The primary.
     Primary(Box<Primary>),
     /// The disk failed: nothing is said any more.
@@ -110,7 +110,7 @@ impl Group {
         if me.is_none() {
             return Role::Outside;
         }
-        let mut member = Member::default();
+        let mut member = Box::new(Member::new(ctx.now));
         member.say_here(&self.base, ctx);
         Role::Member(member)
     }
@@ -229,6 +229,11 @@ impl Group {
             Role::Member(member) => member.tick(&self.base, ctx),
             Role::Primary(primary) => primary.tick(&mut self.base, ctx, slept),
         }
+    }
+
+    /// Its primary is on that node.
+    pub(crate) fn follows(&self, node: NodeId) -> bool {
+        matches!(self.role, Role::Member(_)) && self.base.view.primary.node == node
     }
 
     /// A stream to a node is open.

@@ -50,6 +50,8 @@ pub(crate) struct PendingOp {
     pub(crate) request: Option<u64>,
     /// Durable on this disk.
     pub(crate) local_done: bool,
+    /// It was numbered in an older epoch as well, so it may be on the disk already.
+    again: bool,
     /// This disk refused it: nothing of it will be left when that is said.
     pub(crate) failed: Option<Refusal>,
 }
@@ -156,6 +158,7 @@ impl Primary {
         for op in open.into_values() {
             self.sequence(base, ctx, op.origin, op.change, op.request);
         }
+        self.ops.values_mut().for_each(|op| op.again = true);
         self.hold = OpCount(self.next_count.0 - 1);
         for fence in &mut self.fences {
             fence.1 = self.hold;
@@ -211,17 +214,25 @@ impl Primary {
             self.index.insert(origin, count);
         }
         let span = Span::of(&change);
-        let pending = PendingOp { number, origin, change, span, request, local_done: false, failed: None };
+        let pending =
+            PendingOp { number, origin, change, span, request, local_done: false, again: false, failed: None };
         self.ops.insert(count, pending);
     }
 
     /// This disk finished one of its own operations.
-    pub(crate) fn own_done(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, count: OpCount, result: Result<(), LocalError>) {
+    pub(crate) fn own_done(
+        &mut self,
+        base: &mut Base,
+        ctx: &mut Ctx<'_>,
+        count: OpCount,
+        result: Result<(), LocalError>,
+    ) {
         let Some(op) = self.ops.get_mut(&count) else { return };
         match result {
             Ok(()) => op.local_done = true,
             Err(error) => {
-                op.failed = Some(refusal(error));
+                let uncertain = || Refusal::NotServing { reason: format!("done or not: {error}") };
+                op.failed = Some(if op.again { uncertain() } else { refusal(error) });
                 self.aside |= error == LocalError::BadBlock;
                 // The others may have it, this disk has not: they are made like this one, in the same epoch.
                 self.reconcile(base, ctx);

@@ -88,12 +88,7 @@ impl Primary {
     }
 
     /// What this disk changed is known.
-    pub(crate) fn own_changes(
-        &mut self,
-        base: &mut Base,
-        ctx: &mut Ctx<'_>,
-        result: Result<LocalOutcome, LocalError>,
-    ) {
+    pub(crate) fn own_changes(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, result: Result<LocalOutcome, LocalError>) {
         let Phase::Querying(query) = &mut self.phase else { return };
         query.own = Some(match result {
             Ok(LocalOutcome::Changes { changed }) => changed,

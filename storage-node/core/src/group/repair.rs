@@ -53,6 +53,9 @@ struct Copying {
     stage: Stage,
 }
 
+/// Bytes to be read, and what was read: the bytes and their sums.
+type Run = (u32, Option<(Bytes, Vec<u32>)>);
+
 #[derive(Debug)]
 enum Stage {
     /// This disk still has changes of the chunk under way.
@@ -60,7 +63,7 @@ enum Stage {
     /// This disk sums.
     Summing,
     /// This disk reads: where each run starts, its length and what was read.
-    Reading { length: u32, runs: BTreeMap<u32, (u32, Option<(Bytes, Vec<u32>)>)> },
+    Reading { length: u32, runs: BTreeMap<u32, Run> },
 }
 
 impl Repair {
@@ -96,14 +99,13 @@ impl Primary {
     pub(crate) fn step_repair(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, member: MemberId) {
         self.start_copies(base, ctx, member);
         let Some(repair) = self.repairs.get_mut(&member) else { return };
-        if repair.todo.is_empty() && repair.copying.is_empty() && matches!(repair.step, Step::Idle) {
-            if let Some(range) = repair.ranges.front() {
-                repair.step = Step::Listing;
-                let limit = COMPARE_CHUNKS_MAX as u32;
-                let command = LocalCommand::List { group: base.group, range: *range, limit };
-                base.local(ctx, command, Tag::RepairList(member));
-                return;
-            }
+        let at_rest = repair.todo.is_empty() && repair.copying.is_empty() && matches!(repair.step, Step::Idle);
+        if let Some(range) = repair.ranges.front().filter(|_| at_rest) {
+            repair.step = Step::Listing;
+            let limit = COMPARE_CHUNKS_MAX as u32;
+            let command = LocalCommand::List { group: base.group, range: *range, limit };
+            base.local(ctx, command, Tag::RepairList(member));
+            return;
         }
         if repair.is_done() {
             self.repaired(base, ctx);

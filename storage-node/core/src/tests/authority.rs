@@ -3,7 +3,7 @@
 use holdfast_types::{Epoch, GroupId, Incarnation, MapVersion, MemberId, NodeId, SessionId, VolumeId};
 use holdfast_wire::map::{ClusterMap, SessionGrant, View};
 use holdfast_wire::metadata::Request;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) const DISK: holdfast_types::DiskId = holdfast_types::DiskId(1);
 pub(crate) const VOLUME: VolumeId = VolumeId(7);
@@ -25,6 +25,8 @@ pub(crate) struct Authority {
     lost_since: BTreeMap<GroupId, u64>,
     /// A member comes back only some time after the view changed last.
     changed_at: BTreeMap<GroupId, u64>,
+    /// Who wants the primary out.
+    reports: BTreeMap<(GroupId, Epoch), BTreeSet<MemberId>>,
     /// Let removed nodes come back.
     pub(crate) readmit: bool,
     /// Take silent nodes out.
@@ -57,6 +59,7 @@ impl Authority {
             heard,
             lost_since: BTreeMap::new(),
             changed_at: BTreeMap::new(),
+            reports: BTreeMap::new(),
             readmit: true,
             expire: true,
             view_changes: 0,
@@ -156,9 +159,15 @@ impl Authority {
                     });
                 }
             }
-            Request::Evict { group, epoch, member, .. } => {
+            Request::Evict { group, epoch, member, reporter } => {
                 let view = &self.map.views[group.0 as usize];
-                if view.epoch != epoch || !view.has(member) {
+                if view.epoch != epoch || !view.has(member) || !view.in_sync.contains(&reporter) {
+                    return;
+                }
+                let reporters = self.reports.entry((group, epoch)).or_default();
+                reporters.insert(reporter);
+                // A primary is taken out on the word of two others.
+                if member == view.primary && reporter != member && reporters.len() < 2 {
                     return;
                 }
                 let left = view.in_sync.iter().filter(|m| **m != member).count();

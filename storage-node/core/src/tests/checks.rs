@@ -129,8 +129,7 @@ fn nothing_is_served_before_the_first_map() {
 #[test]
 fn another_life_of_the_disk_serves_nothing() {
     let disks = vec![(DISK, Incarnation(5))];
-    let config =
-        Config { node: NodeId(1), disks, seed: 0, mutations: Mutations::default(), limits: Limits::default() };
+    let config = Config { node: NodeId(1), disks, seed: 0, mutations: Mutations::default(), limits: Limits::default() };
     let mut core = StorageCore::new(config, Vec::new(), NOW);
     step(&mut core, Input::Map(MapUpdate::Full(Box::new(map(1)))));
     let (op, payload) = write(0, b"x");
@@ -144,12 +143,30 @@ fn requests_are_checked_before_they_touch_anything() {
     let end = CHUNK_BYTES as u32;
     let (op, payload) = write(0, b"some bytes");
     let cases: Vec<(&str, Edit, ChunkOp, Bytes, Refusal)> = vec![
-        ("older map", |r| r.map_min = MapVersion(10), op.clone(), payload.clone(), Refusal::OldMap { have: MapVersion(9) }),
-        ("newer session", |r| r.session = SessionId(6), op.clone(), payload.clone(), Refusal::OldMap { have: MapVersion(9) }),
+        (
+            "older map",
+            |r| r.map_min = MapVersion(10),
+            op.clone(),
+            payload.clone(),
+            Refusal::OldMap { have: MapVersion(9) },
+        ),
+        (
+            "newer session",
+            |r| r.session = SessionId(6),
+            op.clone(),
+            payload.clone(),
+            Refusal::OldMap { have: MapVersion(9) },
+        ),
         ("ended session", |r| r.session = SessionId(2), op.clone(), payload.clone(), Refusal::SessionEnded),
         ("no session", |r| r.session = SessionId::NONE, op.clone(), payload.clone(), Refusal::Forbidden),
         ("read-only session", |r| r.session = SessionId(4), op.clone(), payload.clone(), Refusal::Forbidden),
-        ("another volume", |_| {}, ChunkOp::Cut { chunk: ChunkKey { volume: VolumeId(8), ..chunk() }, length: 1 }, Bytes::new(), Refusal::Forbidden),
+        (
+            "another volume",
+            |_| {},
+            ChunkOp::Cut { chunk: ChunkKey { volume: VolumeId(8), ..chunk() }, length: 1 },
+            Bytes::new(),
+            Refusal::Forbidden,
+        ),
         ("a whole volume", |_| {}, ChunkOp::DeleteVolume { volume: VOLUME }, Bytes::new(), Refusal::Forbidden),
         ("another group", |r| r.group = GroupId(1), op.clone(), payload.clone(), Refusal::Malformed),
         ("no number", |r| r.sequence = Sequence(0), op.clone(), payload.clone(), Refusal::Malformed),
@@ -157,9 +174,27 @@ fn requests_are_checked_before_they_touch_anything() {
         ("other bytes", |_| {}, op.clone(), Bytes::from_static(b"some bytez"), Refusal::Damaged),
         ("beyond the chunk", |_| {}, write(end - 3, b"four").0, Bytes::from_static(b"four"), Refusal::Malformed),
         ("nothing to write", |_| {}, write(0, b"").0, Bytes::new(), Refusal::Malformed),
-        ("cut beyond the chunk", |_| {}, ChunkOp::Cut { chunk: chunk(), length: end + 1 }, Bytes::new(), Refusal::Malformed),
-        ("zero nothing", |_| {}, ChunkOp::Zero { chunk: chunk(), offset: 0, length: 0 }, Bytes::new(), Refusal::Malformed),
-        ("read beyond", |_| {}, ChunkOp::Read { chunk: chunk(), offset: end, length: 1 }, Bytes::new(), Refusal::Malformed),
+        (
+            "cut beyond the chunk",
+            |_| {},
+            ChunkOp::Cut { chunk: chunk(), length: end + 1 },
+            Bytes::new(),
+            Refusal::Malformed,
+        ),
+        (
+            "zero nothing",
+            |_| {},
+            ChunkOp::Zero { chunk: chunk(), offset: 0, length: 0 },
+            Bytes::new(),
+            Refusal::Malformed,
+        ),
+        (
+            "read beyond",
+            |_| {},
+            ChunkOp::Read { chunk: chunk(), offset: end, length: 1 },
+            Bytes::new(),
+            Refusal::Malformed,
+        ),
     ];
     for (name, edit, op, payload, want) in cases {
         let mut core = serving(Limits::default());

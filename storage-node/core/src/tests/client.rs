@@ -107,7 +107,8 @@ impl Client {
     /// What a chunk holds for certain: none while a change of it is open.
     pub(crate) fn settled_content(&self, chunk: ChunkKey) -> Option<&[u8]> {
         let busy = self.open.values().any(|open| open.op.is_change() && touches(&open.op, open.group, chunk, self));
-        (!busy && !self.doubts.contains_key(&chunk) && !self.vague.contains(&chunk)).then(|| self.content.get(&chunk).map_or(&[][..], Vec::as_slice))
+        (!busy && !self.doubts.contains_key(&chunk) && !self.vague.contains(&chunk))
+            .then(|| self.content.get(&chunk).map_or(&[][..], Vec::as_slice))
     }
 
     pub(crate) fn contents(&self, group: GroupId) -> Vec<(ChunkKey, Vec<u8>)> {
@@ -262,7 +263,9 @@ impl Client {
                 let open = self.open.remove(&key)?;
                 let ChunkOp::Highest { from, .. } = open.op else { panic!("highest for {:?}", open.op) };
                 let held = self.contents(open.group).into_iter().rev();
-                let want = held.filter(|(c, held)| c.index >= from && !held.is_empty()).map(|(c, held)| (c.index, held.len() as u32));
+                let want = held
+                    .filter(|(c, held)| c.index >= from && !held.is_empty())
+                    .map(|(c, held)| (c.index, held.len() as u32));
                 if self.vague.is_empty() {
                     assert_eq!(found, want.max(), "highest from {from}");
                 }
@@ -359,9 +362,13 @@ impl Client {
 
     /// What a person would look at first.
     pub(crate) fn picture(&self) -> String {
-        let open: Vec<_> = self.open.values().map(|o| (o.group, &o.op, o.sequence, o.sent_at, o.attempts.len())).collect();
+        let open: Vec<_> =
+            self.open.values().map(|o| (o.group, &o.op, o.sequence, o.sent_at, o.attempts.len())).collect();
         let (session, doubts) = (self.session, self.doubts.len());
-        format!("{session} fencing {:?}, {doubts} doubts, map {}, last {:?}, open {open:?}", self.fencing, self.map.version, self.last)
+        format!(
+            "{session} fencing {:?}, {doubts} doubts, map {}, last {:?}, open {open:?}",
+            self.fencing, self.map.version, self.last
+        )
     }
 }
 

@@ -78,10 +78,14 @@ fn the_same_seed_gives_the_same_trace() {
     assert_ne!(a.trace, world(2, Mutations::default()).trace);
 }
 
+#[expect(clippy::disallowed_methods, reason = "seeds to replay by hand")]
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_and_replicas_agree_whatever_fails() {
-    let seeds = std::env::var("SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
-    let from = std::env::var("FROM").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    let (seeds, from) = (number("SEEDS", 60), number("FROM", 0));
     let (mut acknowledged, mut view_changes, mut lost, mut fenced) = (0, 0, 0, 0);
     for seed in from..from + seeds {
         let done = std::panic::catch_unwind(|| {
@@ -94,7 +98,9 @@ fn nothing_acknowledged_is_lost_and_replicas_agree_whatever_fails() {
         lost += done.2;
         fenced += done.3;
     }
-    println!("{seeds} seeds: {acknowledged} changes acknowledged, {view_changes} view changes, {lost} messages lost, {fenced} fences");
+    println!(
+        "{seeds} seeds: {acknowledged} changes acknowledged, {view_changes} view changes, {lost} messages lost, {fenced} fences"
+    );
     let lively = acknowledged > 100 * seeds && view_changes > 10 * seeds && lost > 10 * seeds && 2 * fenced > seeds;
     assert!(lively, "the worlds were too quiet");
 }

@@ -158,18 +158,25 @@ fn the_same_count_in_two_epochs_names_two_operations() {
     world.settle();
 }
 
-#[test]
-fn a_primary_cut_from_metadata_only_answers_nothing_once_another_took_over() {
-    let mut world = quiet(9, 3, 3, Mutations::default());
+/// A primary hears nothing of the map while another takes over and its client's session is fenced: it can neither read for anybody nor
+/// change a byte anywhere that counts.
+fn isolate_a_primary_from_metadata_only_and_fence(mutations: Mutations) {
+    let mut world = quiet(9, 3, 3, mutations);
     written(&mut world, 0, 0, 4000);
-    let (old, epoch) = (primary(&world), world.authority.map.views[0].epoch);
+    let (old, others) = (primary(&world), backups(&world));
+    let (epoch, session) = (world.authority.map.views[0].epoch, world.clients[0].session);
     world.unled.insert(old);
     world.until("another is primary", 10_000, |w| primary(w) != old);
     written(&mut world, 0, 0, 4000);
+    world.fence(0);
+    world.until("the fence is complete", 10_000, |w| w.fenced == 1);
     let chunk = world.clients[0].chunk(0);
-    let reading = raw(&world, epoch, ChunkOp::Read { chunk, offset: 0, length: 4000 });
-    let cutting = raw(&world, epoch, ChunkOp::Cut { chunk, length: 10 });
-    let probes = [reading, cutting].map(|request| world.probe(old, request, bytes::Bytes::new()));
+    let ops = [ChunkOp::Read { chunk, offset: 0, length: 4000 }, ChunkOp::Cut { chunk, length: 10 }];
+    let probes = ops.map(|op| {
+        let mut request = raw(&world, epoch, op);
+        request.session = session;
+        world.probe(old, request, bytes::Bytes::new())
+    });
     world.run(5_000);
     for probe in probes {
         match world.probes.get(&probe) {
@@ -177,6 +184,35 @@ fn a_primary_cut_from_metadata_only_answers_nothing_once_another_took_over() {
             Some(other) => panic!("the old primary answered {other:?}"),
         }
     }
+    for other in others {
+        assert_eq!(world.nodes[other].store.content(G, chunk).len(), 4000, "a fenced session changed something");
+    }
+    world.settle();
+}
+
+#[test]
+fn a_primary_cut_from_metadata_only_answers_nothing_once_another_took_over() {
+    isolate_a_primary_from_metadata_only_and_fence(Mutations::default());
+}
+
+#[test]
+#[should_panic(expected = "a fenced session changed something")]
+fn an_old_epoch_that_is_accepted_is_noticed() {
+    let mutations = Mutations { old_epoch_accepted: true, ..Mutations::default() };
+    isolate_a_primary_from_metadata_only_and_fence(mutations);
+}
+
+#[test]
+fn members_cut_from_their_primary_alone_go_on_without_it() {
+    let mut world = quiet(10, 3, 3, Mutations::default());
+    written(&mut world, 0, 0, 4000);
+    let (old, others) = (primary(&world), backups(&world));
+    for other in &others {
+        world.cut(old, *other);
+    }
+    world.authority.readmit = false;
+    written(&mut world, 0, 2000, 4000);
+    assert!(others.contains(&primary(&world)) && in_sync(&world) == 2, "{:?}", world.authority.map.views[0]);
     world.settle();
 }
 
@@ -395,6 +431,29 @@ fn a_repetition_joins_the_operation_that_is_under_way() {
     let ChunkAnswer::Done { number } = world.probes[&second] else { panic!("not done") };
     world.run(200);
     assert_eq!(world.nodes[p].store.groups[&G].last, number, "it was done once");
+}
+
+#[test]
+fn bytes_of_an_open_operation_are_read_only_after_it_is_settled() {
+    let mut world = quiet(24, 3, 3, Mutations::default());
+    written(&mut world, 0, 0, 4000);
+    let (p, slow) = (primary(&world), backups(&world)[0]);
+    world.nodes[slow].disk_hangs = true;
+    write(&mut world, 0, 1000, 1000);
+    world.run(100);
+    let (chunk, epoch) = (world.clients[0].chunk(0), world.authority.map.views[0].epoch);
+    let mut ask = |offset| {
+        let mut request = raw(&world, epoch, ChunkOp::Read { chunk, offset, length: 500 });
+        request.sequence = Sequence(0);
+        world.probe(p, request, bytes::Bytes::new())
+    };
+    let (touched, untouched) = (ask(1500), ask(0));
+    world.run(300);
+    assert!(world.probes.contains_key(&untouched), "other bytes are answered at once");
+    assert!(!world.probes.contains_key(&touched), "these may be lost yet");
+    world.nodes[slow].disk_hangs = false;
+    world.until("the read is answered", 5_000, |w| w.probes.contains_key(&touched));
+    world.settle();
 }
 
 #[test]

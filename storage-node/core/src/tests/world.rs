@@ -264,25 +264,7 @@ impl World {
         let node = &mut self.nodes[index];
         let Some(core) = &mut node.core else { return };
         let mut effects = Vec::new();
-        //TRACE-BEGIN
-        let show = std::env::var("HF_TRACE").ok().and_then(|s| s.parse::<u32>().ok());
-        let before = show.and_then(|g| core.map().view(GroupId(g)).map(|v| v.epoch));
-        if let (Some(g), Input::Request { request, id, .. }) = (show, &input) { if request.group.0 == g && request.op.is_change() {
-            eprintln!("{} s{} REQ {id} {} {} {:?}", self.now, index + 1, request.session, request.sequence, request.op); } }
-        if let (Some(_), Input::LocalDone { ticket, result: Err(e) }) = (show, &input) { eprintln!("{} s{} {ticket:?} {e}", self.now, index + 1); }
-        //TRACE-END
         core.step(at(self.now), input, &mut effects);
-        //TRACE-BEGIN
-        if let Some(g) = show {
-            let after = core.map().view(GroupId(g)).map(|v| v.epoch);
-            if before != after { eprintln!("{} s{} VIEW {:?}", self.now, index + 1, core.map().view(GroupId(g))); }
-            for effect in &effects { match effect {
-                Effect::Local { ticket, command: crate::local::LocalCommand::Apply(op), .. } if op.group.0 == g => eprintln!("{} s{} {ticket:?} APPLY {} settled {} {:?} {:?} len {}", self.now, index+1, op.number, op.settled, op.origin, op.change.keys().map(|k| (k.first.inode, k.first.index)), op.change.bytes()),
-                Effect::SendPeer { to, message, .. } if message.group.0 == g => { let t = format!("{:?}", message.body); eprintln!("{} s{}->{to} {} {}", self.now, index+1, message.epoch, t.get(..220).unwrap_or(&t)); }
-                Effect::Answer { id, answer, .. } => eprintln!("{} s{} ANSWER {id} {}", self.now, index+1, &format!("{answer:?}").get(..60).unwrap_or("")),
-                _ => {} } }
-        }
-        //TRACE-END
         if self.mutations == Mutations::default() {
             crate::invariants::check(core);
         }
@@ -502,7 +484,11 @@ impl World {
 
     pub(crate) fn send(&mut self, client: usize, out: Vec<Outgoing>) {
         for Outgoing { node, attempt, request, payload } in out {
-            let late = if self.prng.chance(1, 20) { 600 } else { 0 };
+            let late = match self.prng.below(60) {
+                0 => 5_000,
+                1..=3 => 600,
+                _ => 0,
+            };
             let delay = 1 + self.prng.below(5) + late;
             let node = node.0 as usize - 1;
             self.later(delay, Event::Request { client, node, attempt, request, payload });
