@@ -14,6 +14,9 @@ use world::{Failure, Mutation, Outcome, Totals, run};
 /// Seeds within which every deliberate bug must be found.
 const CAUGHT_WITHIN: u64 = 200;
 
+/// Lines of the trace's end that are shown unasked.
+const TAIL_LINES: usize = 30;
+
 struct Options {
     seeds: u64,
     from: u64,
@@ -123,10 +126,20 @@ fn seeds(options: &Options) -> bool {
         }
         true
     });
-    println!("{totals}{:>12.2}  seconds per seed and thread", started.elapsed().as_secs_f64() * options.threads as f64 / totals.seeds.max(1) as f64);
+    println!(
+        "{totals}{:>12.2}  seconds per seed and thread",
+        started.elapsed().as_secs_f64() * options.threads as f64 / totals.seeds.max(1) as f64
+    );
     if let Some((seed, failure)) = failures.front() {
-        let tail = if options.trace { failure.tail.clone() } else { run(*seed, options.mutation, true).err().unwrap_or_else(|| failure.clone()).tail };
-        println!("{tail}\nseed {seed} FAILED: {}\nreplay: {}", failure.reason, replay_command(*seed, options.mutation));
+        let tail = if options.trace {
+            failure.tail.clone()
+        } else {
+            run(*seed, options.mutation, true).err().unwrap_or_else(|| failure.clone()).tail
+        };
+        let lines: Vec<&str> = tail.lines().collect();
+        let from = if options.trace { 0 } else { lines.len().saturating_sub(TAIL_LINES) };
+        println!("{}", lines[from..].join("\n"));
+        println!("seed {seed} FAILED: {}\nreplay: {}", failure.reason, replay_command(*seed, options.mutation));
         return false;
     }
     let missing = totals.missing();

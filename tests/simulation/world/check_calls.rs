@@ -5,7 +5,7 @@ use super::Sim;
 use super::check_names::{Look, Timeline};
 use super::record::{CallRecord, Returned};
 use holdfast_client_core::{Call, ClientError, Reply};
-use holdfast_wire::namespace::{Attributes, NamespaceError};
+use holdfast_wire::namespace::{Attributes, DirectoryEntry, NamespaceError};
 
 /// Versions that held at some index of a range, the first included that began before it.
 fn within<T>(versions: Option<&Vec<(u64, T)>>, from: u64, to: u64) -> impl Iterator<Item = Option<&T>> {
@@ -41,11 +41,25 @@ impl Sim {
                 let names = match &record.call {
                     Call::Lookup { parent, name } => format!("{:?}", timeline.entries.get(&(*parent, name.clone()))),
                     Call::GetAttributes { inode } => format!("{:?}", timeline.looks.get(inode)),
+                    Call::ReadDirectory { inode, .. } => format!("{:?}", timeline.listings.get(inode)),
                     _ => String::new(),
                 };
+                let result = match &returned.result {
+                    Ok(Reply::Directory { entries, end, .. }) => {
+                        let names: Vec<_> =
+                            entries.iter().map(|entry| (&entry.name, entry.inode, entry.cookie)).collect();
+                        format!("{names:?} end {end}")
+                    }
+                    other => format!("{other:?}"),
+                };
                 return Err(format!(
-                    "client {} ({session:?}), from {} at {}: {:?} -> {:?} at {}, but between {} and {} there was no such state; versions: {names}",
-                    record.client, record.invoked, record.invoked_at, record.call, returned.result, returned.at, record.seen,
+                    "client {} ({session:?}), from {} at {}: {:?} -> {result} at {}, but between {} and {} there was no such state; versions: {names}",
+                    record.client,
+                    record.invoked,
+                    record.invoked_at,
+                    record.call,
+                    returned.at,
+                    record.seen,
                     returned.newest
                 ));
             }
@@ -59,7 +73,8 @@ fn is_allowed(timeline: &Timeline, record: &CallRecord, returned: &Returned) -> 
     match (&record.call, &returned.result) {
         (Call::Lookup { parent, name }, Ok(Reply::Attributes(attributes))) => {
             let inode = attributes.inode;
-            let named = within(timeline.entries.get(&(*parent, name.clone())), from, to).any(|v| v == Some(&Some(inode)));
+            let named =
+                within(timeline.entries.get(&(*parent, name.clone())), from, to).any(|v| v == Some(&Some(inode)));
             let looks = within(timeline.looks.get(&inode), from, to).any(|v| v == Some(&Some(look(attributes))));
             named && looks
         }
@@ -73,14 +88,15 @@ fn is_allowed(timeline: &Timeline, record: &CallRecord, returned: &Returned) -> 
             within(timeline.looks.get(inode), from, to).any(|v| matches!(v, None | Some(None)))
         }
         (Call::ReadDirectory { inode, after: 0, limit, .. }, Ok(Reply::Directory { entries, end, .. })) => {
-            let shown = |name: &holdfast_types::FileName| entries.iter().find(|entry| entry.name == *name);
+            let shown = |name: &holdfast_types::FileName| entries.iter().any(|entry| entry.name == *name);
+            let is_in = |entry: &DirectoryEntry, listing: &[(holdfast_types::FileName, holdfast_types::InodeId)]| {
+                listing.iter().any(|(name, inode)| *name == entry.name && *inode == entry.inode)
+            };
             within(timeline.listings.get(inode), from, to).any(|listing| {
                 let listing: &[_] = listing.map_or(&[], Vec::as_slice);
-                let whole = listing.len() <= *limit as usize;
-                entries.len() == listing.len().min(*limit as usize)
-                    && whole == *end
-                    && entries.iter().all(|entry| listing.iter().any(|(name, to)| *name == entry.name && *to == entry.inode))
-                    && (!whole || listing.iter().all(|(name, _)| shown(name).is_some()))
+                let enough =
+                    if *end { listing.iter().all(|(name, _)| shown(name)) } else { entries.len() >= *limit as usize };
+                enough && entries.len() <= listing.len() && entries.iter().all(|entry| is_in(entry, listing))
             })
         }
         _ => true,

@@ -85,13 +85,16 @@ impl Sim {
                 }
                 Call::Read { handle, offset, length } => {
                     let Some(inode) = inode(*handle) else { continue };
-                    let Some(Ok(Reply::Data(data))) = record.returned.as_ref().map(|returned| &returned.result) else { continue };
+                    let Some(Ok(Reply::Data(data))) = record.returned.as_ref().map(|returned| &returned.result) else {
+                        continue;
+                    };
                     let bytes = data.clone().into_bytes();
                     for (at, slot) in slots_of(*offset, u64::from(*length)).enumerate() {
                         let from = (at as u64 * SLOT_BYTES).min(bytes.len() as u64) as usize;
                         let to = (from + SLOT_BYTES as usize).min(bytes.len());
-                        let value = value_in(slot, &bytes[from..to])
-                            .map_err(|what| format!("client {} reads {inode} at {}: {what}", record.client, record.invoked_at))?;
+                        let value = value_in(slot, &bytes[from..to]).map_err(|what| {
+                            format!("client {} reads {inode} at {}: {what}", record.client, record.invoked_at)
+                        })?;
                         touches.entry((inode, slot)).or_default().push(self.touch(record, false, value));
                         values += 1;
                     }
@@ -151,7 +154,10 @@ impl Sim {
             let later = |touch: &&Touch| touch.invoked_at > settled && touch.mount != ghost.mount;
             let without = all.iter().filter(later).filter(|touch| touch.value != ghost.value);
             let Some(first) = without.filter_map(|touch| touch.returned).min() else { continue };
-            let seen = all.iter().filter(later).find(|touch| !touch.write && touch.value == ghost.value && touch.invoked > first);
+            let seen = all
+                .iter()
+                .filter(later)
+                .find(|touch| !touch.write && touch.value == ghost.value && touch.invoked > first);
             if let Some(seen) = seen {
                 return Err(format!(
                     "{} slot {}: write {} of {session:?}, fenced by {settled}, shows up at {} after it was seen not to be there",
@@ -197,7 +203,15 @@ impl Sim {
         }
         match linearizable_by_key(&Slots(Register { initial: Some(0) }), &history, |named| named.key) {
             Verdict::Linearizable => Ok(()),
-            Verdict::Violation(text) => Err(format!("bytes: {text}")),
+            Verdict::Violation(text) => {
+                let key = history
+                    .calls()
+                    .iter()
+                    .map(|call| call.input.key)
+                    .find(|key| text.starts_with(&format!("{key:?}:")));
+                let story = key.map(|(inode, _)| self.story_of(inode)).unwrap_or_default();
+                Err(format!("bytes: {text}\n  {story}"))
+            }
             Verdict::Undecided { steps } => Err(format!("bytes: undecided after {steps} steps")),
         }
     }

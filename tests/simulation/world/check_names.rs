@@ -46,13 +46,16 @@ impl Timeline {
             if versions.last().map(|(_, last)| last) != Some(&look) {
                 versions.push((index, look));
             }
-            let listing: Vec<(FileName, InodeId)> =
-                found.map(|f| f.entries.iter().map(|(name, (to, _))| (name.clone(), *to)).collect()).unwrap_or_default();
-            let before = self.listings.get(&inode).and_then(|all| all.last()).map(|(_, last)| last.clone()).unwrap_or_default();
+            let listing: Vec<(FileName, InodeId)> = found
+                .map(|f| f.entries.iter().map(|(name, (to, _))| (name.clone(), *to)).collect())
+                .unwrap_or_default();
+            let before =
+                self.listings.get(&inode).and_then(|all| all.last()).map(|(_, last)| last.clone()).unwrap_or_default();
             if before == listing {
                 continue;
             }
-            let (old, new): (BTreeMap<_, _>, BTreeMap<_, _>) = (before.into_iter().collect(), listing.iter().cloned().collect());
+            let (old, new): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                (before.into_iter().collect(), listing.iter().cloned().collect());
             for name in old.keys().chain(new.keys()) {
                 if old.get(name) != new.get(name) {
                     self.entries.entry((inode, name.clone())).or_default().push((index, new.get(name).copied()));
@@ -74,7 +77,9 @@ fn without_times(outcome: &Outcome) -> Outcome {
     match outcome.clone() {
         Outcome::Entry { attributes, lease } => Outcome::Entry { attributes: timeless(attributes), lease },
         Outcome::Attributes { attributes, lease } => Outcome::Attributes { attributes: timeless(attributes), lease },
-        Outcome::Created { attributes, new, lease } => Outcome::Created { attributes: timeless(attributes), new, lease },
+        Outcome::Created { attributes, new, lease } => {
+            Outcome::Created { attributes: timeless(attributes), new, lease }
+        }
         Outcome::Removed { attributes, orphan } => Outcome::Removed { attributes: timeless(attributes), orphan },
         Outcome::Renamed { moved, replaced, orphan } => {
             Outcome::Renamed { moved: timeless(moved), replaced: replaced.map(timeless), orphan }
@@ -198,7 +203,10 @@ fn compare_query(names: &Names, query: &QueryRecord, index: u64) -> Result<(), S
     if same(&model, answer) {
         return Ok(());
     }
-    Err(format!("{} {:?} at {applied} (model at {index}): answer {answer:?}, model {model:?}", query.session, query.query))
+    Err(format!(
+        "{} {:?} at {applied} (model at {index}): answer {answer:?}, model {model:?}",
+        query.session, query.query
+    ))
 }
 
 fn trimming(outcome: &Outcome) -> bool {
@@ -209,9 +217,8 @@ fn compare_mutation(names: &Names, key: (SessionId, Sequence), record: &Mutation
     let Some((_, applied, answer)) = &record.returned else { return Ok(()) };
     match names.first.get(&key) {
         Some((index, model)) if index == applied && same(model, answer) => Ok(()),
-        first => Err(format!(
-            "{} {} {:?}: answer {answer:?} at {applied}, model {first:?}",
-            key.0, key.1, record.mutation
-        )),
+        first => {
+            Err(format!("{} {} {:?}: answer {answer:?} at {applied}, model {first:?}", key.0, key.1, record.mutation))
+        }
     }
 }

@@ -8,9 +8,7 @@ use holdfast_sim::Actor;
 use holdfast_storage_core::Input;
 use holdfast_types::limits::{NODE_HEARTBEAT, NODE_TTL};
 use holdfast_types::{Instant, LogIndex, Sequence, SessionId, ShardId, Term};
-use holdfast_wire::metadata::{
-    Answer, DiskState, Envelope, Heartbeat, MetadataError, Request, Response,
-};
+use holdfast_wire::metadata::{Answer, DiskState, Envelope, Heartbeat, MetadataError, Request, Response};
 use std::collections::BTreeMap;
 use std::time::Duration;
 

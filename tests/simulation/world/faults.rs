@@ -59,10 +59,25 @@ impl Flavour {
         use Act::*;
         match self {
             Self::Mixed => &[
-                PowerCut, CrashLeader, StopLeader, IsolateLeader, RebootNode, CrashNode, CrashTwoNodes, StopNode, OrphanNode,
-                CutNodes, MuteNode, MuteToClient, CutClient, StopClient, Rolling,
+                PowerCut,
+                CrashLeader,
+                StopLeader,
+                IsolateLeader,
+                RebootNode,
+                CrashNode,
+                CrashTwoNodes,
+                StopNode,
+                OrphanNode,
+                CutNodes,
+                MuteNode,
+                MuteToClient,
+                CutClient,
+                StopClient,
+                Rolling,
             ],
-            Self::Leaders => &[CrashLeader, StopLeader, IsolateLeader, IsolateLeader, IsolateLeader, StopLeader, CutClient],
+            Self::Leaders => {
+                &[CrashLeader, StopLeader, IsolateLeader, IsolateLeader, IsolateLeader, StopLeader, CutClient]
+            }
             Self::Votes => &[CycleFollowers, CycleFollowers, CycleFollowers, CrashLeader, IsolateLeader],
             Self::Members => &[CrashNode, CrashTwoNodes, Rolling, Rolling, MuteNode, RebootNode, OrphanNode],
             Self::Reboots => &[RebootNode, RebootNode, RebootNode, CutNodes, CrashTwoNodes],
@@ -114,7 +129,11 @@ impl Sim {
                 let datagram = self.server_of(*from).is_some() && self.server_of(*to).is_some();
                 let base = if datagram { datagram_link() } else { stream_link() };
                 let config = match config {
-                    Some(slow) => LinkConfig { latency: slow.latency, loss_ppm: slow.loss_ppm / if datagram { 1 } else { 10 }, ..base },
+                    Some(slow) => LinkConfig {
+                        latency: slow.latency,
+                        loss_ppm: slow.loss_ppm / if datagram { 1 } else { 10 },
+                        ..base
+                    },
                     None => base,
                 };
                 self.world.network().set_link(*from, *to, Some(config));

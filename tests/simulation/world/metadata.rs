@@ -3,8 +3,8 @@
 use super::net::Body;
 use super::setup::Mutation;
 use super::{Local, Sim, VOLUME};
-use holdfast_journal::MemoryDisk;
 use holdfast_journal::JournalConfig;
+use holdfast_journal::MemoryDisk;
 use holdfast_journal::memory::Loss;
 use holdfast_metadata_core::api::TICK;
 use holdfast_metadata_core::{
@@ -100,7 +100,8 @@ impl Sim {
             Err(reason) => return self.fail(reason),
         };
         self.stats.torn += u64::from(log_0.found_torn()) + u64::from(log_1.found_torn());
-        let mirror = [&cluster, &volumes].map(|shard| shard.entries.iter().map(|e| (e.at.index.0, e.clone())).collect());
+        let mirror =
+            [&cluster, &volumes].map(|shard| shard.entries.iter().map(|e| (e.at.index.0, e.clone())).collect());
         let config = Config {
             replicas: 3,
             groups: self.setup.groups,
@@ -221,7 +222,11 @@ impl Sim {
                     life.jobs.insert(call, (job, to));
                 }
                 let request = Box::new(request);
-                self.send(actor, to, Body::Chunk { call, request, payload: Default::default(), patience: CHUNK_PATIENCE });
+                self.send(
+                    actor,
+                    to,
+                    Body::Chunk { call, request, payload: Default::default(), patience: CHUNK_PATIENCE },
+                );
                 self.after_local(actor, CHUNK_PATIENCE, Local::CallTimeout { call });
             }
             Effect::Halt { shard, index, reason } => {
@@ -309,7 +314,9 @@ impl Sim {
                 }
             }
             Body::ChunkDone { call, answer, .. } => self.chunk_done(at, call, Ok(answer)),
-            Body::Answer { .. } | Body::Chunk { .. } | Body::Group { .. } => unreachable!("nobody says that to a server"),
+            Body::Answer { .. } | Body::Chunk { .. } | Body::Group { .. } => {
+                unreachable!("nobody says that to a server")
+            }
         }
     }
 

@@ -24,6 +24,7 @@ mod run;
 mod script;
 mod setup;
 mod stats;
+mod story;
 mod truth;
 
 pub use run::{Failure, Outcome, run};
@@ -54,9 +55,15 @@ const AUDITOR: usize = 3;
 /// What happens within one actor.
 #[derive(Debug)]
 enum Local {
-    ServerTick { due: Instant },
-    LogDone { shard: usize },
-    TableDone { shard: usize },
+    ServerTick {
+        due: Instant,
+    },
+    LogDone {
+        shard: usize,
+    },
+    TableDone {
+        shard: usize,
+    },
     NodeTick,
     Beat,
     FollowMap,
@@ -64,18 +71,42 @@ enum Local {
     DiskDone,
     ReadDone(Box<(Ticket, LocalCommand, Option<Result<LocalOutcome, LocalError>>)>),
     CheckpointDone,
-    Connect { peer: usize },
-    AskAgain { id: u64 },
-    AskPatience { id: u64, attempt: u64 },
-    CallTimeout { call: u64 },
-    ClientTimer { due: Instant },
-    Invalidated { event: u64 },
+    Connect {
+        peer: usize,
+    },
+    AskAgain {
+        id: u64,
+    },
+    AskPatience {
+        id: u64,
+        attempt: u64,
+    },
+    CallTimeout {
+        call: u64,
+    },
+    ClientTimer {
+        due: Instant,
+    },
+    Invalidated {
+        event: u64,
+    },
     MountNow,
-    MountOver { number: usize },
-    Begin { slot: usize, number: usize },
-    GiveUp { id: CallId, number: usize },
+    MountOver {
+        number: usize,
+    },
+    Begin {
+        slot: usize,
+        number: usize,
+    },
+    GiveUp {
+        id: CallId,
+        number: usize,
+    },
     /// The other end found a gap in a connection.
-    Reset { peer: Actor, connection: u64 },
+    Reset {
+        peer: Actor,
+        connection: u64,
+    },
     Act,
     Heal,
 }

@@ -1,3 +1,4 @@
+// tidy: long because it is one independent model of the namespace, to be read beside the core's operations
 //! An independent model of a volume's namespace: what POSIX and the messages' documentation say, in the simplest way.
 //!
 //! It shares no code with `metadata/core`, and keeps everything in maps. Times are not modelled.
@@ -233,7 +234,12 @@ impl Names {
         }
     }
 
-    fn mutate(&mut self, index: u64, (session, sequence, answered_below): (SessionId, Sequence, Sequence), mutation: &Mutation) {
+    fn mutate(
+        &mut self,
+        index: u64,
+        (session, sequence, answered_below): (SessionId, Sequence, Sequence),
+        mutation: &Mutation,
+    ) {
         let Some(row) = self.live(session) else { return };
         let (read_only, caching) = (row.read_only, row.caching);
         let floor = self.floors.get(&session).copied().unwrap_or_default().max(answered_below);
@@ -467,7 +473,13 @@ impl Names {
         self.answer(session, inode)
     }
 
-    fn unlink(&mut self, session: SessionId, parent: InodeId, name: &FileName, open: Option<InodeId>) -> Result<Outcome> {
+    fn unlink(
+        &mut self,
+        session: SessionId,
+        parent: InodeId,
+        name: &FileName,
+        open: Option<InodeId>,
+    ) -> Result<Outcome> {
         self.directory(parent)?;
         let inode = self.entry(parent, name).ok_or(NamespaceError::NotFound)?;
         if self.is_directory(inode) {

@@ -81,7 +81,12 @@ impl Record {
     }
 
     /// A client's mutation leaves, perhaps not for the first time.
-    pub(super) fn asked(&mut self, now: WorldTime, key: (SessionId, Sequence), mutation: &Mutation) -> Result<(), String> {
+    pub(super) fn asked(
+        &mut self,
+        now: WorldTime,
+        key: (SessionId, Sequence),
+        mutation: &Mutation,
+    ) -> Result<(), String> {
         let invoked = self.order();
         let record = self.mutations.entry(key).or_insert_with(|| MutationRecord {
             mutation: mutation.clone(),

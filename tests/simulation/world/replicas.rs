@@ -71,7 +71,8 @@ impl Sim {
                 match &first {
                     None => first = Some((*member, held)),
                     Some((other, have)) if *have != held => {
-                        let differs = have.iter().find(|c| !held.contains(c)).or(held.iter().find(|c| !have.contains(c)));
+                        let differs =
+                            have.iter().find(|c| !held.contains(c)).or(held.iter().find(|c| !have.contains(c)));
                         return Err(format!("{group}: {other} and {member} differ at {differs:?}"));
                     }
                     Some(_) => {}

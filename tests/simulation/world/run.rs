@@ -184,7 +184,8 @@ impl Sim {
         let end = self.world.now() + PROGRESS_WITHIN;
         self.advance(Duration::from_secs(2))?;
         loop {
-            let applied: Vec<_> = self.servers.iter().filter_map(|server| server.life.as_ref()).map(|l| l.core.shards()).collect();
+            let applied: Vec<_> =
+                self.servers.iter().filter_map(|server| server.life.as_ref()).map(|l| l.core.shards()).collect();
             let all = applied.iter().flatten().map(|shard| (shard.applied, shard.last));
             let same = |shard: usize| applied.iter().all(|of| of[shard].applied == applied[0][shard].applied);
             if same(0) && same(1) && all.clone().all(|(applied, last)| applied == last) && self.purges() == 0 {
@@ -208,13 +209,19 @@ impl Sim {
         for shard in [ShardId::CLUSTER, ShardId::VOLUMES] {
             let at = usize::from(shard == ShardId::VOLUMES);
             let rows = |server: usize| -> Vec<_> {
-                self.servers[server].tables[at].range(KeyRange::prefix(Vec::<u8>::new())).filter_map(Result::ok).collect()
+                self.servers[server].tables[at]
+                    .range(KeyRange::prefix(Vec::<u8>::new()))
+                    .filter_map(Result::ok)
+                    .collect()
             };
             let first = rows(0);
             for other in 1..self.servers.len() {
                 let second = rows(other);
                 if first != second {
-                    let differs = first.iter().find(|row| !second.contains(row)).or(second.iter().find(|row| !first.contains(row)));
+                    let differs = first
+                        .iter()
+                        .find(|row| !second.contains(row))
+                        .or(second.iter().find(|row| !first.contains(row)));
                     return Err(format!("{shard}: tables of m1 and m{} differ at {differs:?}", other + 1));
                 }
             }

@@ -6,9 +6,7 @@ use bytes::Bytes;
 use holdfast_client_core::{Call, CallId, ClientError, HandleId, Input, OpenMode, Reply, ZeroMode};
 use holdfast_types::prng::Prng;
 use holdfast_types::{FileName, InodeId};
-use holdfast_wire::namespace::{
-    Attributes, FileKind, NamespaceError, NewNode, RenameMode, SetAttributes, XattrMode,
-};
+use holdfast_wire::namespace::{Attributes, FileKind, NamespaceError, NewNode, RenameMode, SetAttributes, XattrMode};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -126,7 +124,12 @@ impl Script {
                 from_name: self.name(),
                 to_parent: self.directory(),
                 to_name: self.name(),
-                mode: *self.prng.pick(&[RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]),
+                mode: *self.prng.pick(&[
+                    RenameMode::Replace,
+                    RenameMode::Replace,
+                    RenameMode::NoReplace,
+                    RenameMode::Exchange,
+                ]),
             },
             45..47 => Call::Link { inode: self.file()?, parent: self.directory(), name: self.name() },
             47..51 => Call::SetAttributes { inode: self.anything(), set: self.draw_attributes(number) },

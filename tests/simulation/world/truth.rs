@@ -31,7 +31,13 @@ pub(super) struct Truth {
 
 impl Truth {
     pub(super) fn new(shard: ShardId) -> Self {
-        Self { shard, entries: BTreeMap::new(), leaders: BTreeMap::new(), fenced: BTreeMap::new(), ended: BTreeMap::new() }
+        Self {
+            shard,
+            entries: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            fenced: BTreeMap::new(),
+            ended: BTreeMap::new(),
+        }
     }
 
     /// A server applied an entry.

@@ -4,7 +4,9 @@ use super::{Client, MountError};
 use crate::transport::{Boxed, Transport};
 use crate::{Call, ClientError, Config, Notice};
 use holdfast_client_core::{ChunkCall, ChunkReply, Failure};
-use holdfast_types::{FileName, Generation, InodeId, LogIndex, MapVersion, ServerId, SessionId, ShardId, SnapshotNumber};
+use holdfast_types::{
+    FileName, Generation, InodeId, LogIndex, MapVersion, ServerId, SessionId, ShardId, SnapshotNumber,
+};
 use holdfast_types::{Term, Timestamp, VolumeId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest};
 use holdfast_wire::map::MapUpdate;
@@ -77,11 +79,7 @@ async fn respond(stub: Arc<Stub>, request: Request, timeout: Duration) -> Result
                 waited += Duration::from_millis(2);
             }
             let events = if recalled() { vec![(1, Event::StopCaching)] } else { Vec::new() };
-            Ok(Response::Renewed {
-                events,
-                caching: !stub.stopped.load(Ordering::SeqCst),
-                now: Timestamp::default(),
-            })
+            Ok(Response::Renewed { events, caching: !stub.stopped.load(Ordering::SeqCst), now: Timestamp::default() })
         }
         Request::GetMap { .. } => {
             tokio::time::sleep(timeout / 2).await;
