@@ -44,7 +44,7 @@ impl Plan<'_> {
             metadata % 2 == 1 && metadata <= 7,
             "--metadata {metadata}: use 1, 3, 5 or 7, so that a majority is clear"
         );
-        ensure!(replicas >= 1 && replicas <= 7, "--replicas {replicas}: use 1 to 7");
+        ensure!((1..=7).contains(&replicas), "--replicas {replicas}: use 1 to 7");
         ensure!(storage >= replicas, "--storage {storage}: {replicas} replicas need at least {replicas} storage nodes");
         ensure!(
             self.groups.is_power_of_two() && self.groups <= 65_536,

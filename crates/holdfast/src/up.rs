@@ -125,7 +125,8 @@ impl Servers {
         let mut storage = 0;
         let say = |said: &mpsc::UnboundedSender<()>| {
             let said = said.clone();
-            move |_: String| drop(said.send(()))
+            // Nobody listening any more means that `up` is stopping.
+            move |_: String| said.send(()).unwrap_or_default()
         };
         for path in layout::servers(data, "metadata")? {
             let config = holdfast_metadata_server::config::Config::read(&path)?;

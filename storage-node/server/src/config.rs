@@ -175,6 +175,7 @@ mod tests {
             certificate: "cert.pem".into(),
             key: "key.pem".into(),
             cache_mib: 32,
+            leave_on_stop: true,
             test_skip_sync: false,
             labels: Vec::new(),
             disks: vec![DiskConfig { id: 0, path: "data".into() }],

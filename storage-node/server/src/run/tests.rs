@@ -165,6 +165,7 @@ fn config(home: &Path, node: u64, metadata: &str) -> Config {
         certificate: home.join("cert.pem"),
         key: home.join("key.pem"),
         cache_mib: 8,
+        leave_on_stop: true,
         test_skip_sync: false,
         labels: Vec::new(),
         disks: vec![DiskConfig { id: 1, path: home.join("data") }],
