@@ -23,13 +23,14 @@ struct Options {
     threads: usize,
     mutations: bool,
     mutation: Option<Mutation>,
-    trace: bool,
+    /// Entries of the trace that are kept, and shown.
+    trace: usize,
     keep_going: bool,
 }
 
 fn options() -> Result<Options, String> {
     let mut options =
-        Options { seeds: 100, from: 1, threads: 2, mutations: false, mutation: None, trace: false, keep_going: false };
+        Options { seeds: 100, from: 1, threads: 2, mutations: false, mutation: None, trace: 0, keep_going: false };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -43,7 +44,7 @@ fn options() -> Result<Options, String> {
                 let name = value()?;
                 options.mutation = Some(Mutation::named(&name).ok_or_else(|| format!("no mutation {name:?}"))?);
             }
-            "--trace" => options.trace = true,
+            "--trace" => options.trace = number(value()?)? as usize,
             "--keep-going" => options.keep_going = true,
             other => return Err(format!("sim does not know {other:?}")),
         }
@@ -65,7 +66,7 @@ fn main() -> ExitCode {
 
 fn replay_command(seed: u64, mutation: Option<Mutation>) -> String {
     let planted = mutation.map(|mutation| format!(" --mutation {}", mutation.name())).unwrap_or_default();
-    format!("cargo xtask sim --seeds 1 --from {seed} --threads 1 --trace{planted}")
+    format!("cargo xtask sim --seeds 1 --from {seed} --threads 1 --trace 2000{planted}")
 }
 
 /// Runs seeds on several threads until one fails or all are done. Calls `done` for each, one at a time.
@@ -105,7 +106,7 @@ fn seeds(options: &Options) -> bool {
         match result {
             Ok(outcome) => {
                 totals.add(&outcome.totals);
-                if options.trace {
+                if options.trace > 0 {
                     println!("seed {seed}: trace {:016x}", outcome.trace);
                 }
             }
@@ -131,13 +132,13 @@ fn seeds(options: &Options) -> bool {
         started.elapsed().as_secs_f64() * options.threads as f64 / totals.seeds.max(1) as f64
     );
     if let Some((seed, failure)) = failures.front() {
-        let tail = if options.trace {
+        let tail = if options.trace > 0 {
             failure.tail.clone()
         } else {
-            run(*seed, options.mutation, true).err().unwrap_or_else(|| failure.clone()).tail
+            run(*seed, options.mutation, TAIL_LINES * 10).err().unwrap_or_else(|| failure.clone()).tail
         };
         let lines: Vec<&str> = tail.lines().collect();
-        let from = if options.trace { 0 } else { lines.len().saturating_sub(TAIL_LINES) };
+        let from = if options.trace > 0 { 0 } else { lines.len().saturating_sub(TAIL_LINES) };
         println!("{}", lines[from..].join("\n"));
         println!("seed {seed} FAILED: {}\nreplay: {}", failure.reason, replay_command(*seed, options.mutation));
         return false;

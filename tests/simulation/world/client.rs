@@ -232,6 +232,11 @@ impl Sim {
     }
 
     pub(super) fn client_timer(&mut self, at: usize, due: Instant) {
+        let actor = self.clients[at].actor;
+        if self.world.local_now(actor) < due {
+            // The clock has changed its rate since the timer was set.
+            return self.world.at_local(actor, due, Local::ClientTimer { due });
+        }
         let Some(mount) = &mut self.clients[at].mount else { return };
         if mount.timer == Some(due) {
             mount.timer = None;

@@ -145,11 +145,9 @@ struct Sim {
 }
 
 impl Sim {
-    fn new(seed: u64, setup: Setup, careful: bool) -> Self {
+    fn new(seed: u64, setup: Setup, keep: usize) -> Self {
         let mut world: World<Message, Local> = World::new(seed);
-        if careful {
-            world.trace().keep(400);
-        }
+        world.trace().keep(keep);
         let mut prng = world.prng(1);
         let mut actor = |world: &mut World<Message, Local>| {
             let rate = prng.below(401) as i32 - 200;
@@ -186,7 +184,7 @@ impl Sim {
             stats: Stats::default(),
             totals: Totals::default(),
             failure: None,
-            careful,
+            careful: keep > 0,
         };
         sim.set_links();
         sim

@@ -57,13 +57,13 @@ fn catch_panics() {
     });
 }
 
-/// Runs a seed, with a bug planted or without. `careful` keeps the end of the trace as text.
+/// Runs a seed, with a bug planted or without. Keeps the last `keep` entries of the trace as text.
 ///
 /// # Errors
 /// [`Failure`]: something that must not be was so.
-pub fn run(seed: u64, planted: Option<Mutation>, careful: bool) -> Result<Outcome, Failure> {
+pub fn run(seed: u64, planted: Option<Mutation>, keep: usize) -> Result<Outcome, Failure> {
     catch_panics();
-    let mut sim = Sim::new(seed, Setup::of(seed, planted), careful);
+    let mut sim = Sim::new(seed, Setup::of(seed, planted), keep);
     WITHIN.with(|within| *within.borrow_mut() = true);
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| sim.run()));
     WITHIN.with(|within| *within.borrow_mut() = false);
@@ -72,7 +72,7 @@ pub fn run(seed: u64, planted: Option<Mutation>, careful: bool) -> Result<Outcom
         Err(panic.unwrap_or_else(|| "a panic".into()))
     });
     let trace = sim.world.trace().hash();
-    let tail = if careful { sim.world.trace().to_string() } else { String::new() };
+    let tail = if keep > 0 { sim.world.trace().to_string() } else { String::new() };
     match result {
         Ok(()) => Ok(Outcome { totals: sim.totals, trace }),
         Err(reason) => {
