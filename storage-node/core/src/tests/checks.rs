@@ -264,6 +264,19 @@ fn a_cancelled_request_without_a_number_is_gone_and_one_with_a_number_goes_on() 
 }
 
 #[test]
+fn a_copy_that_still_waits_when_a_later_change_comes_is_never_begun() {
+    let mut core = serving(Limits { window_ops: 1, ..Limits::default() });
+    let mut effects = Vec::new();
+    for id in 1..=3 {
+        let mut asked = request(ChunkOp::Zero { chunk: chunk(), offset: 0, length: 10 });
+        asked.sequence = Sequence(id);
+        effects = ask(&mut core, id, asked, Bytes::new());
+    }
+    assert!(matches!(effects[..], [Effect::Answer { id: 2, .. }]), "{effects:?}");
+    assert_eq!(refusal(&effects), Refusal::StaleSequence);
+}
+
+#[test]
 fn a_nearly_full_disk_takes_no_writes_but_deletes_and_cuts() {
     let mut core = serving(Limits::default());
     step(&mut core, Input::Space { disk: DISK, low: true });

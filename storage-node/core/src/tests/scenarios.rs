@@ -163,6 +163,7 @@ fn the_same_count_in_two_epochs_names_two_operations() {
 fn isolate_a_primary_from_metadata_only_and_fence(mutations: Mutations) {
     let mut world = quiet(9, 3, 3, mutations);
     written(&mut world, 0, 0, 4000);
+    written(&mut world, 1, 0, 4000);
     let (old, others) = (primary(&world), backups(&world));
     let (epoch, session) = (world.authority.map.views[0].epoch, world.clients[0].session);
     world.unled.insert(old);
@@ -170,8 +171,8 @@ fn isolate_a_primary_from_metadata_only_and_fence(mutations: Mutations) {
     written(&mut world, 0, 0, 4000);
     world.fence(0);
     world.until("the fence is complete", 10_000, |w| w.fenced == 1);
-    let chunk = world.clients[0].chunk(0);
-    let ops = [ChunkOp::Read { chunk, offset: 0, length: 4000 }, ChunkOp::Cut { chunk, length: 10 }];
+    let (chunk, quiet) = (world.clients[0].chunk(0), world.clients[0].chunk(1));
+    let ops = [ChunkOp::Read { chunk: quiet, offset: 0, length: 4000 }, ChunkOp::Cut { chunk, length: 10 }];
     let probes = ops.map(|op| {
         let mut request = raw(&world, epoch, op);
         request.session = session;
