@@ -1,7 +1,7 @@
-// tidy: long because it is one independent model of the namespace, to be read beside the core's operations
 //! An independent model of a volume's namespace: what POSIX and the messages' documentation say, in the simplest way.
 //!
 //! It shares no code with `metadata/core`, and keeps everything in maps. Times are not modelled.
+// tidy: long because it is one independent model of the namespace, to be read beside the core's operations
 
 use bytes::Bytes;
 use holdfast_metadata_core::inspect::VolumesEntry;

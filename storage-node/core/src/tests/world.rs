@@ -325,6 +325,7 @@ impl World {
         self.later(delay, Event::Map { node: index });
     }
 
+    // tidy: long because it is one table, a few lines for each event
     fn handle(&mut self, event: Event) {
         match event {
             Event::Tick(node) => {
