@@ -7,6 +7,7 @@ use bytes::Bytes;
 use holdfast_types::InodeId;
 use holdfast_types::prng::Prng;
 use holdfast_types::size::KIB;
+use holdfast_wire::namespace::SetAttributes;
 use std::time::Duration;
 
 const FILE_BYTES: u64 = 300 * KIB;
@@ -143,4 +144,23 @@ fn an_answer_from_before_a_write_fills_no_gap_of_a_read_from_after_it() {
     let Ok(Reply::Data(data)) = race.world.wait(late) else { panic!("read") };
     race.model[20_000..30_000].fill(9);
     assert!(data.into_bytes() == race.model[..60_000], "old bytes were returned");
+}
+
+#[test]
+fn bytes_that_were_cut_do_not_come_back_with_a_read_from_before() {
+    let mut race = Race::new(2, small(), true);
+    race.world.loss = 0;
+    race.world.hold_reads = true;
+    let (handle, inode) = (race.handle, race.inode);
+    let early = race.world.start(Call::Read { handle, offset: 0, length: 60_000 });
+    race.world.run_for(Duration::from_millis(5));
+    for size in [10_000, 60_000] {
+        let set = SetAttributes { size: Some(size), ..SetAttributes::default() };
+        race.world.ask(Call::SetAttributes { inode, set }).expect("truncate");
+    }
+    race.world.release_reads();
+    race.world.wait(early).expect("read");
+    race.model.truncate(10_000);
+    race.model.resize(60_000, 0);
+    assert!(race.world.read(handle, 0, 100_000).expect("read") == race.model, "what was cut is back");
 }

@@ -150,3 +150,25 @@ fn appends_go_where_the_end_is_when_their_turn_comes() {
         }
     }
 }
+
+#[test]
+fn what_was_asked_before_caching_began_is_not_kept() {
+    let mut world = uncached(5);
+    let (inode, handle) = world.create("a");
+    world.write(handle, 0, &b"hello"[..]).expect("write");
+    world.ask(Call::Release { handle }).expect("close");
+    world.run_until("the opener is forgotten", |w| !w.service.inodes[&inode].opener);
+    world.run_for(Duration::from_secs(1));
+    world.hold_reads = true;
+    let early = world.start(Call::GetAttributes { inode });
+    world.run_for(Duration::from_millis(5));
+    // Another host writes and leaves; then this one is alone.
+    world.service.index += 1;
+    world.service.inodes.get_mut(&inode).expect("there").attributes.size = 9;
+    world.service.caching = true;
+    world.service.events.push((1, Event::StartCaching));
+    world.run_until("caching", |w| w.notices.contains(&Notice::StartCaching));
+    world.release_reads();
+    assert!(matches!(world.wait(early), Ok(Reply::Attributes(a)) if a.size == 5));
+    assert_eq!(world.stat(inode).size, 9, "the older answer was kept");
+}

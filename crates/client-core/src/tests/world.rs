@@ -9,7 +9,7 @@ use bytes::Bytes;
 use holdfast_types::prng::Prng;
 use holdfast_types::{FileName, InodeId, Instant, Sequence, ServerId};
 use holdfast_wire::chunk::ChunkOp;
-use holdfast_wire::metadata::{Answer, ClientRecord, Envelope};
+use holdfast_wire::metadata::{Answer, ClientRecord, Envelope, Request};
 use holdfast_wire::namespace::{Attributes, NewNode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub struct World {
     pub loss: u64,
     /// Nothing arrives at all.
     pub cut: bool,
-    /// Answers to reads of data stay on their way until `release_reads`.
+    /// Answers to reads, of data and of metadata, stay on their way until `release_reads`.
     pub hold_reads: bool,
     held: Vec<Event>,
     /// A metadata server that does not answer any more, not even that it does not lead.
@@ -194,6 +194,9 @@ impl World {
                     self.service.metadata(server, &envelope);
                 }
                 match answer {
+                    Some(answer) if self.hold_reads && matches!(envelope.request, Request::Query(_)) => {
+                        self.held.push(Event::MetadataAnswer(ticket, Ok(answer)));
+                    }
                     Some(answer) if !self.lost() => self.post(Event::MetadataAnswer(ticket, Ok(answer))),
                     Some(_) => self.post_at(deadline, Event::MetadataAnswer(ticket, Err(Failure::TimedOut))),
                     None => {
@@ -204,8 +207,7 @@ impl World {
                         } else {
                             let mut envelope = envelope;
                             match &mut envelope.request {
-                                holdfast_wire::metadata::Request::Renew { wait, .. }
-                                | holdfast_wire::metadata::Request::GetMap { wait, .. } => *wait = false,
+                                Request::Renew { wait, .. } | Request::GetMap { wait, .. } => *wait = false,
                                 _ => {}
                             }
                             let answer = self.service.metadata(server, &envelope).expect("not held");
