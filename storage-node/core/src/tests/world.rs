@@ -343,17 +343,7 @@ impl World {
                 self.later(500, Event::Beat(node));
             }
             Event::BeatArrives { node, incarnation, acknowledged, sent } => {
-                self.authority.heartbeat(
-                    self.now,
-                    NodeId(node as u64 + 1),
-                    Incarnation(incarnation),
-                    holdfast_types::MapVersion(acknowledged),
-                );
-                self.later(3, Event::LeaderHeard { node, sent });
-                // The answer to a heartbeat names the newest map.
-                if self.nodes[node].core.as_ref().is_some_and(|core| core.map_version() < self.authority.map.version) {
-                    self.later_map(node);
-                }
+                self.beat_arrives(node, incarnation, acknowledged, sent);
             }
             Event::LeaderHeard { node, sent } => {
                 if !self.unled.contains(&node) {
@@ -409,6 +399,20 @@ impl World {
                 self.note(attempt);
                 self.answer(client, attempt, answer, &payload);
             }
+        }
+    }
+
+    fn beat_arrives(&mut self, node: usize, incarnation: u64, acknowledged: u64, sent: u64) {
+        self.authority.heartbeat(
+            self.now,
+            NodeId(node as u64 + 1),
+            Incarnation(incarnation),
+            holdfast_types::MapVersion(acknowledged),
+        );
+        self.later(3, Event::LeaderHeard { node, sent });
+        // The answer to a heartbeat names the newest map.
+        if self.nodes[node].core.as_ref().is_some_and(|core| core.map_version() < self.authority.map.version) {
+            self.later_map(node);
         }
     }
 
