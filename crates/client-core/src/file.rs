@@ -143,6 +143,16 @@ pub(crate) struct File {
     pub due: Option<Instant>,
     /// What of it is counted in the buffer.
     pub counted: u64,
+    /// Newest change that was made without a cache: it goes only after the service was asked what the file is like now.
+    pub wants_fresh: u64,
+    /// Changes up to this number were made before what `base` says was asked for.
+    pub fresh_to: u64,
+    /// What `fresh_to` becomes when the lane's request is answered.
+    pub freshening: u64,
+    /// Written through and durable. They count when a publication confirms that nobody has truncated the file meanwhile.
+    pub unconfirmed: Vec<(u64, Sending)>,
+    /// How many of them the publication under way is about.
+    pub confirming: usize,
 }
 
 impl File {
@@ -179,6 +189,11 @@ impl File {
             closing: false,
             due: None,
             counted: 0,
+            wants_fresh: 0,
+            fresh_to: 0,
+            freshening: 0,
+            unconfirmed: Vec::new(),
+            confirming: 0,
         }
     }
 
@@ -236,12 +251,68 @@ impl File {
 
     pub fn needs_publish(&self, data_only: bool) -> bool {
         !self.gone
-            && (self.unpublished_end > self.base.size || (!data_only && (self.mtime.is_some() || self.clear_set_ids)))
+            && (self.unpublished_end > self.base.size
+                || !self.unconfirmed.is_empty()
+                || (!data_only && (self.mtime.is_some() || self.clear_set_ids)))
     }
 
     /// Whether bytes up to `end` of a content count: not if another session has truncated the file since they were sent.
     pub fn counts(&self, generation: Generation, end: u64) -> bool {
         generation == self.base.generation && end <= self.base.size.max(self.base.size_bound)
+    }
+
+    /// Whether a change may go to storage: what is known of the file was asked for after it was made.
+    pub fn is_fresh(&self, number: u64) -> bool {
+        number <= self.fresh_to || number > self.wants_fresh
+    }
+
+    /// A publication says what the file is like: the bytes it is about count, or all that are not confirmed are to be written again.
+    /// Returns the number of the oldest write that is.
+    pub fn confirm(&mut self, now: &Attributes) -> Option<u64> {
+        let counts = |(_, sent): &(u64, Sending)| {
+            sent.generation == now.generation && sent.end <= now.size && now.trim_from.is_none_or(|trim| sent.end <= trim)
+        };
+        let confirming = std::mem::take(&mut self.confirming).min(self.unconfirmed.len());
+        if self.unconfirmed[..confirming].iter().all(counts) {
+            self.unconfirmed.drain(..confirming);
+            return None;
+        }
+        self.redo()
+    }
+
+    /// Everything that is not confirmed is to be written again, except where something newer was written since.
+    pub fn redo(&mut self) -> Option<u64> {
+        self.confirming = 0;
+        let mut oldest = None;
+        // The newest first: it wins over the older ones.
+        for (start, sent) in std::mem::take(&mut self.unconfirmed).into_iter().rev() {
+            let mut at = start;
+            for piece in sent.pieces {
+                let end = at + piece.len() as u64;
+                self.dirty_below(at, piece, sent.number, sent.since);
+                at = end;
+            }
+            oldest = Some(oldest.map_or(sent.number, |other: u64| other.min(sent.number)));
+            self.wants_fresh = self.wants_fresh.max(self.number_next - 1);
+        }
+        oldest
+    }
+
+    /// Makes bytes dirty where nothing is dirty or under way.
+    fn dirty_below(&mut self, start: u64, bytes: Bytes, number: u64, since: Instant) {
+        let end = start + bytes.len() as u64;
+        let mut taken: Vec<(u64, u64)> = Vec::new();
+        self.dirty.overlay(start, end, |at, part| taken.push((at, at + part.len() as u64)));
+        taken.extend(self.sending.iter().map(|(at, sent)| (*at, sent.end)).filter(|(from, to)| *from < end && *to > start));
+        taken.sort_unstable();
+        let mut at = start;
+        for (from, to) in taken.into_iter().chain([(end, end)]) {
+            if from > at {
+                let part = bytes.slice((at - start) as usize..(from.min(end) - start) as usize);
+                self.dirty.insert(at, part, number, since);
+            }
+            at = at.max(to);
+        }
     }
 
     /// When the size must be published at the latest: a file that is written without a pause would never be, and would end where it

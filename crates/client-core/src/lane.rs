@@ -37,12 +37,11 @@ impl ClientCore {
     pub(crate) fn run_lane(&mut self, inode: InodeId) {
         let Some(file) = self.files.get_mut(&inode).filter(|f| f.lane.is_none()) else { return };
         if file.refresh {
-            file.refresh = false;
-            file.lane = Some(Lane::Refresh);
-            return self.query(Some(inode), Purpose::Refresh(inode));
+            return self.ask_again(inode);
         }
+        let stale = !file.gone && !file.is_fresh(file.wants_fresh);
         if !file.changes.is_empty() {
-            return self.run_change(inode);
+            return if stale { self.ask_again(inode) } else { self.run_change(inode) };
         }
         if file.gone {
             return self.fail_appends(inode, &ClientError::Stale);
@@ -53,9 +52,20 @@ impl ClientCore {
             self.publish(inode);
         } else if end > limit || self.reserve_ahead(inode) {
             self.reserve(inode, end);
+        } else if stale {
+            self.ask_again(inode);
         } else if self.files.get(&inode).is_some_and(|f| !f.appends.is_empty() && (self.caching() || !f.bound_held)) {
             self.begin_appends(inode);
         }
+    }
+
+    /// Asks what the file is like now.
+    fn ask_again(&mut self, inode: InodeId) {
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        file.refresh = false;
+        file.lane = Some(Lane::Refresh);
+        file.freshening = file.wants_fresh;
+        self.query(Some(inode), Purpose::Refresh(inode));
     }
 
     // ---- publishing ----
@@ -116,6 +126,8 @@ impl ClientCore {
             clear_set_ids: file.clear_set_ids,
         };
         file.lane = Some(Lane::Publish { release });
+        file.freshening = file.wants_fresh;
+        file.confirming = file.unconfirmed.len();
         let mutation = Mutation::Publish {
             inode,
             generation: file.base.generation,
@@ -134,8 +146,14 @@ impl ClientCore {
             file.bound_held = false;
         }
         match result {
-            Ok(_) => {
-                file.published_to = file.published_to.max(published.covers);
+            Ok(outcome) => {
+                file.fresh_to = file.freshening;
+                let again = match &outcome {
+                    Outcome::Attributes { attributes, .. } => file.confirm(attributes),
+                    _ => None,
+                };
+                let covers = again.map_or(published.covers, |number| published.covers.min(number - 1));
+                file.published_to = file.published_to.max(covers);
                 file.clear_set_ids &= !published.clear_set_ids;
                 if file.mtime == Some(published.mtime) {
                     file.mtime = None;
@@ -144,6 +162,17 @@ impl ClientCore {
                     file.unpublished_end = 0;
                 }
                 file.unpublished_since = self.now;
+                if again.is_some() {
+                    file.unpublished_end = 0;
+                    self.recount(inode);
+                }
+            }
+            Err(ClientError::Namespace(NamespaceError::Stale)) if !file.unconfirmed.is_empty() => {
+                // Another host has cut the file at the same time, and our bytes perhaps with it: they are written once more.
+                file.redo();
+                file.unpublished_end = 0;
+                file.refresh = true;
+                self.recount(inode);
             }
             Err(ClientError::Namespace(NamespaceError::NotFound | NamespaceError::Stale)) => {
                 // The inode is gone, or another host has cut the file at the same time, and our bytes with it.
@@ -170,6 +199,7 @@ impl ClientCore {
         file.gone = true;
         file.bound_held = false;
         file.dirty.cut(0, u64::MAX);
+        file.unconfirmed.clear();
         (file.unpublished_end, file.mtime, file.clear_set_ids) = (0, None, false);
         self.recount(inode);
         self.touched.insert(inode);
@@ -193,6 +223,7 @@ impl ClientCore {
         let ahead = if self.caching() { RESERVE_BYTES } else { 0 };
         let Some(file) = self.files.get_mut(&inode) else { return };
         file.lane = Some(Lane::Reserve);
+        file.freshening = file.wants_fresh;
         let bound = (end + ahead).min(FILE_BYTES_MAX);
         file.asked_bound = bound;
         let mutation = Mutation::Reserve { inode, generation: file.base.generation, bound };
@@ -206,7 +237,7 @@ impl ClientCore {
         file.lane = None;
         let short = file.base.size_bound < file.asked_bound;
         match result {
-            Ok(_) if !short => file.bound_held = true,
+            Ok(_) if !short => (file.bound_held, file.fresh_to) = (true, file.freshening),
             Ok(_) => {
                 file.bound_held = true;
                 self.no_room(inode, ClientError::Protocol { detail: "less room was given than asked for" });
@@ -235,7 +266,11 @@ impl ClientCore {
             file.lane = None;
         }
         match result {
-            Ok(_) => {}
+            Ok(_) => {
+                if let Some(file) = self.files.get_mut(&inode) {
+                    file.fresh_to = file.freshening;
+                }
+            }
             Err(ClientError::Namespace(_)) => self.vanished(inode),
             Err(error) => self.lost(inode, 0, error),
         }
@@ -306,7 +341,12 @@ impl ClientCore {
         if offset.checked_add(length).is_none_or(|end| end > FILE_BYTES_MAX) {
             return self.complete(id, Err(NamespaceError::TooLarge.into()));
         }
+        let through = self.write_through();
         let file = self.files.get_mut(&inode).expect("a handle keeps its file");
+        if through {
+            file.wants_fresh = file.number_next;
+            file.number_next += 1;
+        }
         file.changes.push_back(Change::Zero { id, offset, length, extend: mode == ZeroMode::Extend });
         self.touched.insert(inode);
     }

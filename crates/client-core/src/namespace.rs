@@ -217,6 +217,9 @@ impl ClientCore {
         let Mutation::Rename { from_parent, from_name, to_parent, to_name, mode, .. } = mutation else { return };
         let Outcome::Renamed { moved, replaced, orphan } = outcome else { return };
         self.names.put_attributes(moved, at);
+        if (from_parent, from_name) == (to_parent, to_name) {
+            return;
+        }
         if replaced.is_none() && moved.links > 1 && moved.kind != FileKind::Directory {
             // Two names of one inode: nothing happens and both stay (rename(2)); the answer looks as if the target was free.
             match self.names.entry(*to_parent, to_name) {

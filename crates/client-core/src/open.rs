@@ -182,6 +182,10 @@ impl ClientCore {
         if let Some(file) = self.files.get_mut(&inode) {
             file.closing = false;
         }
+        if self.names.attributes(inode).is_some_and(|attributes| attributes.links == 0) {
+            // Nobody here holds on to it any more, and it has no name.
+            self.names.remove(inode);
+        }
         self.touched.insert(inode);
     }
 }

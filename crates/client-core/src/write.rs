@@ -144,6 +144,10 @@ impl ClientCore {
         file.mtime = Some(stamp);
         file.written_at = now;
         file.clear_set_ids |= clear_set_ids && has_set_ids(&file.base);
+        if through && !mode.append {
+            // Another host may have truncated the file since we heard of it.
+            file.wants_fresh = number;
+        }
         match (through, mode.durable) {
             (false, Durability::Buffered) => self.complete(id, Ok(reply)),
             (false, Durability::Data) => {
@@ -217,7 +221,9 @@ impl ClientCore {
             }
             (start < end && !file.overlaps_sending(start, end)).then_some((start, end))
         };
-        for block in file.dirty.full_blocks().take(LOOK_MAX) {
+        let fresh = |number: u64| number <= file.fresh_to || number > file.wants_fresh;
+        let all_fresh = fresh(file.wants_fresh);
+        for block in file.dirty.full_blocks().take(LOOK_MAX).filter(|_| all_fresh) {
             // Cut at the limit only where somebody waits; a whole block waits for its reservation.
             if block + request_bytes <= limit {
                 found = may_go(block, block + request_bytes);
@@ -227,7 +233,7 @@ impl ClientCore {
             }
         }
         if found.is_none() {
-            let due = |number: u64, since| all || number <= target || since + delay <= now;
+            let due = |number: u64, since| fresh(number) && (all || number <= target || since + delay <= now);
             for (_, _, at) in file.dirty.by_age().take(LOOK_MAX).take_while(|(number, since, _)| due(*number, *since)) {
                 let (start, end) = file.dirty.run_around(at);
                 found = may_go(start, end);
@@ -269,6 +275,16 @@ impl ClientCore {
         self.buffer.in_flight_requests -= 1;
         match result {
             Ok(()) if file.gone => {}
+            Ok(()) if !keep => {
+                if file.counts(sending.generation, sending.end) {
+                    if file.unpublished_end <= file.base.size {
+                        file.unpublished_since = sending.since;
+                    }
+                    file.unpublished_end = file.unpublished_end.max(sending.end);
+                }
+                self.pages.remove(inode, start, sending.end);
+                file.unconfirmed.push((start, sending));
+            }
             // Truncated elsewhere meanwhile, and these bytes with it. Their end must not become that of what was written since.
             Ok(()) if !file.counts(sending.generation, sending.end) => self.pages.remove(inode, start, sending.end),
             Ok(()) => {
