@@ -270,7 +270,9 @@ impl File {
     /// Returns the number of the oldest write that is.
     pub fn confirm(&mut self, now: &Attributes) -> Option<u64> {
         let counts = |(_, sent): &(u64, Sending)| {
-            sent.generation == now.generation && sent.end <= now.size && now.trim_from.is_none_or(|trim| sent.end <= trim)
+            sent.generation == now.generation
+                && sent.end <= now.size
+                && now.trim_from.is_none_or(|trim| sent.end <= trim)
         };
         let confirming = std::mem::take(&mut self.confirming).min(self.unconfirmed.len());
         if self.unconfirmed[..confirming].iter().all(counts) {
@@ -298,12 +300,39 @@ impl File {
         oldest
     }
 
+    /// A range is changed by something newer: what is written again must leave it alone.
+    pub fn cut_unconfirmed(&mut self, start: u64, end: u64) {
+        for (from, sent) in std::mem::take(&mut self.unconfirmed) {
+            let mut at = from;
+            for piece in &sent.pieces {
+                let to = at + piece.len() as u64;
+                for (left, right) in [(at, to.min(start)), (at.max(end), to)] {
+                    if left < right {
+                        let pieces = vec![piece.slice((left - at) as usize..(right - at) as usize)];
+                        self.unconfirmed.push((left, Sending { end: right, pieces, ..sent }));
+                    }
+                }
+                at = to;
+            }
+        }
+    }
+
+    /// Whether bytes of a range were written here and are not known to count yet.
+    pub fn is_own(&self, start: u64, end: u64) -> bool {
+        let of = |(from, sent): (u64, &Sending)| from < end && sent.end > start;
+        self.dirty.start_above(start).is_some_and(|from| from < end)
+            || self.sending.iter().any(|(from, sent)| of((*from, sent)))
+            || self.unconfirmed.iter().any(|(from, sent)| of((*from, sent)))
+    }
+
     /// Makes bytes dirty where nothing is dirty or under way.
     fn dirty_below(&mut self, start: u64, bytes: Bytes, number: u64, since: Instant) {
         let end = start + bytes.len() as u64;
         let mut taken: Vec<(u64, u64)> = Vec::new();
         self.dirty.overlay(start, end, |at, part| taken.push((at, at + part.len() as u64)));
-        taken.extend(self.sending.iter().map(|(at, sent)| (*at, sent.end)).filter(|(from, to)| *from < end && *to > start));
+        taken.extend(
+            self.sending.iter().map(|(at, sent)| (*at, sent.end)).filter(|(from, to)| *from < end && *to > start),
+        );
         taken.sort_unstable();
         let mut at = start;
         for (from, to) in taken.into_iter().chain([(end, end)]) {

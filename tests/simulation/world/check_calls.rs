@@ -63,12 +63,7 @@ impl Sim {
                 };
                 return Err(format!(
                     "call: client {} ({session:?}), from {} at {}: {:?} -> {result} at {}, but between {from} and {} there was no such state; versions: {names}",
-                    record.client,
-                    record.invoked,
-                    record.invoked_at,
-                    record.call,
-                    returned.at,
-                    returned.newest
+                    record.client, record.invoked, record.invoked_at, record.call, returned.at, returned.newest
                 ));
             }
         }
