@@ -8,7 +8,7 @@ use holdfast_types::InodeId;
 use holdfast_wire::namespace::Mutation;
 
 /// Lines at the most.
-const LINES_MAX: usize = 600;
+const LINES_MAX: usize = 160;
 
 impl Sim {
     /// What clients did with an inode, and what was committed of it.
