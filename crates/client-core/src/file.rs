@@ -300,6 +300,31 @@ impl File {
         oldest
     }
 
+    /// A range is changed by something newer: what is written again must leave it alone.
+    pub fn cut_unconfirmed(&mut self, start: u64, end: u64) {
+        for (from, sent) in std::mem::take(&mut self.unconfirmed) {
+            let mut at = from;
+            for piece in &sent.pieces {
+                let to = at + piece.len() as u64;
+                for (left, right) in [(at, to.min(start)), (at.max(end), to)] {
+                    if left < right {
+                        let pieces = vec![piece.slice((left - at) as usize..(right - at) as usize)];
+                        self.unconfirmed.push((left, Sending { end: right, pieces, ..sent }));
+                    }
+                }
+                at = to;
+            }
+        }
+    }
+
+    /// Whether bytes of a range were written here and are not known to count yet.
+    pub fn is_own(&self, start: u64, end: u64) -> bool {
+        let of = |(from, sent): (u64, &Sending)| from < end && sent.end > start;
+        self.dirty.start_above(start).is_some_and(|from| from < end)
+            || self.sending.iter().any(|(from, sent)| of((*from, sent)))
+            || self.unconfirmed.iter().any(|(from, sent)| of((*from, sent)))
+    }
+
     /// Makes bytes dirty where nothing is dirty or under way.
     fn dirty_below(&mut self, start: u64, bytes: Bytes, number: u64, since: Instant) {
         let end = start + bytes.len() as u64;

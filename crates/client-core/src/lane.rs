@@ -381,6 +381,7 @@ impl ClientCore {
         }
         if let Some(size) = set.size {
             file.dirty.cut(size, u64::MAX);
+            file.cut_unconfirmed(size, u64::MAX);
             self.pages.remove(inode, size, u64::MAX);
             self.reads.overwritten(inode, size, u64::MAX);
             self.recount(inode);
@@ -426,6 +427,7 @@ impl ClientCore {
         // A buffered end of the file must stay its end: only the size of what is cut may vanish with it.
         let size = file.size();
         let replaced = file.dirty.cut(offset, end);
+        file.cut_unconfirmed(offset, end);
         if file.size() < size {
             let last = bytes::Bytes::from_static(&[0]);
             let fresh = (file.number_next, now);

@@ -8,6 +8,7 @@ use crate::control::Purpose;
 use crate::core::ClientCore;
 use crate::data::DataPurpose;
 use crate::error::ClientError;
+use crate::file::{Sync, Waiter};
 use bytes::Bytes;
 use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use holdfast_types::size::KIB;
@@ -56,6 +57,15 @@ struct Fetch {
 struct Pending {
     call: CallId,
     parts: Assembly,
+    own: Option<Own>,
+}
+
+/// Without a cache: a read has met writes of this client that are not answered yet. It is answered after them, or another host might
+/// read older bytes later.
+#[derive(Clone, Copy)]
+struct Own {
+    inode: InodeId,
+    newest: u64,
 }
 
 /// A range that is being put together.
@@ -178,6 +188,7 @@ impl ClientCore {
             return self.complete(id, Ok(Reply::Data(Data::default())));
         }
         let mut parts = Assembly { start: offset, end, parts: BTreeMap::new() };
+        let own = (!keep && file.is_own(offset, end)).then(|| Own { inode, newest: file.number_next - 1 });
         file.dirty.overlay(offset, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
         if !file.sending.is_empty() {
             for (start, end) in parts.gaps() {
@@ -199,11 +210,11 @@ impl ClientCore {
             parts.put_zeros(start.max(zeros_from), end);
         }
         if missing.is_empty() {
-            self.complete(id, Ok(parts.reply()));
+            self.finish_read(Pending { call: id, parts, own });
         } else {
             let number = self.reads.next;
             self.reads.next += 1;
-            self.reads.pending.insert(number, Pending { call: id, parts });
+            self.reads.pending.insert(number, Pending { call: id, parts, own });
             for (start, end) in missing {
                 self.fetch_gap(inode, start, end, zeros_from, keep, number);
             }
@@ -213,19 +224,34 @@ impl ClientCore {
         }
     }
 
-    /// Asks for a gap of a pending read, or waits for whoever has asked already.
+    /// A read has all its bytes.
+    fn finish_read(&mut self, pending: Pending) {
+        let reply = pending.parts.reply();
+        let file = pending.own.and_then(|own| Some((own, self.files.get_mut(&own.inode)?)));
+        match file {
+            Some((own, file)) if !file.gone => {
+                let waiter = Waiter::Call(pending.call, reply);
+                file.syncs.push(Sync { target: own.newest, data_only: false, waiter });
+                self.touched.insert(own.inode);
+            }
+            _ => self.complete(pending.call, Ok(reply)),
+        }
+    }
+
+    /// Asks for a gap of a pending read, or waits for whoever has asked already. Without a cache everyone asks for himself: what was
+    /// asked for earlier may be older.
     fn fetch_gap(&mut self, inode: InodeId, start: u64, end: u64, stored: u64, keep: bool, number: u64) {
         let generation = self.files[&inode].base.generation;
         let mut at = start;
         while at < end {
-            if let Some((fetch, until)) = self.reads.under_way(inode, generation, at) {
+            if let Some((fetch, until)) = self.reads.under_way(inode, generation, at).filter(|_| keep) {
                 let until = until.min(end);
                 self.reads.fetches.get_mut(&fetch).expect("indexed").waiting.push((number, at, until));
                 at = until;
                 continue;
             }
             let limit = end.min(at - at % self.config.request_bytes + self.config.request_bytes);
-            let mut until = self.next_fetch_start(inode, at).min(limit);
+            let mut until = if keep { self.next_fetch_start(inode, at).min(limit) } else { limit };
             while until < limit && self.reads.under_way(inode, generation, until).is_none() {
                 until = self.next_fetch_start(inode, until).min(limit);
             }
@@ -317,7 +343,7 @@ impl ClientCore {
             }
             if pending.parts.gaps().is_empty() {
                 let pending = self.reads.pending.remove(number).expect("just seen");
-                self.complete(pending.call, Ok(pending.parts.reply()));
+                self.finish_read(pending);
             }
         }
         let same = self.files.get(&fetch.inode).is_some_and(|f| f.base.generation == fetch.generation);
