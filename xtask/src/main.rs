@@ -85,7 +85,7 @@ fn cluster(arguments: &[String]) -> Result<bool> {
 
 /// The command that runs the simulator, ready for its arguments.
 pub fn sim_command() -> Vec<String> {
-    words("cargo run --release --quiet --package holdfast-tests --features simulation --bin sim --")
+    words("cargo run --release --quiet --package holdfast-tests --bin sim --")
 }
 
 fn words(line: &str) -> Vec<String> {

@@ -209,7 +209,7 @@ impl Sim {
                     .iter()
                     .map(|call| call.input.key)
                     .find(|key| text.starts_with(&format!("{key:?}:")));
-                let story = key.map(|(inode, _)| self.story_of(inode)).unwrap_or_default();
+                let story = key.map(|(inode, slot)| self.story_of(inode, slot)).unwrap_or_default();
                 Err(format!("bytes: {text}\n  {story}"))
             }
             Verdict::Undecided { steps } => Err(format!("bytes: undecided after {steps} steps")),

@@ -1,4 +1,4 @@
-//! For people: everything that concerns one inode, in order of time.
+//! For people: everything that concerns one slot of a file, in order of time.
 
 use super::Sim;
 use super::blocks::slots_of;
@@ -11,19 +11,25 @@ use holdfast_wire::namespace::Mutation;
 const LINES_MAX: usize = 160;
 
 impl Sim {
-    /// What clients did with an inode, and what was committed of it.
-    pub(super) fn story_of(&self, inode: InodeId) -> String {
+    /// What clients did with a slot of an inode, and what was committed of it.
+    pub(super) fn story_of(&self, inode: InodeId, slot: u64) -> String {
         let mut lines: Vec<(u64, String)> = Vec::new();
         for (number, record) in self.record.calls.iter().enumerate() {
             let of = |handle| self.record.handles.get(&(record.mount, handle)) == Some(&inode);
             let what = match &record.call {
-                Call::Write { handle, offset, data, .. } if of(*handle) => {
+                Call::Write { handle, offset, data, .. }
+                    if of(*handle) && slots_of(*offset, data.len() as u64).contains(&slot) =>
+                {
                     format!("write {} to slots {:?}", number + 1, slots_of(*offset, data.len() as u64))
                 }
-                Call::Read { handle, offset, length } if of(*handle) => {
+                Call::Read { handle, offset, length }
+                    if of(*handle) && slots_of(*offset, u64::from(*length)).contains(&slot) =>
+                {
                     format!("read slots {:?}", slots_of(*offset, u64::from(*length)))
                 }
-                Call::Zero { handle, offset, length, .. } if of(*handle) => {
+                Call::Zero { handle, offset, length, .. }
+                    if of(*handle) && slots_of(*offset, *length).contains(&slot) =>
+                {
                     format!("zero slots {:?}", slots_of(*offset, *length))
                 }
                 Call::Release { handle } if of(*handle) => "release".into(),
