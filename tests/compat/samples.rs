@@ -10,7 +10,7 @@ use holdfast_wire::admin::{
     AdminAnswer, ClusterStatus, DiskStatus, ServerStatus, SessionStatus, ShardStatus, StorageStatus,
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
-use holdfast_wire::group::{ChunkDigest, Difference, GroupBody, GroupChange, GroupMessage, KeyRange};
+use holdfast_wire::group::{ChunkDigest, Difference, GroupBody, GroupChange, GroupMessage, KeyRange, Origin};
 use holdfast_wire::map::{ClusterMap, DiskRecord, MapDelta, MapUpdate, NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::{
     Answer, ClientRecord, DiskState, Envelope, Event, Heartbeat, MetadataError, Request, Response,
@@ -381,6 +381,8 @@ pub fn chunk_request(op: ChunkOp) -> ChunkRequest {
         snapshot: SnapshotNumber(0),
         group: GroupId(1),
         epoch: Epoch(9),
+        contended: false,
+        repeated: false,
         op,
     }
 }
@@ -436,7 +438,8 @@ pub fn group_bodies() -> Named<GroupBody> {
     let (stream, id) = (30, 31);
     let range = KeyRange::chunk(chunk());
     let digest = ChunkDigest { chunk: chunk(), length: 32, digest: 33 };
-    let difference = Difference { chunk: chunk(), length: 34, sums: vec![35] };
+    let difference =
+        Difference { chunk: chunk(), length: 34, sums: vec![35], contenders: vec![(SessionId(38), Sequence(39))] };
     let mut all = vec![
         ("here", GroupBody::Here),
         ("stale", GroupBody::Stale),
@@ -453,7 +456,7 @@ pub fn group_bodies() -> Named<GroupBody> {
         stream,
         position: 1,
         number: number(),
-        origin: (SessionId(10), Sequence(20)),
+        origin: Origin { session: SessionId(10), sequence: Sequence(20), contended: true },
         change,
     };
     all.extend(group_changes().into_iter().map(|(name, change)| (name, operation(change))));
@@ -468,6 +471,7 @@ fn group_changes() -> Named<GroupChange> {
         ("operation-cut", GroupChange::Cut { chunk: chunk(), length: 3 }),
         ("operation-delete", GroupChange::Delete { volume, inode, generation, from: ChunkIndex(7) }),
         ("operation-delete-chunk", GroupChange::DeleteChunk { chunk: chunk() }),
+        ("operation-contenders", GroupChange::Contenders { chunk: chunk(), list: vec![(SessionId(40), Sequence(41))] }),
         ("operation-delete-volume", GroupChange::DeleteVolume { volume }),
         ("operation-mark", GroupChange::Mark),
     ]

@@ -1,4 +1,6 @@
 //! Runs seeds: `cargo xtask sim --seeds N --from S [--mutations] [--mutation NAME] [--threads 2]`.
+//!
+//! `--notes` marks the lines of the verdict for the test run, which shows such lines and keeps the others in its log.
 
 #[path = "world/mod.rs"]
 mod world;
@@ -26,11 +28,29 @@ struct Options {
     /// Entries of the trace that are kept, and shown.
     trace: usize,
     keep_going: bool,
+    notes: bool,
+}
+
+impl Options {
+    /// Prints the lines of a verdict.
+    fn say(&self, text: &str) {
+        let mark = if self.notes { "NOTE " } else { "" };
+        text.lines().for_each(|line| println!("{mark}{line}"));
+        let _ = std::io::stdout().flush();
+    }
 }
 
 fn options() -> Result<Options, String> {
-    let mut options =
-        Options { seeds: 100, from: 1, threads: 2, mutations: false, mutation: None, trace: 0, keep_going: false };
+    let mut options = Options {
+        seeds: 100,
+        from: 1,
+        threads: 2,
+        mutations: false,
+        mutation: None,
+        trace: 0,
+        keep_going: false,
+        notes: false,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -46,6 +66,7 @@ fn options() -> Result<Options, String> {
             }
             "--trace" => options.trace = number(value()?)? as usize,
             "--keep-going" => options.keep_going = true,
+            "--notes" => options.notes = true,
             other => return Err(format!("sim does not know {other:?}")),
         }
     }
@@ -127,10 +148,8 @@ fn seeds(options: &Options) -> bool {
         }
         true
     });
-    println!(
-        "{totals}{:>12.2}  seconds per seed and thread",
-        started.elapsed().as_secs_f64() * options.threads as f64 / totals.seeds.max(1) as f64
-    );
+    let seconds = started.elapsed().as_secs_f64() * options.threads as f64 / totals.seeds.max(1) as f64;
+    options.say(&format!("{totals}{seconds:>12.2}  seconds per seed and thread"));
     if let Some((seed, failure)) = failures.front() {
         let tail = if options.trace > 0 {
             failure.tail.clone()
@@ -167,15 +186,14 @@ fn mutations(options: &Options) -> bool {
         let seconds = started.elapsed().as_secs_f64();
         match found {
             Some((seed, reason)) => {
-                let reason: String = reason.chars().take(200).collect();
-                println!("caught  {name:<28} seed {seed:<4} {seconds:>6.1} s  {reason}");
+                let reason: String = reason.lines().next().unwrap_or_default().chars().take(160).collect();
+                options.say(&format!("caught  {name:<28} seed {seed:<4} {seconds:>6.1} s  {reason}"));
             }
             None => {
                 all = false;
-                println!("MISSED  {name:<28} {CAUGHT_WITHIN} seeds {seconds:>6.1} s");
+                options.say(&format!("MISSED  {name:<28} {CAUGHT_WITHIN} seeds {seconds:>6.1} s"));
             }
         }
-        let _ = std::io::stdout().flush();
     }
     all
 }

@@ -15,7 +15,7 @@ use crate::write::Buffer;
 use crate::{Config, HandleId};
 use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::prng::Prng;
-use holdfast_types::{InodeId, Instant, SessionId, Timestamp};
+use holdfast_types::{FileName, InodeId, Instant, SessionId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ pub struct ClientCore {
     pub(crate) touched: BTreeSet<InodeId>,
     /// Inodes that are being opened, by how many calls: their `Close` waits.
     pub(crate) opening: BTreeMap<InodeId, u32>,
+    /// Names that are being created or opened, by how many calls, and removals of such names: what is found is known then.
+    pub(crate) creating: BTreeMap<(InodeId, FileName), (u32, Vec<(CallId, Call)>)>,
     /// Opens of inodes whose name is just being removed: they wait for what becomes of it.
     pub(crate) removing: BTreeMap<InodeId, Vec<(CallId, Call)>>,
 }
@@ -96,6 +98,7 @@ impl ClientCore {
             reads: Reads::new(),
             touched: BTreeSet::new(),
             opening: BTreeMap::new(),
+            creating: BTreeMap::new(),
             removing: BTreeMap::new(),
             config,
         }

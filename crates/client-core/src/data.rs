@@ -2,6 +2,9 @@
 //!
 //! A change keeps its sequence until it is answered; `floor` is the lowest sequence without an answer, so that a late copy of an
 //! answered change is refused. When a group's view changes, what is under way to it is sent anew to the new primary.
+//!
+//! While other sessions may change the same bytes, a session has one change of a chunk under way at a time: the chunk remembers the last
+//! one of each session, so that what is sent anew is not made twice. Which of two changes was made can be told only so.
 
 use crate::core::{ClientCore, Timer};
 use crate::effect::{Effect, Failure, Ticket};
@@ -12,7 +15,7 @@ use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::{ChunkIndex, ChunkKey, Epoch, GroupId, InodeId, NodeId, Sequence, Term};
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::namespace::{Attributes, VolumeRecord};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// How long one attempt may take: a primary may wait two seconds for a member and then for a new view.
@@ -39,6 +42,9 @@ struct Operation {
     payload: Vec<Bytes>,
     purpose: DataPurpose,
     sequence: Option<Sequence>,
+    contended: bool,
+    /// It left at least once.
+    left: bool,
     attempts: u32,
     damaged: u32,
     /// Ask another member in sync than the primary.
@@ -55,6 +61,8 @@ pub(crate) struct DataEngine {
     unanswered: BTreeSet<Sequence>,
     /// Operations that wait for a map in which their group has a primary.
     homeless: BTreeSet<u64>,
+    /// Contended changes of each chunk: the first is under way, the others wait for it.
+    turns: BTreeMap<ChunkKey, VecDeque<u64>>,
 }
 
 impl DataEngine {
@@ -66,6 +74,7 @@ impl DataEngine {
             sequence_next: Sequence(1),
             unanswered: BTreeSet::new(),
             homeless: BTreeSet::new(),
+            turns: BTreeMap::new(),
         }
     }
 
@@ -75,6 +84,7 @@ impl DataEngine {
         self.by_ticket.clear();
         self.unanswered.clear();
         self.homeless.clear();
+        self.turns.clear();
     }
 }
 
@@ -103,10 +113,41 @@ impl ClientCore {
             self.data.unanswered.insert(sequence);
             sequence
         });
-        let operation =
-            Operation { group, op, payload, purpose, sequence, attempts: 0, damaged: 0, elsewhere: false, sent: None };
+        let contended = op.is_change() && !self.caching();
+        let turn = op.chunk().filter(|_| contended).map(|chunk| self.data.turns.entry(chunk).or_default());
+        let first = turn.is_none_or(|turn| {
+            turn.push_back(number);
+            turn.len() == 1
+        });
+        let operation = Operation {
+            group,
+            op,
+            payload,
+            purpose,
+            sequence,
+            contended,
+            left: false,
+            attempts: 0,
+            damaged: 0,
+            elsewhere: false,
+            sent: None,
+        };
         self.data.operations.insert(number, operation);
-        self.data_send(number);
+        if first {
+            self.data_send(number);
+        }
+    }
+
+    /// A change is over: the next contended one of its chunk has its turn.
+    fn next_turn(&mut self, op: &ChunkOp, number: u64) {
+        let Some(chunk) = op.chunk() else { return };
+        let Some(turn) = self.data.turns.get_mut(&chunk) else { return };
+        turn.retain(|other| *other != number);
+        match turn.front().copied() {
+            Some(next) if self.data.operations.get(&next).is_some_and(|next| !next.left) => self.data_send(next),
+            Some(_) => {}
+            None => drop(self.data.turns.remove(&chunk)),
+        }
     }
 
     /// Sends a request, or sends it again, to whom the map names.
@@ -121,6 +162,7 @@ impl ClientCore {
         let volume = self.session.volume();
         let snapshot = volume.snapshot;
         let Some(operation) = self.data.operations.get_mut(&number) else { return };
+        let repeated = std::mem::replace(&mut operation.left, true);
         if let Some((old, _)) = operation.sent.replace((ticket, epoch)) {
             self.data.by_ticket.remove(&old);
             self.out.push(Effect::Forget { ticket: old });
@@ -135,6 +177,8 @@ impl ClientCore {
             snapshot,
             group: operation.group,
             epoch,
+            contended: operation.contended,
+            repeated,
             op: operation.op.clone(),
         };
         let call = ChunkCall::new(node, address, request, operation.payload.clone());
@@ -223,6 +267,9 @@ impl ClientCore {
             Refusal::Damaged => self.data_done(number, Err(ClientError::Damaged)),
             Refusal::NoSpace => self.data_done(number, Err(ClientError::NoSpace)),
             Refusal::SessionEnded => self.session_over("a storage node has learned that the session is over".into()),
+            Refusal::Unknown => {
+                self.data_done(number, Err(ClientError::Protocol { detail: "whether it was written is not known" }));
+            }
             Refusal::StaleSequence => {
                 self.data_done(number, Err(ClientError::Protocol { detail: "our data sequence is stale" }));
             }
@@ -238,6 +285,9 @@ impl ClientCore {
         let Some(operation) = self.data.operations.remove(&number) else { return };
         if let Some(sequence) = operation.sequence {
             self.data.unanswered.remove(&sequence);
+        }
+        if operation.contended {
+            self.next_turn(&operation.op, number);
         }
         match operation.purpose {
             DataPurpose::Flush { inode, start } => self.flushed(inode, start, result.map(drop)),

@@ -279,23 +279,29 @@ impl File {
             self.unconfirmed.drain(..confirming);
             return None;
         }
-        self.redo()
+        self.redo(now)
     }
 
-    /// Everything that is not confirmed is to be written again, except where something newer was written since.
-    pub fn redo(&mut self) -> Option<u64> {
+    /// What is not confirmed is to be written again where the file was cut, except where something newer was written since. Below the cut
+    /// the bytes are what they became: written again they would undo what others wrote after them.
+    fn redo(&mut self, now: &Attributes) -> Option<u64> {
+        let cut = now.size.min(now.trim_from.unwrap_or(u64::MAX));
         self.confirming = 0;
         let mut oldest = None;
         // The newest first: it wins over the older ones.
         for (start, sent) in std::mem::take(&mut self.unconfirmed).into_iter().rev() {
             let mut at = start;
+            let from = if sent.generation == now.generation { cut } else { 0 };
             for piece in sent.pieces {
                 let end = at + piece.len() as u64;
-                self.dirty_below(at, piece, sent.number, sent.since);
+                if end > from {
+                    let kept = from.saturating_sub(at);
+                    self.dirty_below(at + kept, piece.slice(kept as usize..), sent.number, sent.since);
+                    oldest = Some(oldest.map_or(sent.number, |other: u64| other.min(sent.number)));
+                    self.wants_fresh = self.wants_fresh.max(self.number_next - 1);
+                }
                 at = end;
             }
-            oldest = Some(oldest.map_or(sent.number, |other: u64| other.min(sent.number)));
-            self.wants_fresh = self.wants_fresh.max(self.number_next - 1);
         }
         oldest
     }

@@ -6,6 +6,7 @@ use crate::core::ClientCore;
 use crate::data::DataPurpose;
 use crate::error::ClientError;
 use crate::file::{Change, Lane, Sync, Waiter};
+use crate::read::Content;
 use crate::session::Caching;
 use holdfast_types::limits::FILE_BYTES_MAX;
 use holdfast_types::size::{MIB, pieces};
@@ -115,13 +116,16 @@ impl ClientCore {
     }
 
     fn publish_with(&mut self, inode: InodeId, release: bool) {
+        let keep = self.caching();
         let oldest = self.files[&inode].oldest_unsafe();
         let asked = self.files[&inode].syncs.iter().any(|s| s.target < oldest);
         let unbroken = if asked { u64::MAX } else { self.unbroken_end(inode) };
         let Some(file) = self.files.get_mut(&inode) else { return };
+        // What others have made of the size meanwhile is theirs to say.
+        let known = if keep { file.base.size } else { 0 };
         let published = Published {
             covers: oldest - 1,
-            size: file.unpublished_end.min(unbroken).max(file.base.size),
+            size: file.unpublished_end.min(unbroken).max(known),
             mtime: file.mtime.unwrap_or(file.base.mtime),
             clear_set_ids: file.clear_set_ids,
         };
@@ -168,11 +172,9 @@ impl ClientCore {
                 }
             }
             Err(ClientError::Namespace(NamespaceError::Stale)) if !file.unconfirmed.is_empty() => {
-                // Another host has cut the file at the same time, and our bytes perhaps with it: they are written once more.
-                file.redo();
+                // Another host has cut the file at the same time, and our bytes perhaps with it: what it is like now tells which.
                 file.unpublished_end = 0;
                 file.refresh = true;
-                self.recount(inode);
             }
             Err(ClientError::Namespace(NamespaceError::NotFound | NamespaceError::Stale)) => {
                 // The inode is gone, or another host has cut the file at the same time, and our bytes with it.
@@ -269,6 +271,10 @@ impl ClientCore {
             Ok(_) => {
                 if let Some(file) = self.files.get_mut(&inode) {
                     file.fresh_to = file.freshening;
+                    file.confirming = file.unconfirmed.len();
+                    let now = file.base.clone();
+                    file.confirm(&now);
+                    self.recount(inode);
                 }
             }
             Err(ClientError::Namespace(_)) => self.vanished(inode),
@@ -383,7 +389,11 @@ impl ClientCore {
             file.dirty.cut(size, u64::MAX);
             file.cut_unconfirmed(size, u64::MAX);
             self.pages.remove(inode, size, u64::MAX);
-            self.reads.overwritten(inode, size, u64::MAX);
+            if self.caching() {
+                self.reads.replaced(inode, size, u64::MAX, &Content::Zeros, None);
+            } else {
+                self.reads.overwritten(inode, size, u64::MAX);
+            }
             self.recount(inode);
             self.room_made();
         }
@@ -422,6 +432,8 @@ impl ClientCore {
             file.changes.push_front(Change::Set { id, set, quiet: true });
         }
         if offset >= end {
+            // Nothing to do, but for what waits behind it.
+            self.touched.insert(inode);
             return self.complete(id, Ok(Reply::Done));
         }
         // A buffered end of the file must stay its end: only the size of what is cut may vanish with it.
@@ -452,7 +464,7 @@ impl ClientCore {
         let keys: Vec<_> =
             parts.iter().map(|p| crate::data::chunk_key(&volume, &self.files[&inode].base, p.index)).collect();
         self.pages.remove(inode, offset, end);
-        self.reads.overwritten(inode, offset, end);
+        self.reads.replaced(inode, offset, end, &Content::Zeros, self.write_through().then_some(target));
         self.recount(inode);
         for (part, chunk) in parts.into_iter().zip(keys) {
             let op = ChunkOp::Zero { chunk, offset: part.offset, length: part.length };

@@ -357,12 +357,16 @@ impl ClientCore {
             Call::Rename { to_parent, to_name, .. } => (*to_parent, to_name.clone()),
             _ => return,
         };
+        if let Some((_, removals)) = self.creating.get_mut(&(parent, name.clone())) {
+            // The inode that is being opened by this name must be named, or it would be purged.
+            return removals.push((id, call));
+        }
         let found = if self.caching() { self.names.entry(parent, &name) } else { Found::Unknown };
         match found {
             Found::Present(inode) => self.remove_known(id, call, Some(inode)),
             Found::Absent => self.remove_known(id, call, None),
             // An inode that is open here, and only we know it, must be named, or it would be purged.
-            Found::Unknown if self.files.values().any(|f| f.is_open() && !f.recorded) => {
+            Found::Unknown if !self.opening.is_empty() || self.files.values().any(|f| f.is_open() && !f.recorded) => {
                 self.ask(Query::Lookup { parent, name }, Purpose::Resume(id, Box::new(call)));
             }
             Found::Unknown => self.remove_known(id, call, None),
@@ -371,7 +375,9 @@ impl ClientCore {
 
     /// `inode`: what the name that goes away is believed to name.
     fn remove_known(&mut self, id: CallId, call: Call, inode: Option<InodeId>) {
-        let is_open = |inode: &InodeId| self.files.get(inode).is_some_and(File::is_open);
+        // An open under way may be answered before the removal is made.
+        let is_open =
+            |inode: &InodeId| self.files.get(inode).is_some_and(File::is_open) || self.opening.contains_key(inode);
         let open = inode.filter(is_open);
         let guarded = inode.filter(|i| !is_open(i) && !matches!(call, Call::RemoveDirectory { .. }));
         let mutation = match call {
@@ -412,6 +418,10 @@ impl ClientCore {
                 self.touched.insert(attributes.inode);
             }
             Some(_) => self.vanished(attributes.inode),
+            None if orphan && self.opening.contains_key(&attributes.inode) => {
+                let file = self.ensure_file(attributes, self.control.answered_at);
+                (file.opener, file.recorded) = (true, true);
+            }
             None if orphan => {
                 // Closed while the removal was under way: nobody here needs it.
                 self.mutate(Mutation::Close { inode: attributes.inode }, Purpose::Close(attributes.inode));

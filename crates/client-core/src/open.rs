@@ -27,11 +27,27 @@ impl ClientCore {
             exclusive,
             open: open.is_some(),
         };
-        let purpose = if open.is_some() { Purpose::Create(id, call) } else { Purpose::Call(id) };
-        self.mutate(mutation, purpose);
+        if open.is_none() {
+            return self.mutate(mutation, Purpose::Call(id));
+        }
+        self.creating.entry((parent, name.clone())).or_default().0 += 1;
+        self.mutate(mutation, Purpose::Create(id, call));
     }
 
     pub(crate) fn created(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
+        let Call::Create { parent, ref name, .. } = call else { return };
+        let key = (parent, name.clone());
+        self.create_answered(id, call, result);
+        let Some((count, _)) = self.creating.get_mut(&key) else { return };
+        *count -= 1;
+        if *count == 0
+            && let Some((_, removals)) = self.creating.remove(&key)
+        {
+            removals.into_iter().for_each(|(id, call)| self.start(id, call));
+        }
+    }
+
+    fn create_answered(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
         let Call::Create { open: Some(mode), .. } = call else { return };
         let (attributes, new) = match result {
             Ok(Outcome::Created { attributes, new, .. }) => (attributes, new),

@@ -2,6 +2,9 @@
 //!
 //! The bytes of a read are those of the moment it was made, or later ones: what is dirty, under way or kept is collected at once,
 //! the rest is filled in as it arrives. Bytes that were asked for before a write are never kept over those of the write.
+//!
+//! A read that waits while this client writes some of its bytes shows the write as a whole: half of it, as far as a block was here
+//! already and the rest came later, was never the content of the file.
 
 use crate::call::{Call, CallId, Data, Reply};
 use crate::control::Purpose;
@@ -56,6 +59,7 @@ struct Fetch {
 /// A read that waits for bytes.
 struct Pending {
     call: CallId,
+    inode: InodeId,
     parts: Assembly,
     own: Option<Own>,
 }
@@ -66,6 +70,13 @@ struct Pending {
 struct Own {
     inode: InodeId,
     newest: u64,
+}
+
+/// What a range has become.
+pub(crate) enum Content {
+    Zeros,
+    /// From this offset on.
+    Bytes(u64, Bytes),
 }
 
 /// A range that is being put together.
@@ -94,6 +105,30 @@ impl Assembly {
 
     fn put(&mut self, at: u64, bytes: Bytes) {
         self.parts.insert(at, bytes);
+    }
+
+    /// A part of the range, or what of it lies here, is now this.
+    fn replace(&mut self, start: u64, end: u64, content: &Content) {
+        let (start, end) = (start.max(self.start), end.min(self.end));
+        if start >= end {
+            return;
+        }
+        let first = self.parts.range(..=start).next_back().map_or(start, |(at, _)| *at);
+        let met: Vec<u64> = self.parts.range(first..end).map(|(at, _)| *at).collect();
+        for at in met {
+            let Some(bytes) = self.parts.remove(&at) else { continue };
+            let to = at + bytes.len() as u64;
+            if at < start {
+                self.put(at, bytes.slice(..(start.min(to) - at) as usize));
+            }
+            if to > end {
+                self.put(end.max(at), bytes.slice((end.max(at) - at) as usize..));
+            }
+        }
+        match content {
+            Content::Zeros => self.put_zeros(start, end),
+            Content::Bytes(at, bytes) => self.put(start, bytes.slice((start - at) as usize..(end - at) as usize)),
+        }
     }
 
     fn put_zeros(&mut self, start: u64, end: u64) {
@@ -135,6 +170,18 @@ impl Reads {
             let fetch = self.fetches.get_mut(number).expect("indexed");
             if fetch.start < end && start < fetch.end {
                 fetch.stale.push((start.max(fetch.start), end.min(fetch.end)));
+            }
+        }
+    }
+
+    /// As [`Self::overwritten`], by a change of this client's own: reads that wait show it. `newest`: it is not to be shown to anybody
+    /// before the change of this number is answered.
+    pub fn replaced(&mut self, inode: InodeId, start: u64, end: u64, content: &Content, newest: Option<u64>) {
+        self.overwritten(inode, start, end);
+        for pending in self.pending.values_mut().filter(|pending| pending.inode == inode) {
+            if pending.parts.start < end && start < pending.parts.end {
+                pending.parts.replace(start, end, content);
+                pending.own = newest.map(|newest| Own { inode, newest }).or(pending.own);
             }
         }
     }
@@ -210,11 +257,11 @@ impl ClientCore {
             parts.put_zeros(start.max(zeros_from), end);
         }
         if missing.is_empty() {
-            self.finish_read(Pending { call: id, parts, own });
+            self.finish_read(Pending { call: id, inode, parts, own });
         } else {
             let number = self.reads.next;
             self.reads.next += 1;
-            self.reads.pending.insert(number, Pending { call: id, parts, own });
+            self.reads.pending.insert(number, Pending { call: id, inode, parts, own });
             for (start, end) in missing {
                 self.fetch_gap(inode, start, end, zeros_from, keep, number);
             }

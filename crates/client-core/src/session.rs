@@ -364,6 +364,7 @@ impl ClientCore {
         self.handles.clear();
         self.touched.clear();
         self.removing.clear();
+        self.creating.clear();
         self.opening.clear();
         self.buffer.clear();
         self.reads.clear();

@@ -9,6 +9,7 @@ use crate::data::DataPurpose;
 use crate::effect::Notice;
 use crate::error::ClientError;
 use crate::file::{Lane, Sending, Sync, Waiter, has_set_ids};
+use crate::read::Content;
 use crate::session::State;
 use holdfast_types::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
 use holdfast_types::{ChunkIndex, InodeId};
@@ -140,6 +141,7 @@ impl ClientCore {
         }
         let number = file.number_next;
         file.number_next += 1;
+        let content = Content::Bytes(offset, data.clone());
         file.dirty.insert(offset, data, number, now);
         file.mtime = Some(stamp);
         file.written_at = now;
@@ -157,7 +159,7 @@ impl ClientCore {
                 file.syncs.push(Sync { target: number, data_only: false, waiter: Waiter::Call(id, reply) });
             }
         }
-        self.reads.overwritten(inode, offset, end);
+        self.reads.replaced(inode, offset, end, &content, through.then_some(number));
         self.recount(inode);
         self.touched.insert(inode);
         if self.pressed() && !std::mem::replace(&mut self.buffer.pressed, true) {

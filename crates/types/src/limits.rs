@@ -53,6 +53,10 @@ pub const DRIFT_MARGIN: Duration = Duration::from_millis(500);
 /// How long un-flushed data stays in the client.
 pub const WRITEBACK_DELAY: Duration = Duration::from_secs(1);
 
+/// Sessions of which a chunk remembers the last contended change: with more, a change whose answer was lost in a change of views cannot
+/// be told from one that was never made, and fails. By eye: 2 KiB in a chunk's row.
+pub const CONTENDERS_MAX: usize = 128;
+
 /// Raft leader's heartbeat.
 pub const RAFT_HEARTBEAT: Duration = Duration::from_millis(100);
 /// Shortest wait for a leader's word before standing for election; the longest is twice this.

@@ -27,6 +27,11 @@ pub struct ChunkRequest {
     pub group: GroupId,
     /// Epoch of the view that the client knows.
     pub epoch: Epoch,
+    /// Other sessions may change the same chunk: the chunk remembers the sequence, so that a repetition never undoes what another session
+    /// wrote meanwhile. A session has one such change of a chunk under way at a time.
+    pub contended: bool,
+    /// It was sent before, and may have been done.
+    pub repeated: bool,
     /// What to do.
     pub op: ChunkOp,
 }
@@ -98,6 +103,17 @@ pub enum ChunkOp {
 }
 
 impl ChunkOp {
+    /// The one chunk that it is about, if it is one.
+    pub fn chunk(&self) -> Option<ChunkKey> {
+        match self {
+            Self::Write { chunk, .. }
+            | Self::Zero { chunk, .. }
+            | Self::Cut { chunk, .. }
+            | Self::Read { chunk, .. } => Some(*chunk),
+            Self::Delete { .. } | Self::DeleteVolume { .. } | Self::Highest { .. } => None,
+        }
+    }
+
     /// Whether it changes anything, and so is numbered, replicated and exactly-once.
     pub fn is_change(&self) -> bool {
         match self {
@@ -169,6 +185,9 @@ pub enum Refusal {
     /// The session is over, for ever.
     #[error("the session is over")]
     SessionEnded,
+    /// It may have been done or not, and nobody knows any more: too many sessions have changed the chunk since.
+    #[error("whether it was done is not known any more")]
+    Unknown,
     /// Below the floor: answered long ago.
     #[error("stale sequence")]
     StaleSequence,

@@ -38,6 +38,27 @@ pub struct GroupMessage {
     pub body: GroupBody,
 }
 
+/// Where a change comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Whose it is; `SessionId::NONE` for what members do among themselves.
+    pub session: SessionId,
+    /// Its number within the session.
+    pub sequence: Sequence,
+    /// The chunk is to remember it; see [`crate::chunk::ChunkRequest::contended`].
+    pub contended: bool,
+}
+
+impl Origin {
+    /// What members do among themselves.
+    pub const MEMBERS: Self = Self { session: SessionId::NONE, sequence: Sequence(0), contended: false };
+
+    /// What a repetition has in common with the first.
+    pub fn key(self) -> (SessionId, Sequence) {
+        (self.session, self.sequence)
+    }
+}
+
 /// What a message says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupBody {
@@ -53,8 +74,8 @@ pub enum GroupBody {
         position: u64,
         /// Number of the operation; for a copy, of the last operation before it.
         number: OpNumber,
-        /// Session and sequence it came from.
-        origin: (SessionId, Sequence),
+        /// Where it came from.
+        origin: Origin,
         /// What changes.
         change: GroupChange,
     },
@@ -215,7 +236,7 @@ pub struct ChunkDigest {
     pub chunk: ChunkKey,
     /// Written bytes.
     pub length: u32,
-    /// CRC-32 of the block sums.
+    /// CRC-32 of the block sums, and of the contenders if there are any.
     pub digest: u32,
 }
 
@@ -228,6 +249,8 @@ pub struct Difference {
     pub length: u32,
     /// Sums of its blocks, each over 4096 bytes with zeros beyond the length.
     pub sums: Vec<u32>,
+    /// Last contended change of each session, in the order in which they were made.
+    pub contenders: Vec<(SessionId, Sequence)>,
 }
 
 /// A change as it travels between members.
@@ -278,6 +301,13 @@ pub enum GroupChange {
     DeleteVolume {
         /// Which.
         volume: VolumeId,
+    },
+    /// The last contended changes of a chunk are these (copies for one member).
+    Contenders {
+        /// Which chunk.
+        chunk: ChunkKey,
+        /// Session and sequence, in the order in which they were made.
+        list: Vec<(SessionId, Sequence)>,
     },
     /// Nothing.
     Mark,

@@ -1,5 +1,6 @@
 //! A change in its three shapes: as a client asks for it, as it travels between members, as the store takes it.
 
+use crate::contenders::Contenders;
 use crate::local::Change;
 use bytes::Bytes;
 use holdfast_types::checksum::piece_sums;
@@ -57,6 +58,9 @@ pub(crate) fn to_wire(change: &Change) -> (GroupChange, Bytes) {
         Change::Delete { volume, inode, generation, from } => GroupChange::Delete { volume, inode, generation, from },
         Change::DeleteChunk { chunk } => GroupChange::DeleteChunk { chunk },
         Change::DeleteVolume { volume } => GroupChange::DeleteVolume { volume },
+        Change::Contenders { chunk, ref contenders } => {
+            GroupChange::Contenders { chunk, list: contenders.list().to_vec() }
+        }
         Change::Mark => GroupChange::Mark,
     };
     (wire, Bytes::new())
@@ -81,6 +85,9 @@ pub(crate) fn from_wire(change: GroupChange, payload: Bytes) -> Option<Change> {
         GroupChange::Delete { volume, inode, generation, from } => Change::Delete { volume, inode, generation, from },
         GroupChange::DeleteChunk { chunk } => Change::DeleteChunk { chunk },
         GroupChange::DeleteVolume { volume } => Change::DeleteVolume { volume },
+        GroupChange::Contenders { chunk, list } => {
+            Change::Contenders { chunk, contenders: Contenders::from_list(list)? }
+        }
         GroupChange::Mark => Change::Mark,
     })
 }

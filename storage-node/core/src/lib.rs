@@ -6,6 +6,7 @@
 pub mod api;
 mod book;
 mod change;
+pub mod contenders;
 mod group;
 pub mod invariants;
 pub mod local;

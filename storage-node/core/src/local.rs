@@ -23,17 +23,19 @@
 //!   `LocalOp` brings a `settled` at or above its number, not before. Entries for the same keys may be merged under the greater number;
 //!   beyond 65,536 entries they may be merged into `KeyRange::ALL`. `ChangesAbove` answers from it. Usually it has fewer than 1,000 entries.
 //! * Chunks as [`ChunkSummary`] and their block sums. Sums are canonical: a block's sum covers 4096 bytes, zeros beyond the length and
-//!   in holes, so that equal content has equal sums whatever the way it came about. `digest` is `crc32` over the sums, little-endian.
+//!   in holes, so that equal content has equal sums whatever the way it came about. `digest` is `crc32` over the sums, little-endian, and
+//!   the chunk's contenders.
 //! * A block found damaged is remembered until it is overwritten whole: its sum is then *reported* (`BlockSums`, `digest`) as its
 //!   complement, so that the next comparison with another member repairs it.
 //!
-//! An empty chunk (`Cut` to 0) and an absent chunk are the same to every reader: `List`, `BlockSums` and `Highest` leave empty ones out.
-//! `Cut` and `Zero` of an absent chunk change nothing but numbers. `GroupState.complete` is not used by the core (shard 0's `in_sync`
+//! An empty chunk (`Cut` to 0) and an absent chunk are the same to every reader: `List`, `BlockSums` and `Highest` leave empty ones out,
+//! but for the first two when it has contenders. `Cut` and `Zero` of an absent chunk change nothing but numbers and contenders. `GroupState.complete` is not used by the core (shard 0's `in_sync`
 //! decides who is complete): always say true.
 
+pub use crate::contenders::{Contenders, Made};
 use bytes::Bytes;
 use holdfast_types::{ChunkIndex, ChunkKey, Generation, GroupId, InodeId, OpNumber, Sequence, SessionId, VolumeId};
-pub use holdfast_wire::group::KeyRange;
+pub use holdfast_wire::group::{KeyRange, Origin};
 
 /// A numbered change of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +46,8 @@ pub struct LocalOp {
     pub number: OpNumber,
     /// Every number up to here is held durably by all members in sync, as far as this member has heard.
     pub settled: OpNumber,
-    /// The session and sequence it came from (`SessionId::NONE` for what members do among themselves).
-    pub origin: (SessionId, Sequence),
+    /// Where it came from. The chunk remembers a contended change: see [`crate::contenders`].
+    pub origin: Origin,
     /// What changes.
     pub change: Change,
 }
@@ -101,6 +103,13 @@ pub enum Change {
         /// Which.
         volume: VolumeId,
     },
+    /// The chunk remembers exactly these contended changes (resync).
+    Contenders {
+        /// Which chunk.
+        chunk: ChunkKey,
+        /// Which.
+        contenders: Contenders,
+    },
     /// Nothing but the number, and the settled number, change.
     Mark,
 }
@@ -112,6 +121,7 @@ impl Change {
             Self::Write { chunk, .. }
             | Self::Zero { chunk, .. }
             | Self::Cut { chunk, .. }
+            | Self::Contenders { chunk, .. }
             | Self::DeleteChunk { chunk } => Some(KeyRange::chunk(chunk)),
             Self::Delete { volume, inode, generation, from } => Some(KeyRange::tail(volume, inode, generation, from)),
             Self::DeleteVolume { volume } => Some(KeyRange::volume(volume)),
@@ -128,6 +138,7 @@ impl Change {
             | Self::Delete { .. }
             | Self::DeleteChunk { .. }
             | Self::DeleteVolume { .. }
+            | Self::Contenders { .. }
             | Self::Mark => 0,
         }
     }
@@ -169,6 +180,17 @@ pub enum LocalCommand {
         /// Which chunk.
         chunk: ChunkKey,
     },
+    /// Whether a contended change of a chunk was made. Outcome: `Contended`.
+    Contended {
+        /// Which group.
+        group: GroupId,
+        /// Which chunk.
+        chunk: ChunkKey,
+        /// Whose change.
+        session: SessionId,
+        /// Which.
+        sequence: Sequence,
+    },
     /// The highest chunk of a generation at or above an index. Outcome: `Highest`.
     Highest {
         /// Which group.
@@ -209,10 +231,15 @@ pub enum LocalOutcome {
         /// As listed.
         chunks: Vec<ChunkSummary>,
     },
-    /// A chunk's block sums, if it is there and not empty.
+    /// What a chunk is like, if it is there and neither empty nor contended.
     Sums {
-        /// Length in bytes; a sum for each block that has a byte below the length.
-        found: Option<(u32, Vec<u32>)>,
+        /// See there.
+        found: Option<ChunkSums>,
+    },
+    /// Whether a contended change was made.
+    Contended {
+        /// See there.
+        made: Made,
     },
     /// The highest chunk and its length.
     Highest {
@@ -239,6 +266,17 @@ pub struct GroupState {
     pub complete: bool,
 }
 
+/// A chunk, to be compared with another member's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChunkSums {
+    /// Length in bytes.
+    pub length: u32,
+    /// A sum for each block that has a byte below the length.
+    pub sums: Vec<u32>,
+    /// Last contended changes.
+    pub contenders: Contenders,
+}
+
 /// A chunk as the store holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkSummary {
@@ -248,7 +286,7 @@ pub struct ChunkSummary {
     pub length: u32,
     /// Number of the last change.
     pub number: OpNumber,
-    /// CRC-32 of the block sums: equal summaries mean equal chunks.
+    /// CRC-32 of the block sums and then of the contenders ([`Contenders::summed`]): equal summaries mean equal chunks.
     pub digest: u32,
 }
 

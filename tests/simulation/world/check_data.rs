@@ -93,7 +93,11 @@ impl Sim {
                         let from = (at as u64 * SLOT_BYTES).min(bytes.len() as u64) as usize;
                         let to = (from + SLOT_BYTES as usize).min(bytes.len());
                         let value = value_in(slot, &bytes[from..to]).map_err(|what| {
-                            format!("client {} reads {inode} at {}: {what}", record.client, record.invoked_at)
+                            let story = self.story_of(inode, slot);
+                            format!(
+                                "client {} reads {inode} at {}: {what}\n  {story}",
+                                record.client, record.invoked_at
+                            )
                         })?;
                         touches.entry((inode, slot)).or_default().push(self.touch(record, false, value));
                         values += 1;

@@ -12,7 +12,7 @@ use holdfast_storage_core::{Config, Effect, Input, StorageCore};
 use holdfast_storage_server::chunk_store::{CheckpointJob, ChunkStore, DiskIdentity, StoreOptions};
 use holdfast_store::MemoryTable;
 use holdfast_types::prng::mix;
-use holdfast_types::{ClusterId, DiskId, Incarnation, MapVersion, MemberId, NodeId, SessionId};
+use holdfast_types::{ClusterId, DiskId, Incarnation, MapVersion, NodeId, SessionId};
 use holdfast_wire::chunk::ChunkAnswer;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -65,11 +65,6 @@ impl Node {
     pub(super) fn new(id: u64, actor: Actor, seed: u64) -> Self {
         let disk = MemoryDisk::new(mix(seed ^ mix(id + 100)));
         Self { id: NodeId(id), actor, disk, table: MemoryTable::new(), life: None, starts: 0 }
-    }
-
-    pub(super) fn member(&self) -> Option<MemberId> {
-        let incarnation = self.life.as_ref()?.incarnation;
-        Some(MemberId { node: self.id, disk: DISK, incarnation })
     }
 }
 

@@ -184,6 +184,8 @@ impl MetadataCore {
             snapshot: SnapshotNumber(0),
             group,
             epoch,
+            contended: false,
+            repeated: false,
             op,
         };
         let job = sequence.0;

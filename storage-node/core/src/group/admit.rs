@@ -6,9 +6,9 @@
 
 use crate::book::Ctx;
 use crate::change;
-use crate::group::base::Base;
-use crate::group::primary::{Phase, Primary};
-use crate::local::Change;
+use crate::group::base::{Base, Tag};
+use crate::group::primary::{self, Phase, Primary};
+use crate::local::{Change, LocalCommand, LocalError, LocalOutcome, Made, Origin};
 use crate::span::Span;
 use bytes::Bytes;
 use holdfast_types::{Instant, MemberId, Sequence, SessionId};
@@ -19,10 +19,22 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) id: u64,
-    pub(crate) origin: (SessionId, Sequence),
+    pub(crate) origin: Origin,
     pub(crate) wanted: Wanted,
+    pub(crate) lookup: Lookup,
     /// When it is told that it waited in vain.
     pub(crate) expires: Instant,
+}
+
+/// Whether the disk must first say if a repeated change was made under an earlier primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// No, or it has said.
+    Done,
+    /// It is to be asked.
+    Due,
+    /// It is being asked.
+    Asked,
 }
 
 /// Most changes of a session at or above its floor that a group remembers. As many as the metadata service keeps answers.
@@ -33,11 +45,26 @@ const RECENT_MAX: usize = holdfast_types::limits::ANSWERS_PER_SESSION_MAX;
 pub(crate) struct Known {
     /// The highest floor it named.
     pub(crate) floor: Sequence,
-    /// What its changes at or above the floor touch.
-    recent: BTreeMap<Sequence, Span>,
+    /// Its changes at or above the floor.
+    recent: BTreeMap<Sequence, Recent>,
+}
+
+/// A change that came to this primary.
+#[derive(Debug)]
+struct Recent {
+    span: Span,
+    /// It was answered: made, and held by all who count.
+    committed: bool,
 }
 
 impl Known {
+    /// A change was acknowledged.
+    pub(crate) fn committed(&mut self, sequence: Sequence) {
+        if let Some(recent) = self.recent.get_mut(&sequence) {
+            recent.committed = true;
+        }
+    }
+
     fn raise_floor(&mut self, floor: Sequence) {
         if floor > self.floor {
             self.floor = floor;
@@ -65,12 +92,12 @@ impl Primary {
         payload: &Bytes,
         deadline: Instant,
     ) {
-        let origin = (request.session, request.sequence);
+        let origin = Origin { session: request.session, sequence: request.sequence, contended: request.contended };
         let known = self.sessions.entry(request.session).or_default();
         known.raise_floor(request.floor);
         let expires = deadline.min(ctx.now + ctx.config.limits.request_wait);
         if !request.op.is_change() {
-            let waiting = Waiting { id, origin, wanted: Wanted::Read(request.op), expires };
+            let waiting = Waiting { id, origin, wanted: Wanted::Read(request.op), lookup: Lookup::Done, expires };
             return self.enqueue(base, ctx, waiting);
         }
         if request.session != SessionId::SERVICE && request.sequence == Sequence(0) {
@@ -80,38 +107,89 @@ impl Primary {
         if request.sequence < known.floor {
             return ctx.refuse(id, Refusal::StaleSequence);
         }
-        let change = match change::from_client(&request.op, payload) {
+        let mut change = match change::from_client(&request.op, payload) {
             Ok(change) => change,
             Err(refusal) => return ctx.refuse(id, refusal),
         };
         if self.joins(ctx, id, origin, &change) {
             return;
         }
-        let span = Span::of(&change);
+        let mut span = Span::of(&change);
+        let recent = self.sessions.get(&origin.session).and_then(|known| known.recent.get(&origin.sequence));
+        let (seen, committed) = (recent.is_some(), recent.is_some_and(|recent| recent.committed));
         if request.session != SessionId::SERVICE
             && let Err(refusal) = self.in_session_order(ctx, origin, span)
         {
             return ctx.refuse(id, refusal);
         }
-        self.enqueue(base, ctx, Waiting { id, origin, wanted: Wanted::Change(change, span), expires });
+        let mut lookup = Lookup::Done;
+        if committed {
+            // A repetition whose first answer was lost, or a late copy of it: others may have changed the bytes since.
+            (change, span) = (Change::Mark, Span::Nothing);
+        } else if origin.contended && (request.repeated || seen) {
+            lookup = Lookup::Due;
+        }
+        self.enqueue(base, ctx, Waiting { id, origin, wanted: Wanted::Change(change, span), lookup, expires });
+    }
+
+    /// The disk says whether a repeated change was made under an earlier primary.
+    pub(crate) fn looked_up(
+        &mut self,
+        base: &mut Base,
+        ctx: &mut Ctx<'_>,
+        origin: (SessionId, Sequence),
+        result: Result<LocalOutcome, LocalError>,
+    ) {
+        let asked = |waiting: &Waiting| waiting.origin.key() == origin && waiting.lookup == Lookup::Asked;
+        let Some(at) = self.waiting.iter().position(asked) else { return };
+        let waiting = &mut self.waiting[at];
+        let refusal = match result {
+            Ok(LocalOutcome::Contended { made: Made::No }) => {
+                waiting.lookup = Lookup::Done;
+                return self.pump(base, ctx);
+            }
+            Ok(LocalOutcome::Contended { made: Made::Yes }) => {
+                // It takes a number all the same: answered when all who count now hold what this disk holds.
+                ctx.book.bytes -= waiting.bytes();
+                waiting.wanted = Wanted::Change(Change::Mark, Span::Nothing);
+                waiting.lookup = Lookup::Done;
+                return self.pump(base, ctx);
+            }
+            Ok(LocalOutcome::Contended { made: Made::Unknown }) => Refusal::Unknown,
+            Ok(other) => unreachable!("{other:?} does not say whether a change was made"),
+            Err(error) => primary::refusal(error),
+        };
+        if let Some(waiting) = self.waiting.remove(at) {
+            ctx.book.bytes -= waiting.bytes();
+            ctx.refuse(waiting.id, refusal);
+        }
+    }
+
+    /// What the disk was asked is forgotten.
+    pub(crate) fn look_up_again(&mut self) {
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.lookup == Lookup::Asked) {
+            waiting.lookup = Lookup::Due;
+        }
     }
 
     /// A repetition of what is under way takes the place of the first: one operation, answered to the newest request.
-    fn joins(&mut self, ctx: &mut Ctx<'_>, id: u64, origin: (SessionId, Sequence), change: &Change) -> bool {
+    fn joins(&mut self, ctx: &mut Ctx<'_>, id: u64, origin: Origin, change: &Change) -> bool {
         let superseded = || Refusal::NotServing { reason: "repeated by a later request".into() };
-        if let Some(op) = self.index.get(&origin).and_then(|count| self.ops.get_mut(count))
-            && op.change == *change
+        // A mark stands for a change that was made before.
+        let same = |other: &Change| other == change || *other == Change::Mark;
+        if let Some(op) = self.index.get(&origin.key()).and_then(|count| self.ops.get_mut(count))
+            && same(&op.change)
         {
             if let Some(older) = op.request.replace(id) {
                 ctx.refuse(older, superseded());
             }
             return true;
         }
-        let same = |waiting: &&mut Waiting| match &waiting.wanted {
-            Wanted::Change(other, _) => waiting.origin == origin && other == change,
+        let waits = |waiting: &&mut Waiting| match &waiting.wanted {
+            Wanted::Change(other, _) => waiting.origin.key() == origin.key() && same(other),
             Wanted::Read(_) => false,
         };
-        if let Some(waiting) = self.waiting.iter_mut().find(same) {
+        if let Some(waiting) = self.waiting.iter_mut().find(waits) {
             let older = std::mem::replace(&mut waiting.id, id);
             ctx.refuse(older, superseded());
             return true;
@@ -123,24 +201,21 @@ impl Primary {
     /// copy, whatever the floor (which a slow change elsewhere may keep low), and must not undo what came after it.
     ///
     /// Only this epoch need be remembered: what was sent before a change that names this epoch names no later one.
-    fn in_session_order(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        origin: (SessionId, Sequence),
-        span: Span,
-    ) -> Result<(), Refusal> {
-        let known = self.sessions.entry(origin.0).or_default();
-        let later = known.recent.range(origin.1.next()..);
-        if later.into_iter().any(|(_, other)| other.overlaps(&span)) {
+    fn in_session_order(&mut self, ctx: &mut Ctx<'_>, origin: Origin, span: Span) -> Result<(), Refusal> {
+        let Origin { session, sequence, .. } = origin;
+        let known = self.sessions.entry(session).or_default();
+        let later = known.recent.range(sequence.next()..);
+        if later.into_iter().any(|(_, other)| other.span.overlaps(&span)) {
             return Err(Refusal::StaleSequence);
         }
-        if known.recent.len() >= RECENT_MAX && !known.recent.contains_key(&origin.1) {
+        if known.recent.len() >= RECENT_MAX && !known.recent.contains_key(&sequence) {
             return Err(Refusal::NotServing { reason: "too many changes of the session since its floor".into() });
         }
-        known.recent.insert(origin.1, span);
+        known.recent.entry(sequence).or_insert(Recent { span, committed: false });
         let mut stale = Vec::new();
         self.waiting.retain(|waiting| {
-            let late = waiting.origin.0 == origin.0 && waiting.origin.1 < origin.1 && waiting.overlaps(&span);
+            let other = waiting.origin;
+            let late = other.session == session && other.sequence < sequence && waiting.overlaps(&span);
             if late {
                 stale.push((waiting.id, waiting.bytes()));
             }
@@ -191,7 +266,8 @@ impl Primary {
             let Wanted::Change(change, span) = &self.waiting[at].wanted else { break };
             let grows = matches!(change, Change::Write { .. });
             let blocked = span.keys().is_some_and(|keys| self.held.range(keys.first..=keys.last).next().is_some());
-            if blocked {
+            if blocked || self.waiting[at].lookup != Lookup::Done {
+                self.look_up(base, ctx, at);
                 at += 1;
                 continue;
             }
@@ -205,6 +281,17 @@ impl Primary {
                 self.sequence(base, ctx, origin, change, Some(id));
             }
         }
+    }
+
+    /// Asks the disk whether a waiting change was made under an earlier primary, if that is to be known.
+    fn look_up(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, at: usize) {
+        let waiting = &mut self.waiting[at];
+        let Wanted::Change(change, _) = &waiting.wanted else { return };
+        let Some(keys) = change.keys().filter(|_| waiting.lookup == Lookup::Due) else { return };
+        waiting.lookup = Lookup::Asked;
+        let (session, sequence) = waiting.origin.key();
+        let command = LocalCommand::Contended { group: base.group, chunk: keys.first, session, sequence };
+        base.local(ctx, command, Tag::Contended(session, sequence));
     }
 
     /// Why nothing may be acknowledged to clients, if so: too few members would hold it.
@@ -296,10 +383,10 @@ impl Primary {
         let over = |session: SessionId| session != SessionId::SERVICE && map.session(session).is_none();
         for queue in [&mut self.waiting, &mut self.waiting_reads] {
             queue.retain_mut(|waiting| {
-                if over(waiting.origin.0) {
+                if over(waiting.origin.session) {
                     ended.push((waiting.id, waiting.bytes()));
                 }
-                !over(waiting.origin.0)
+                !over(waiting.origin.session)
             });
         }
         self.reads.open.retain(|_, read| {

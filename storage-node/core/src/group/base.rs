@@ -3,7 +3,7 @@
 use crate::book::Ctx;
 use crate::local::{LocalCommand, LocalOp, Ticket};
 use bytes::Bytes;
-use holdfast_types::{ChunkKey, GroupId, MemberId, OpCount, OpNumber};
+use holdfast_types::{ChunkKey, GroupId, MemberId, OpCount, OpNumber, Sequence, SessionId};
 use holdfast_wire::group::{GroupBody, GroupMessage};
 use holdfast_wire::map::View;
 use std::collections::BTreeMap;
@@ -19,6 +19,8 @@ pub(crate) enum Tag {
     Old,
     /// A client's read.
     Read(u64),
+    /// Whether a session's change was made under an earlier primary.
+    Contended(SessionId, Sequence),
     /// What changed here, for this primary's own reconciling.
     OwnChanges,
     /// What changed here, for a report.
@@ -40,6 +42,7 @@ impl Tag {
         match self {
             Self::Own(_) | Self::Item(_) | Self::Old => true,
             Self::Read(_)
+            | Self::Contended(..)
             | Self::OwnChanges
             | Self::ReportChanges
             | Self::RepairList(_)

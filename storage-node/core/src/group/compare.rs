@@ -3,7 +3,7 @@
 use crate::book::Ctx;
 use crate::group::base::{Base, Tag};
 use crate::group::member::Member;
-use crate::local::{ChunkSummary, KeyRange, LocalCommand, LocalError, LocalOutcome};
+use crate::local::{ChunkSummary, ChunkSums, KeyRange, LocalCommand, LocalError, LocalOutcome};
 use bytes::Bytes;
 use holdfast_types::ChunkKey;
 use holdfast_wire::group::{COMPARE_CHUNKS_MAX, ChunkDigest, Difference, GroupBody};
@@ -76,7 +76,8 @@ impl Member {
         }
         // What is left of theirs is absent here.
         let absent = comparison.theirs.keys().filter(|chunk| **chunk <= through);
-        let absent = absent.map(|chunk| Difference { chunk: *chunk, length: 0, sums: Vec::new() });
+        let absent =
+            absent.map(|chunk| Difference { chunk: *chunk, length: 0, sums: Vec::new(), contenders: Vec::new() });
         comparison.found.extend(absent);
         for chunk in comparison.summing.clone() {
             let command = LocalCommand::BlockSums { group: base.group, chunk };
@@ -97,11 +98,13 @@ impl Member {
         if !comparison.summing.remove(&chunk) {
             return;
         }
-        let (length, sums) = match result {
+        let ChunkSums { length, sums, contenders } = match result {
             Ok(LocalOutcome::Sums { found }) => found.unwrap_or_default(),
-            Ok(_) | Err(_) => (u32::MAX, Vec::new()), // Unknown: all of it is to be copied.
+            // Unknown: all of it is to be copied.
+            Ok(_) | Err(_) => ChunkSums { length: u32::MAX, ..ChunkSums::default() },
         };
-        comparison.found.push(Difference { chunk, length, sums });
+        let contenders = contenders.list().to_vec();
+        comparison.found.push(Difference { chunk, length, sums, contenders });
         self.compared(base, ctx);
     }
 

@@ -10,15 +10,15 @@ use crate::group::base::{Base, Tag};
 use crate::group::compare::Comparison;
 use crate::local::{Change, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome};
 use bytes::Bytes;
-use holdfast_types::{Instant, MemberId, OpNumber, Sequence, SessionId};
-use holdfast_wire::group::{CHANGED_RANGES_MAX, GroupBody};
+use holdfast_types::{Instant, MemberId, OpNumber, SessionId};
+use holdfast_wire::group::{CHANGED_RANGES_MAX, GroupBody, Origin};
 use holdfast_wire::metadata::Request;
 use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Debug)]
 struct Held {
     number: OpNumber,
-    origin: (SessionId, Sequence),
+    origin: Origin,
     change: Change,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct Arrived {
     pub(crate) stream: u64,
     pub(crate) position: u64,
     pub(crate) number: OpNumber,
-    pub(crate) origin: (SessionId, Sequence),
+    pub(crate) origin: Origin,
     pub(crate) change: Option<Change>,
 }
 
@@ -177,7 +177,7 @@ impl Member {
         let position = self.received;
         let Held { number, origin, change } = item;
         let mutations = ctx.config.mutations;
-        if mutations.counts_reused && origin.0 != SessionId::NONE && number.count <= base.last.count {
+        if mutations.counts_reused && origin.session != SessionId::NONE && number.count <= base.last.count {
             // "Seen before": but it was another epoch's operation of that count.
             self.given.push_back((position, true));
             return self.count_durable(base, ctx);

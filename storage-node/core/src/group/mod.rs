@@ -210,6 +210,9 @@ impl Group {
                 match tag {
                     Tag::Own(count) => primary.own_done(base, ctx, count, result.map(drop)),
                     Tag::Read(key) => primary.read_done(base, ctx, key, result),
+                    Tag::Contended(session, sequence) => {
+                        primary.looked_up(base, ctx, (session, sequence), result);
+                    }
                     Tag::OwnChanges => primary.own_changes(base, ctx, result),
                     Tag::RepairList(member) => primary.listed(base, ctx, member, result),
                     Tag::CopySums(member, chunk) => primary.summed(base, ctx, (member, chunk), result),

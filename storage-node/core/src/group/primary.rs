@@ -19,7 +19,7 @@ use crate::group::read::Reads;
 use crate::group::reconcile::Query;
 use crate::group::repair::Repair;
 use crate::group::stream::{Ack, StreamOut};
-use crate::local::{Change, LocalError, LocalOp};
+use crate::local::{Change, LocalError, LocalOp, Origin};
 use crate::span::Span;
 use bytes::Bytes;
 use holdfast_types::{ChunkKey, Instant, MapVersion, MemberId, OpCount, OpNumber, Sequence, SessionId};
@@ -43,7 +43,7 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct PendingOp {
     pub(crate) number: OpNumber,
-    pub(crate) origin: (SessionId, Sequence),
+    pub(crate) origin: Origin,
     pub(crate) change: Change,
     pub(crate) span: Span,
     /// Who is told, if anybody still waits.
@@ -190,7 +190,7 @@ impl Primary {
         &mut self,
         base: &mut Base,
         ctx: &mut Ctx<'_>,
-        origin: (SessionId, Sequence),
+        origin: Origin,
         change: Change,
         request: Option<u64>,
     ) {
@@ -210,8 +210,8 @@ impl Primary {
             stream.push(base, ctx, number, origin, &change, true);
         }
         self.window_bytes += change.bytes();
-        if origin.1 != Sequence(0) {
-            self.index.insert(origin, count);
+        if origin.sequence != Sequence(0) {
+            self.index.insert(origin.key(), count);
         }
         let span = Span::of(&change);
         let pending =
@@ -287,8 +287,13 @@ impl Primary {
         let bytes = op.change.bytes();
         self.window_bytes -= bytes;
         ctx.book.bytes -= bytes;
-        if self.index.get(&op.origin) == Some(&op.number.count) {
-            self.index.remove(&op.origin);
+        if self.index.get(&op.origin.key()) == Some(&op.number.count) {
+            self.index.remove(&op.origin.key());
+        }
+        if refusal.is_none()
+            && let Some(known) = self.sessions.get_mut(&op.origin.session)
+        {
+            known.committed(op.origin.sequence);
         }
         let Some(request) = op.request else { return };
         match refusal {
@@ -302,7 +307,7 @@ impl Primary {
         let over = |session: SessionId| {
             session != SessionId::SERVICE && session != SessionId::NONE && ctx.map.session(session).is_none()
         };
-        if let Some((count, _)) = self.ops.iter().rev().find(|(_, op)| over(op.origin.0)) {
+        if let Some((count, _)) = self.ops.iter().rev().find(|(_, op)| over(op.origin.session)) {
             self.fences.push((ctx.map.version, *count));
             *ctx.book.fences.entry(ctx.map.version).or_default() += 1;
         }

@@ -71,7 +71,7 @@ impl Primary {
         let key = self.reads.next;
         let round = self.reads.started + 1;
         self.reads.wanted = round;
-        let (id, session, expires) = (waiting.id, waiting.origin.0, waiting.expires);
+        let (id, session, expires) = (waiting.id, waiting.origin.session, waiting.expires);
         self.reads.open.insert(key, ReadOp { id, session, span, round, outcome: None, expires });
         base.local(ctx, command, Tag::Read(key));
         if self.reads.started == self.reads.confirmed {

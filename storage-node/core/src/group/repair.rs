@@ -15,10 +15,12 @@ use crate::book::Ctx;
 use crate::group::admit::{Waiting, Wanted};
 use crate::group::base::{Base, Tag};
 use crate::group::primary::{PendingOp, Primary};
-use crate::local::{Change, ChunkSummary, KeyRange, LocalCommand, LocalError, LocalOutcome};
+use crate::local::{
+    Change, ChunkSummary, ChunkSums, Contenders, KeyRange, LocalCommand, LocalError, LocalOutcome, Origin,
+};
 use bytes::Bytes;
 use holdfast_types::limits::BLOCK_BYTES;
-use holdfast_types::{ChunkKey, Instant, MemberId, OpCount, Sequence, SessionId};
+use holdfast_types::{ChunkKey, Instant, MemberId, OpCount};
 use holdfast_wire::group::{COMPARE_CHUNKS_MAX, ChunkDigest, Difference, GroupBody};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -63,7 +65,7 @@ enum Stage {
     /// This disk sums.
     Summing,
     /// This disk reads: where each run starts, its length and what was read.
-    Reading { length: u32, runs: BTreeMap<u32, Run> },
+    Reading { length: u32, runs: BTreeMap<u32, Run>, contenders: Contenders },
 }
 
 impl Repair {
@@ -241,14 +243,14 @@ impl Primary {
             return;
         };
         let Ok(LocalOutcome::Sums { found }) = result else { return self.cannot_copy(base, ctx, member, chunk) };
-        let (length, sums) = found.unwrap_or_default();
+        let ChunkSums { length, sums, contenders } = found.unwrap_or_default();
         let mut runs = BTreeMap::new();
         for (from, run) in differing_runs(length, &sums, &copying.theirs) {
             let command = LocalCommand::Read { group: base.group, chunk, offset: from, length: run };
             base.local(ctx, command, Tag::CopyRead(member, chunk, from));
             runs.insert(from, (run, None));
         }
-        copying.stage = Stage::Reading { length, runs };
+        copying.stage = Stage::Reading { length, runs, contenders };
         self.copy_ready(base, ctx, member, chunk);
     }
 
@@ -278,15 +280,15 @@ impl Primary {
             return;
         };
         let Some(copying) = repair.copying.get(&chunk) else { return };
-        let Stage::Reading { length, runs } = &copying.stage else { return };
+        let Stage::Reading { length, runs, contenders } = &copying.stage else { return };
         if runs.values().any(|(_, read)| read.is_none()) {
             return;
         }
         // In the primary's order: after every operation that it has given to this stream.
         let number = base.number(OpCount(self.next_count.0 - 1));
-        let origin = (SessionId::NONE, Sequence(0));
+        let origin = Origin::MEMBERS;
         let theirs = copying.theirs.length;
-        if *length == 0 && theirs > 0 {
+        if *length == 0 && (theirs > 0 || !copying.theirs.contenders.is_empty()) {
             stream.push(base, ctx, number, origin, &Change::DeleteChunk { chunk }, false);
         } else if theirs > *length {
             stream.push(base, ctx, number, origin, &Change::Cut { chunk, length: *length }, false);
@@ -296,6 +298,10 @@ impl Primary {
                 let change = Change::Write { chunk, offset: *offset, sums: sums.clone(), bytes: bytes.clone() };
                 stream.push(base, ctx, number, origin, &change, false);
             }
+        }
+        if !contenders.is_empty() || !copying.theirs.contenders.is_empty() {
+            let change = Change::Contenders { chunk, contenders: contenders.clone() };
+            stream.push(base, ctx, number, origin, &change, false);
         }
         repair.copying.remove(&chunk);
         self.let_go(chunk);
@@ -380,7 +386,7 @@ mod tests {
 
     fn theirs(length: u32, sums: &[u32]) -> Difference {
         let chunk = KeyRange::ALL.first;
-        Difference { chunk, length, sums: sums.to_vec() }
+        Difference { chunk, length, sums: sums.to_vec(), contenders: Vec::new() }
     }
 
     #[test]

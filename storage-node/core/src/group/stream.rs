@@ -8,15 +8,15 @@ use crate::change;
 use crate::group::base::Base;
 use crate::local::Change;
 use bytes::Bytes;
-use holdfast_types::{Instant, MemberId, OpCount, OpNumber, Sequence, SessionId};
-use holdfast_wire::group::{GroupBody, GroupChange};
+use holdfast_types::{Instant, MemberId, OpCount, OpNumber};
+use holdfast_wire::group::{GroupBody, GroupChange, Origin};
 use std::collections::VecDeque;
 
 #[derive(Debug)]
 struct Item {
     position: u64,
     number: OpNumber,
-    origin: (SessionId, Sequence),
+    origin: Origin,
     change: GroupChange,
     payload: Bytes,
     /// An operation of the group, rather than a copy for this member.
@@ -104,7 +104,7 @@ impl StreamOut {
         base: &Base,
         ctx: &mut Ctx<'_>,
         number: OpNumber,
-        origin: (SessionId, Sequence),
+        origin: Origin,
         change: &Change,
         operation: bool,
     ) {

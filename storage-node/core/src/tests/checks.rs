@@ -95,6 +95,8 @@ fn request(op: ChunkOp) -> ChunkRequest {
         snapshot: SnapshotNumber(0),
         group: GroupId(0),
         epoch: Epoch(2),
+        contended: false,
+        repeated: false,
         op,
     }
 }

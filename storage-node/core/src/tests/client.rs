@@ -224,6 +224,8 @@ impl Client {
             snapshot: SnapshotNumber(0),
             group: open.group,
             epoch: view.epoch,
+            contended: false,
+            repeated: false,
             op: open.op.clone(),
         };
         let (node, attempt, payload) = (view.primary.node, self.next_attempt, open.payload.clone());

@@ -65,6 +65,8 @@ fn raw(world: &World, epoch: Epoch, op: ChunkOp) -> ChunkRequest {
         snapshot: SnapshotNumber(0),
         group: G,
         epoch,
+        contended: false,
+        repeated: false,
         op,
     }
 }
@@ -518,4 +520,36 @@ fn a_late_copy_never_undoes_a_later_change_even_above_the_floor() {
         let refused = world.probes[&probe] == ChunkAnswer::Refused(Refusal::StaleSequence);
         assert_eq!(refused, stale, "#{sequence} at {offset}");
     }
+}
+
+/// Two sessions share a chunk. The answer to one's write is lost, another node becomes primary, the other session writes the same bytes,
+/// and the first sends its write again.
+#[test]
+fn a_contended_change_whose_answer_was_lost_is_not_made_again_over_what_others_wrote() {
+    let mut world = quiet(21, 3, 3, Mutations::default());
+    let second = world.client(8);
+    world.clients[second].manual = true;
+    world.run(100);
+    let old = primary(&world);
+    let chunk = ChunkKey { inode: holdfast_types::InodeId(9_000), ..world.clients[0].chunk(0) };
+    let sessions = [world.clients[0].session, world.clients[second].session];
+    let put = |world: &mut World, session: usize, byte: u8, repeated: bool| {
+        let bytes = bytes::Bytes::from(vec![byte; 6000]);
+        let op = ChunkOp::Write { chunk, offset: 100, sums: holdfast_types::checksum::piece_sums(100, &bytes) };
+        let epoch = world.authority.map.views[0].epoch;
+        let request = ChunkRequest { contended: true, repeated, session: sessions[session], ..raw(world, epoch, op) };
+        let probe = world.probe(primary(world), request, bytes);
+        world.until("the write is answered", 10_000, |w| w.probes.contains_key(&probe));
+        world.probes[&probe].clone()
+    };
+    assert!(matches!(put(&mut world, 0, 1, false), ChunkAnswer::Done { .. }));
+    world.unled.insert(old);
+    world.until("another is primary", 10_000, |w| primary(w) != old && in_sync(w) >= 2);
+    world.run(500);
+    assert!(matches!(put(&mut world, 1, 2, false), ChunkAnswer::Done { .. }));
+    assert!(matches!(put(&mut world, 0, 1, true), ChunkAnswer::Done { .. }));
+    let now = primary(&world);
+    let content = world.nodes[now].store.content(G, chunk);
+    assert!(content[100..].iter().all(|byte| *byte == 2), "the repetition undid what another session wrote");
+    world.settle();
 }

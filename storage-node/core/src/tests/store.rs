@@ -1,13 +1,14 @@
 //! A store in memory: what was given, what is durable, what a crash leaves.
 
 use crate::local::{
-    Change, ChunkSummary, GroupState, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome, Ticket,
+    Change, ChunkSummary, ChunkSums, Contenders, GroupState, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome,
+    Ticket,
 };
 use bytes::Bytes;
 use holdfast_types::checksum::{crc32, piece_sums};
 use holdfast_types::prng::Prng;
 use holdfast_types::{ChunkKey, GroupId, OpNumber};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub(crate) const BLOCK: usize = 4096;
 
@@ -17,6 +18,7 @@ pub(crate) struct StoredGroup {
     pub(crate) settled: OpNumber,
     unsettled: Vec<(OpNumber, KeyRange)>,
     pub(crate) chunks: BTreeMap<ChunkKey, Vec<u8>>,
+    pub(crate) contenders: BTreeMap<ChunkKey, Contenders>,
 }
 
 /// Durable content, and commands that are not done.
@@ -38,8 +40,9 @@ pub(crate) fn sums(content: &[u8]) -> Vec<u32> {
     content.chunks(BLOCK).map(sum).collect()
 }
 
-fn digest(content: &[u8]) -> u32 {
-    crc32(&sums(content).iter().flat_map(|sum| sum.to_le_bytes()).collect::<Vec<u8>>())
+fn digest(content: &[u8], contenders: &Contenders) -> u32 {
+    let sums = sums(content);
+    crc32(&sums.iter().flat_map(|sum| sum.to_le_bytes()).chain(contenders.summed()).collect::<Vec<u8>>())
 }
 
 /// Applies a change to chunks, as any store must.
@@ -71,8 +74,24 @@ pub(crate) fn apply(chunks: &mut BTreeMap<ChunkKey, Vec<u8>>, change: &Change) {
             let keys = change.keys().expect("deletes name keys");
             chunks.retain(|chunk, _| !keys.contains(*chunk));
         }
+        Change::Contenders { .. } | Change::Mark => {}
+    }
+}
+
+/// As [`apply`], for what chunks know of contended changes.
+fn note(all: &mut BTreeMap<ChunkKey, Contenders>, op: &LocalOp) {
+    match &op.change {
+        Change::Write { chunk, .. } | Change::Zero { chunk, .. } | Change::Cut { chunk, .. } => {
+            all.entry(*chunk).or_default().note(op.origin);
+        }
+        Change::Delete { .. } | Change::DeleteChunk { .. } | Change::DeleteVolume { .. } => {
+            let keys = op.change.keys().expect("deletes name keys");
+            all.retain(|chunk, _| !keys.contains(*chunk));
+        }
+        Change::Contenders { chunk, contenders } => drop(all.insert(*chunk, contenders.clone())),
         Change::Mark => {}
     }
+    all.retain(|_, contenders| !contenders.is_empty());
 }
 
 impl FakeStore {
@@ -89,6 +108,10 @@ impl FakeStore {
 
     pub(crate) fn content(&self, group: GroupId, chunk: ChunkKey) -> &[u8] {
         self.groups.get(&group).and_then(|g| g.chunks.get(&chunk)).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn contenders(&self, group: GroupId, chunk: ChunkKey) -> Contenders {
+        self.groups.get(&group).and_then(|g| g.contenders.get(&chunk)).cloned().unwrap_or_default()
     }
 
     /// Chunks that are not empty.
@@ -145,6 +168,7 @@ impl FakeStore {
         let settled = stored.settled;
         stored.unsettled.retain(|(number, _)| *number > settled);
         apply(&mut stored.chunks, &op.change);
+        note(&mut stored.contenders, &op);
     }
 
     fn answer(&self, command: &LocalCommand) -> LocalOutcome {
@@ -160,20 +184,28 @@ impl FakeStore {
                 LocalOutcome::Data { sums: piece_sums(*offset, &bytes), bytes }
             }
             LocalCommand::List { group, range, limit } => {
-                let summary = |(chunk, content): (&ChunkKey, &Vec<u8>)| ChunkSummary {
-                    chunk: *chunk,
-                    length: content.len() as u32,
+                let summary = |chunk: ChunkKey| ChunkSummary {
+                    chunk,
+                    length: self.content(*group, chunk).len() as u32,
                     number: OpNumber::default(),
-                    digest: digest(content),
+                    digest: digest(self.content(*group, chunk), &self.contenders(*group, chunk)),
                 };
-                let held = stored(group).chunks.range(range.first..=range.last);
-                let chunks = held.filter(|(_, c)| !c.is_empty()).map(summary).take(*limit as usize).collect();
+                let stored = stored(group);
+                let held = stored.chunks.range(range.first..=range.last).filter(|(_, c)| !c.is_empty());
+                let contended = stored.contenders.range(range.first..=range.last).map(|(chunk, _)| *chunk);
+                let keys: BTreeSet<ChunkKey> = held.map(|(chunk, _)| *chunk).chain(contended).collect();
+                let chunks = keys.into_iter().map(summary).take(*limit as usize).collect();
                 LocalOutcome::Chunks { chunks }
             }
             LocalCommand::BlockSums { group, chunk } => {
                 let content = self.content(*group, *chunk);
-                let found = (!content.is_empty()).then(|| (content.len() as u32, sums(content)));
-                LocalOutcome::Sums { found }
+                let contenders = self.contenders(*group, *chunk);
+                let length = content.len() as u32;
+                let there = !content.is_empty() || !contenders.is_empty();
+                LocalOutcome::Sums { found: there.then(|| ChunkSums { length, sums: sums(content), contenders }) }
+            }
+            LocalCommand::Contended { group, chunk, session, sequence } => {
+                LocalOutcome::Contended { made: self.contenders(*group, *chunk).made(*session, *sequence) }
             }
             LocalCommand::Highest { group, volume, inode, generation, from } => {
                 let keys = KeyRange::tail(*volume, *inode, *generation, *from);

@@ -40,6 +40,7 @@ impl Damage {
                 (chunk, offset / block..offset.saturating_add(length).div_ceil(block))
             }
             Change::Cut { chunk, length } => (chunk, length / block..u32::MAX),
+            Change::Contenders { .. } => return,
             Change::Delete { .. } | Change::DeleteChunk { .. } | Change::DeleteVolume { .. } | Change::Mark => {
                 if let Some(keys) = change.keys() {
                     self.blocks.retain(|(of, chunk), _| *of != group || !keys.contains(*chunk));

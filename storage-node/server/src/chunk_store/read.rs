@@ -9,11 +9,11 @@ use super::{Shared, cause, keys, rows};
 use crate::chunk_store::layout::BLOCK;
 use bytes::Bytes;
 use holdfast_journal::Disk;
-use holdfast_storage_core::local::{ChunkSummary, KeyRange, LocalCommand, LocalError, LocalOutcome};
+use holdfast_storage_core::local::{ChunkSummary, ChunkSums, KeyRange, LocalCommand, LocalError, LocalOutcome};
 use holdfast_store::{StoreError, View};
 use holdfast_types::checksum::crc32;
 use holdfast_types::limits::CHUNK_BYTES;
-use holdfast_types::{ChunkIndex, ChunkKey, GroupId, OpNumber};
+use holdfast_types::{ChunkIndex, ChunkKey, GroupId, OpNumber, Sequence, SessionId};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError};
 
@@ -67,6 +67,9 @@ impl<D: Disk> Reader<D> {
             LocalCommand::Read { group, chunk, offset, length } => self.read(group, chunk, offset, length),
             LocalCommand::List { group, range, limit } => self.or_fail(self.list(group, range, limit as usize)),
             LocalCommand::BlockSums { group, chunk } => self.or_fail(self.block_sums(group, chunk)),
+            LocalCommand::Contended { group, chunk, session, sequence } => {
+                self.or_fail(self.contended(group, chunk, session, sequence))
+            }
             LocalCommand::Highest { group, volume, inode, generation, from } => {
                 let range = keys::of_content(b'c', group, (volume, inode, generation), from);
                 self.or_fail(self.highest(range))
@@ -148,12 +151,12 @@ impl<D: Disk> Reader<D> {
             }
             let (key, value) = pair?;
             let row = ChunkRow::decode(&key, &value)?;
-            if row.length == 0 {
+            if row.is_empty() {
                 continue;
             }
             let (_, chunk) = keys::parse_chunk(&key).ok_or_else(|| Miss::Index(format!("index key {key:02x?}")))?;
             let sums = self.reported_sums(view.as_ref(), group, chunk, &row)?;
-            let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+            let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).chain(row.contenders.summed()).collect();
             chunks.push(ChunkSummary { chunk, length: row.length, number: row.number, digest: crc32(&bytes) });
         }
         Ok(LocalOutcome::Chunks { chunks })
@@ -161,10 +164,21 @@ impl<D: Disk> Reader<D> {
 
     fn block_sums(&self, group: GroupId, chunk: ChunkKey) -> Result<LocalOutcome, Miss> {
         let view = self.shared.table.snapshot();
-        let row = chunk_row(view.as_ref(), group, &chunk)?.filter(|row| row.length > 0);
+        let row = chunk_row(view.as_ref(), group, &chunk)?.filter(|row| !row.is_empty());
         let Some(row) = row else { return Ok(LocalOutcome::Sums { found: None }) };
         let sums = self.reported_sums(view.as_ref(), group, chunk, &row)?;
-        Ok(LocalOutcome::Sums { found: Some((row.length, sums)) })
+        Ok(LocalOutcome::Sums { found: Some(ChunkSums { length: row.length, sums, contenders: row.contenders }) })
+    }
+
+    fn contended(
+        &self,
+        group: GroupId,
+        chunk: ChunkKey,
+        session: SessionId,
+        sequence: Sequence,
+    ) -> Result<LocalOutcome, Miss> {
+        let row = chunk_row(self.shared.table.as_ref(), group, &chunk)?.unwrap_or_default();
+        Ok(LocalOutcome::Contended { made: row.contenders.made(session, sequence) })
     }
 
     /// Sums as other members are told: those of damaged blocks differ from everybody's.

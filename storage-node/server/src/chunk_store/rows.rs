@@ -5,7 +5,8 @@
 //! 'a'                                                        applied: format u8 | journal position u64
 //! 'k'                                                        checkpoint: format u8 | journal position u64
 //! 'c' group volume inode generation index born               chunk:   format u8 | length u32 | epoch u64 | count u64
-//!                                                                     | contenders u16 (0) | extents u16
+//!                                                                     | contenders u16 | extents u16
+//!                                                                     | { session u64 | sequence u64 }
 //!                                                                     | { at u16 | blocks u16 | file u32 | start u32 }
 //! 'g' group                                                  group:   format u8 | last 16 | settled 16 | 0 u8
 //! 'h' group epoch count                                      touched: codec version u8 | ranges of chunk keys
@@ -20,9 +21,9 @@
 //!   whether or not space is allocated for it.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use holdfast_storage_core::local::KeyRange;
+use holdfast_storage_core::local::{Contenders, KeyRange};
 use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BLOCKS};
-use holdfast_types::{Epoch, OpCount, OpNumber};
+use holdfast_types::{Epoch, OpCount, OpNumber, Sequence, SessionId};
 use holdfast_wire::codec;
 
 /// Format of every row's value.
@@ -73,6 +74,7 @@ pub(crate) struct ChunkRow {
     pub length: u32,
     pub number: OpNumber,
     pub extents: Vec<Extent>,
+    pub contenders: Contenders,
 }
 
 impl ChunkRow {
@@ -80,6 +82,11 @@ impl ChunkRow {
     pub fn extent_of(&self, block: u32) -> Option<&Extent> {
         let after = self.extents.partition_point(|extent| extent.at <= block);
         self.extents[..after].last().filter(|extent| block < extent.end())
+    }
+
+    /// As good as absent.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0 && self.contenders.is_empty()
     }
 
     /// Blocks that have space.
@@ -93,12 +100,17 @@ impl ChunkRow {
     }
 
     pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(25 + 12 * self.extents.len());
+        let contenders = self.contenders.list();
+        let mut out = BytesMut::with_capacity(25 + 12 * self.extents.len() + 16 * contenders.len());
         out.put_u8(FORMAT);
         out.put_u32_le(self.length);
         put_number(&mut out, self.number);
-        out.put_u16_le(0);
+        out.put_u16_le(contenders.len() as u16);
         out.put_u16_le(self.extents.len() as u16);
+        for (session, sequence) in contenders {
+            out.put_u64_le(session.0);
+            out.put_u64_le(sequence.0);
+        }
         for extent in &self.extents {
             out.put_u16_le(extent.at as u16);
             out.put_u16_le(extent.blocks as u16);
@@ -115,11 +127,14 @@ impl ChunkRow {
         }
         let length = value.get_u32_le();
         let number = get_number(&mut value);
-        let contenders = value.get_u16_le();
+        let contending = value.get_u16_le() as usize;
         let count = value.get_u16_le() as usize;
-        if contenders != 0 || value.len() != count * 12 {
+        if value.len() != contending * 16 + count * 12 {
             return Err(bad());
         }
+        let contenders =
+            (0..contending).map(|_| (SessionId(value.get_u64_le()), Sequence(value.get_u64_le()))).collect();
+        let contenders = Contenders::from_list(contenders).ok_or_else(bad)?;
         let extents: Vec<Extent> = (0..count)
             .map(|_| Extent {
                 at: u32::from(value.get_u16_le()),
@@ -130,7 +145,7 @@ impl ChunkRow {
             .collect();
         let ordered = extents.windows(2).all(|pair| pair[0].end() <= pair[1].at);
         let bounded = extents.iter().all(|extent| extent.blocks > 0 && extent.end() <= CHUNK_BLOCKS as u32);
-        if !ordered || !bounded { Err(bad()) } else { Ok(Self { length, number, extents }) }
+        if !ordered || !bounded { Err(bad()) } else { Ok(Self { length, number, extents, contenders }) }
     }
 }
 

@@ -187,6 +187,13 @@ impl<D: Disk> Writer<D> {
                 let run = |kind| keys::of_volume(kind, group, *volume);
                 self.draft_delete(run(b'c'), run(b's'), draft)
             }
+            Change::Contenders { chunk, contenders } => {
+                let mut row = self.chunk_row(group, chunk)?.unwrap_or_default();
+                row.contenders = contenders.clone();
+                row.number = op.number;
+                draft.rows.push((keys::chunk(group, chunk), Some(row.encode())));
+                Ok(())
+            }
             Change::Mark => Ok(()),
         }
     }
@@ -235,6 +242,7 @@ impl<D: Disk> Writer<D> {
         }
         row.length = row.length.max(end);
         row.number = op.number;
+        row.contenders.note(op.origin);
         draft.rows = sums;
         draft.rows.push((keys::chunk(op.group, &chunk), Some(row.encode())));
         Ok(())
@@ -338,7 +346,13 @@ impl<D: Disk> Writer<D> {
         cut: bool,
         draft: &mut Draft,
     ) -> Result<(), StageError> {
-        let Some(mut row) = self.chunk_row(op.group, &chunk)? else { return Ok(()) };
+        let mut row = match self.chunk_row(op.group, &chunk)? {
+            Some(row) => row,
+            // Nothing to clear, but to be remembered.
+            None if op.origin.contended => ChunkRow::default(),
+            None => return Ok(()),
+        };
+        row.contenders.note(op.origin);
         let block = BLOCK as u32;
         let to = if to >= row.length { row.blocks() * block } else { to };
         let mut sums = self.sums(op.group, chunk);

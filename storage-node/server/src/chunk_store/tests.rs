@@ -51,7 +51,7 @@ fn op(group: u32, count: u64, change: Change) -> LocalOp {
         group: GroupId(group),
         number: number(count),
         settled: number(count.saturating_sub(3)),
-        origin: (SessionId(1), Sequence(count)),
+        origin: Origin { session: SessionId(1), sequence: Sequence(count), contended: count.is_multiple_of(3) },
         change,
     }
 }

@@ -91,6 +91,8 @@ impl Cluster {
                 snapshot: SnapshotNumber(0),
                 group: GroupId(group),
                 epoch: view.epoch,
+                contended: false,
+                repeated: false,
                 op: op.clone(),
             };
             let expected = Some(me(Role::Storage, view.primary.node.0));
@@ -228,6 +230,8 @@ async fn a_node_refuses_strangers_and_other_peoples_sessions_and_disks() {
             snapshot: SnapshotNumber(0),
             group: GroupId(0),
             epoch: view.epoch,
+            contended: false,
+            repeated: false,
             op: ChunkOp::DeleteVolume { volume: VolumeId(1) },
         };
         let call = peer.call(Kind::Chunk as u16, codec::encode(&request), Bytes::new(), Duration::from_secs(5));

@@ -1,0 +1,33 @@
+//! What the simulator itself promises. Its seeds and its deliberate bugs are run by the binary beside this file (`cargo xtask sim`).
+
+#[path = "world/mod.rs"]
+mod world;
+
+use world::run;
+
+/// A seed that fails must fail again when it is replayed.
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let trace = |seed| run(seed, None, 0).unwrap_or_else(|failure| panic!("seed {seed}: {}", failure.reason)).trace;
+    let first = trace(4);
+    assert_eq!(first, trace(4), "seed 4 went another way the second time");
+    assert_ne!(first, trace(12), "seeds 4 and 12, of one flavour, went the same way");
+}
+
+/// Keeping the text of the trace, as a replay does, changes nothing of the run.
+#[test]
+fn watching_a_run_does_not_change_it() {
+    let unwatched = run(3, None, 0).unwrap_or_else(|failure| panic!("seed 3: {}", failure.reason));
+    let watched = run(3, None, 100).unwrap_or_else(|failure| panic!("seed 3: {}", failure.reason));
+    assert_eq!(unwatched.trace, watched.trace);
+}
+
+/// The size of a seed: at least 2,000 client operations and 20 faults.
+#[test]
+fn a_seed_is_as_large_as_it_is_said_to_be() {
+    for seed in 1..=8 {
+        let totals = run(seed, None, 0).unwrap_or_else(|failure| panic!("seed {seed}: {}", failure.reason)).totals;
+        assert!(totals.stats.calls >= 2_000, "seed {seed} has {} calls", totals.stats.calls);
+        assert!(totals.stats.faults >= 20, "seed {seed} has {} faults", totals.stats.faults);
+    }
+}
