@@ -64,8 +64,8 @@ pub(crate) fn connect(cluster: &ClusterFile) -> Result<Box<dyn Transport>, Strin
     for server in &cluster.metadata {
         let address: Address = server.address.parse().map_err(|e: holdfast_rpc::ConnectError| e.to_string())?;
         let expected = Expect::Exactly(PeerIdentity { role: Role::Metadata, id: server.id });
-        let peer =
-            Peer::new(identity.clone(), holdfast_rpc::Transport::Quic, vec![address], expected, PeerOptions::default());
+        let options = PeerOptions { local: true, ..PeerOptions::default() };
+        let peer = Peer::new(identity.clone(), holdfast_rpc::Transport::Quic, vec![address], expected, options);
         metadata.insert(server.server(), peer);
     }
     Ok(Box::new(Sockets { identity, metadata, storage: Mutex::default() }))
@@ -92,7 +92,8 @@ impl Sockets {
             Failure::Unreachable
         })?;
         let expected = Expect::Exactly(PeerIdentity { role: Role::Storage, id: node.get() });
-        let options = PeerOptions { lanes: STORAGE_LANES, bytes_max: STORAGE_LANE_BYTES, ..PeerOptions::default() };
+        let options =
+            PeerOptions { lanes: STORAGE_LANES, local: true, bytes_max: STORAGE_LANE_BYTES, ..PeerOptions::default() };
         let peer = Peer::new(self.identity.clone(), holdfast_rpc::Transport::Tls, vec![parsed], expected, options);
         storage.insert(node, (address.to_owned(), peer.clone()));
         Ok(peer)

@@ -15,6 +15,7 @@ use crate::connection::{Connection, Side};
 use crate::dial::{dial, quic_endpoint};
 use crate::error::{ConnectError, RpcError};
 use crate::identity::{Expect, Identity};
+use crate::local;
 use crate::peer::PeerOptions;
 use crate::retry::Backoff;
 use crate::shared::{Bounds, Shared};
@@ -24,6 +25,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// The part of an attempt's time that the short way may take.
+const LOCAL_SHARE: u32 = 2;
 
 /// Cancels its call when dropped, unless it is done.
 pub(crate) struct Ticket {
@@ -266,8 +270,33 @@ impl Driver {
     }
 
     async fn attempt_one(&self, shared: &Arc<Shared>, address: &Address) -> Result<Connection, ConnectError> {
+        if let Some(connection) = self.attempt_local(shared, address).await {
+            return Ok(connection);
+        }
         let Target { identity, transport, expected, .. } = &*self.lane.target;
         let stream = dial(identity, *transport, address, *expected, self.endpoint.as_ref()).await?;
         Connection::introduce(stream, shared.clone(), Side::Dialled(*expected)).await
+    }
+
+    /// The short way, if the server is on this host and lets us in there. Whatever goes wrong, the network is tried next, and its error
+    /// is the one to be told.
+    async fn attempt_local(&self, shared: &Arc<Shared>, address: &Address) -> Option<Connection> {
+        let Target { identity, transport, expected, options, .. } = &*self.lane.target;
+        let (Expect::Exactly(server), Some(port)) = (*expected, address.port()) else { return None };
+        if !options.local || *transport == Transport::Plain {
+            return None;
+        }
+        let attempt = async {
+            let stream = local::dial(identity, server, port).await?;
+            Connection::introduce(stream, shared.clone(), Side::Dialled(*expected)).await
+        };
+        match tokio::time::timeout(options.connect_timeout / LOCAL_SHARE, attempt).await {
+            Ok(Ok(connection)) => Some(connection),
+            Ok(Err(error)) => {
+                tracing::trace!(%server, %error, "not reached on this host");
+                None
+            }
+            Err(_) => None,
+        }
     }
 }

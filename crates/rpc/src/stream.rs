@@ -63,6 +63,16 @@ impl From<std::net::SocketAddr> for Address {
     }
 }
 
+impl Address {
+    /// The port, where there is one.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match self {
+            Self::Network(text) => text.rsplit_once(':')?.1.parse().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

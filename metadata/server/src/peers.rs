@@ -37,8 +37,12 @@ impl Peers {
         for (id, address) in servers.filter(|(id, _)| *id != me) {
             let address: Address = address.parse().map_err(|error| format!("metadata server {id}: {error}"))?;
             // Raft repeats itself; after a pause it should find the other as soon as it is back.
-            let options =
-                PeerOptions { keep_connected: true, pause_most: Duration::from_millis(250), ..PeerOptions::default() };
+            let options = PeerOptions {
+                keep_connected: true,
+                local: true,
+                pause_most: Duration::from_millis(250),
+                ..PeerOptions::default()
+            };
             let expected = Some(PeerIdentity { role: Role::Metadata, id: id.0 });
             peers.insert(id, Peer::new(identity.clone(), Transport::Quic, vec![address], expected, options));
         }
@@ -86,7 +90,8 @@ impl Peers {
         let parsed: Address = address.parse().map_err(|error| format!("storage node {node}: {error}"))?;
         let expected = Some(PeerIdentity { role: Role::Storage, id: node.0 });
         let _guard = self.runtime.enter();
-        let peer = Peer::new(self.identity.clone(), Transport::Tls, vec![parsed], expected, PeerOptions::default());
+        let options = PeerOptions { local: true, ..PeerOptions::default() };
+        let peer = Peer::new(self.identity.clone(), Transport::Tls, vec![parsed], expected, options);
         self.storage.insert(node, (address.to_owned(), peer.clone()));
         Ok(peer)
     }

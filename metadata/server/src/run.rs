@@ -77,7 +77,8 @@ pub async fn run(
     })?;
     let address: Address = config.address.parse()?;
     let handler = Arc::new(Service { inbox: inbox.clone() });
-    let server = Server::bind(Transport::Quic, &address, identity, handler, ServerOptions::default()).await?;
+    let options = ServerOptions { local: true, ..ServerOptions::default() };
+    let server = Server::bind(Transport::Quic, &address, identity, handler, options).await?;
     ready(server.local_address().to_string());
     let died = tokio::select! {
         _ = shutdown.wait_for(|stop| *stop) => false,
