@@ -178,7 +178,7 @@ impl Knock {
                 let proven = proven(session.peer_certificates(), identity, &remote)?;
                 let (read, write) = tokio::io::split(stream);
                 let (read, write) = (Box::new(read), Box::new(write));
-                Ok(Stream { read, write, proven: Some(proven), covered: true, remote, quic: None })
+                Ok(Stream { read, write, proven: Some(proven), covered: true, remote, quic: None, direct: None })
             }
             Self::Quic(incoming) => {
                 let failed =

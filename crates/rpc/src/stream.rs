@@ -2,6 +2,7 @@
 
 use crate::error::ConnectError;
 use crate::identity::PeerIdentity;
+use crate::local::Direct;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -94,6 +95,8 @@ pub(crate) struct Stream {
     pub remote: String,
     /// Keeps a QUIC connection open.
     pub quic: Option<quinn::Connection>,
+    /// A way past `write` for small frames.
+    pub direct: Option<Direct>,
 }
 
 #[cfg(test)]
