@@ -1,6 +1,6 @@
 //! Connections to the other metadata servers, and to storage nodes for the service's own deletes and cuts.
 
-use crate::node::{Arrival, CHUNK_DEADLINE};
+use crate::node::{Arrival, CHUNK_DEADLINE, Inlet};
 use bytes::Bytes;
 use holdfast_metadata_core::{ChunkFailure, Input};
 use holdfast_rpc::{Address, Identity, Peer, PeerIdentity, PeerOptions, Role, Transport};
@@ -10,7 +10,6 @@ use holdfast_wire::codec;
 use holdfast_wire::kind::Kind;
 use holdfast_wire::peer::PeerMessage;
 use std::collections::BTreeMap;
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 /// Whom this server calls.
@@ -18,7 +17,7 @@ pub struct Peers {
     identity: Identity,
     servers: BTreeMap<ServerId, Peer>,
     storage: BTreeMap<NodeId, (String, Peer)>,
-    inbox: Sender<Arrival>,
+    inlet: Inlet,
     runtime: tokio::runtime::Handle,
 }
 
@@ -30,7 +29,7 @@ impl Peers {
     pub fn new(
         identity: Identity,
         servers: impl Iterator<Item = (ServerId, String)>,
-        inbox: Sender<Arrival>,
+        inlet: Inlet,
     ) -> Result<Self, String> {
         let me = ServerId(identity.me().id);
         let mut peers = BTreeMap::new();
@@ -47,7 +46,7 @@ impl Peers {
             peers.insert(id, Peer::new(identity.clone(), Transport::Quic, vec![address], expected, options));
         }
         let runtime = tokio::runtime::Handle::current();
-        Ok(Self { identity, servers: peers, storage: BTreeMap::new(), inbox, runtime })
+        Ok(Self { identity, servers: peers, storage: BTreeMap::new(), inlet, runtime })
     }
 
     /// Sends a message to another server; it may be lost, and then the core sends it, or a newer one, again.
@@ -61,11 +60,8 @@ impl Peers {
 
     /// Asks a storage node; the answer becomes an input.
     pub fn chunk(&mut self, job: u64, node: NodeId, address: &str, request: &ChunkRequest) {
-        let inbox = self.inbox.clone();
-        let done = move |result| {
-            // The loop may have ended; then nobody waits.
-            let _ = inbox.send(Arrival::Input(Input::ChunkDone { job, result }));
-        };
+        let inlet = self.inlet.clone();
+        let done = move |result| inlet.send(Arrival::Input(Input::ChunkDone { job, result }));
         let failed = |reason: String| Err(ChunkFailure { reason });
         let peer = match self.storage_peer(node, address) {
             Ok(peer) => peer,
