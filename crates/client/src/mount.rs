@@ -284,19 +284,15 @@ impl Shared {
         let shared = Arc::clone(self);
         match effect {
             Effect::SendMetadata { ticket, server, envelope, deadline } => {
-                let answer = self.transport.metadata(server, envelope, deadline.since(now()));
-                self.runtime.spawn(async move {
-                    let result = answer.await;
-                    shared.step(shared.lock(), Input::MetadataAnswer { ticket, result });
-                });
+                let then = move |result| shared.step(shared.lock(), Input::MetadataAnswer { ticket, result });
+                let timeout = deadline.since(now());
+                self.transport.metadata_then(&self.runtime, server, envelope, timeout, Box::new(then));
             }
             Effect::SendChunk { ticket, call, deadline } => {
+                let then = move |result| shared.step(shared.lock(), Input::ChunkAnswer { ticket, result });
                 let timeout = deadline.since(now());
-                self.runtime.spawn(async move {
-                    // Sums are computed when the transport seals the call: here, outside of the lock.
-                    let result = shared.transport.chunk(call, timeout).await;
-                    shared.step(shared.lock(), Input::ChunkAnswer { ticket, result });
-                });
+                // Sums are computed when the transport seals the call: here, outside of the lock.
+                self.transport.chunk_then(&self.runtime, call, timeout, Box::new(then));
             }
             _ => {}
         }

@@ -3,9 +3,10 @@
 use crate::cluster_file::ClusterFile;
 use bytes::{Bytes, BytesMut};
 use holdfast_client_core::{ChunkCall, ChunkReply, Failure};
-use holdfast_rpc::{Address, Expect, Identity, Peer, PeerIdentity, PeerOptions, Role, RpcError};
+use holdfast_rpc::{Address, Expect, Identity, Peer, PeerIdentity, PeerOptions, Response, Role, RpcError};
 use holdfast_types::{NodeId, ServerId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest};
+use holdfast_wire::chunk::ChunkRequest;
 use holdfast_wire::codec;
 use holdfast_wire::kind::Kind;
 use holdfast_wire::metadata::{Answer, Envelope};
@@ -14,6 +15,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// Connections to one storage node: enough that a large write does not hold up a small read.
 const STORAGE_LANES: usize = 3;
@@ -22,8 +24,14 @@ const STORAGE_LANE_BYTES: u64 = 32 << 20;
 /// How long a request that failed on the spot waits before it says so: nobody is to try again in a tight loop.
 const FAILURE_PAUSE: Duration = Duration::from_millis(5);
 
+/// Payloads from this size on are looked at in a task of their own: the connection's task reads the next one meanwhile.
+const APART_BYTES: usize = 64 << 10;
+
 /// A boxed future.
 pub(crate) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Takes the answer: on any thread, once, without blocking.
+pub(crate) type Then<T> = Box<dyn FnOnce(Result<T, Failure>) + Send>;
 
 /// Sends requests and waits for their answers, at most for `timeout`.
 pub(crate) trait Transport: Send + Sync + 'static {
@@ -33,6 +41,25 @@ pub(crate) trait Transport: Send + Sync + 'static {
     fn admin(&self, server: ServerId, request: AdminRequest, timeout: Duration) -> Boxed<Result<AdminAnswer, Failure>>;
     /// To a storage node; seals and checks.
     fn chunk(&self, call: ChunkCall, timeout: Duration) -> Boxed<Result<ChunkReply, Failure>>;
+
+    /// As [`Transport::metadata`], without a task of its own where that can be avoided: waking one costs as much as the request.
+    fn metadata_then(
+        &self,
+        runtime: &Handle,
+        server: ServerId,
+        envelope: Envelope,
+        timeout: Duration,
+        then: Then<Answer>,
+    ) {
+        let answer = self.metadata(server, envelope, timeout);
+        runtime.spawn(async move { then(answer.await) });
+    }
+
+    /// As [`Transport::chunk`], likewise.
+    fn chunk_then(&self, runtime: &Handle, call: ChunkCall, timeout: Duration, then: Then<ChunkReply>) {
+        let answer = self.chunk(call, timeout);
+        runtime.spawn(async move { then(answer.await) });
+    }
 }
 
 /// Pieces as one run; copies only when there are several.
@@ -64,8 +91,8 @@ pub(crate) fn connect(cluster: &ClusterFile) -> Result<Box<dyn Transport>, Strin
     for server in &cluster.metadata {
         let address: Address = server.address.parse().map_err(|e: holdfast_rpc::ConnectError| e.to_string())?;
         let expected = Expect::Exactly(PeerIdentity { role: Role::Metadata, id: server.id });
-        let peer =
-            Peer::new(identity.clone(), holdfast_rpc::Transport::Quic, vec![address], expected, PeerOptions::default());
+        let options = PeerOptions { local: true, ..PeerOptions::default() };
+        let peer = Peer::new(identity.clone(), holdfast_rpc::Transport::Quic, vec![address], expected, options);
         metadata.insert(server.server(), peer);
     }
     Ok(Box::new(Sockets { identity, metadata, storage: Mutex::default() }))
@@ -92,7 +119,8 @@ impl Sockets {
             Failure::Unreachable
         })?;
         let expected = Expect::Exactly(PeerIdentity { role: Role::Storage, id: node.get() });
-        let options = PeerOptions { lanes: STORAGE_LANES, bytes_max: STORAGE_LANE_BYTES, ..PeerOptions::default() };
+        let options =
+            PeerOptions { lanes: STORAGE_LANES, local: true, bytes_max: STORAGE_LANE_BYTES, ..PeerOptions::default() };
         let peer = Peer::new(self.identity.clone(), holdfast_rpc::Transport::Tls, vec![parsed], expected, options);
         storage.insert(node, (address.to_owned(), peer.clone()));
         Ok(peer)
@@ -112,12 +140,36 @@ impl Sockets {
                 Ok(answer) => answer,
                 Err(error) => return Err(failed(&error).await),
             };
-            codec::decode(&answer.message).map_err(|error| {
-                tracing::warn!(%server, %error, "answer not understood");
-                Failure::Unreachable
-            })
+            understood(server, &answer)
         })
     }
+}
+
+/// The answer of a metadata server.
+fn understood<A: serde::de::DeserializeOwned>(server: ServerId, answer: &Response) -> Result<A, Failure> {
+    codec::decode(&answer.message).map_err(|error| {
+        tracing::warn!(%server, %error, "answer not understood");
+        Failure::Unreachable
+    })
+}
+
+/// The answer of a storage node, its sums checked.
+fn check(node: NodeId, request: &ChunkRequest, answer: Response) -> Result<ChunkReply, Failure> {
+    match codec::decode(&answer.message) {
+        Ok(message) => Ok(ChunkReply::check(request, message, answer.payload)),
+        Err(error) => {
+            tracing::warn!(%node, %error, "answer not understood");
+            Err(Failure::Unreachable)
+        }
+    }
+}
+
+/// There is nobody to ask: says so a little later, as [`failed`] does.
+fn fail_later<T: 'static>(runtime: &Handle, then: Then<T>) {
+    runtime.spawn(async move {
+        tokio::time::sleep(FAILURE_PAUSE).await;
+        then(Err(Failure::Unreachable));
+    });
 }
 
 /// What a failed call means to the core: it asks again in either case, with the same sequence.
@@ -156,13 +208,41 @@ impl Transport for Sockets {
                 Ok(answer) => answer,
                 Err(error) => return Err(failed(&error).await),
             };
-            match codec::decode(&answer.message) {
-                Ok(message) => Ok(ChunkReply::check(&request, message, answer.payload)),
-                Err(error) => {
-                    tracing::warn!(%node, %error, "answer not understood");
-                    Err(Failure::Unreachable)
-                }
-            }
+            check(node, &request, answer)
         })
+    }
+
+    fn metadata_then(
+        &self,
+        runtime: &Handle,
+        server: ServerId,
+        envelope: Envelope,
+        timeout: Duration,
+        then: Then<Answer>,
+    ) {
+        let Some(peer) = self.metadata.get(&server) else { return fail_later(runtime, then) };
+        let runtime = runtime.clone();
+        peer.call_then(Kind::Metadata as u16, codec::encode(&envelope), Bytes::new(), timeout, move |answer| {
+            match answer {
+                Ok(answer) => then(understood(server, &answer)),
+                Err(error) => drop(runtime.spawn(async move { then(Err(failed(&error).await)) })),
+            }
+        });
+    }
+
+    fn chunk_then(&self, runtime: &Handle, call: ChunkCall, timeout: Duration, then: Then<ChunkReply>) {
+        let node = call.node;
+        // The caller may be a thread of the kernel's requests, and connections are tasks of the runtime.
+        let entered = runtime.enter();
+        let Ok(peer) = self.storage(node, &call.address) else { return fail_later(runtime, then) };
+        let runtime = runtime.clone();
+        drop(entered);
+        let (request, pieces) = call.seal();
+        let message = codec::encode(&request);
+        peer.call_then(Kind::Chunk as u16, message, join(pieces), timeout, move |answer| match answer {
+            Ok(answer) if answer.payload.len() < APART_BYTES => then(check(node, &request, answer)),
+            Ok(answer) => drop(runtime.spawn(async move { then(check(node, &request, answer)) })),
+            Err(error) => drop(runtime.spawn(async move { then(Err(failed(&error).await)) })),
+        });
     }
 }

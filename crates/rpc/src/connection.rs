@@ -48,7 +48,7 @@ impl Connection {
     /// # Errors
     /// [`ConnectError`] when the other end is not of our cluster, not whom we expect, or does not speak our language.
     pub async fn introduce(stream: Stream, shared: Arc<Shared>, side: Side) -> Result<Self, ConnectError> {
-        let Stream { read, write, proven, covered, remote, quic } = stream;
+        let Stream { read, write, proven, covered, remote, quic, direct } = stream;
         let (mut reader, mut writer) = (Reader::new(read), Writer::new(write, covered));
         let hello = Out { header: shared.hello(), deadline: None, message: Bytes::new(), payload: Bytes::new() };
         writer.encode(hello).map_err(|source| ConnectError::Io { address: remote.clone(), source })?;
@@ -76,7 +76,7 @@ impl Connection {
                 checked?
             }
         };
-        shared.up(peer);
+        shared.up(peer, direct, covered);
         Ok(Self { shared, peer, reader, writer, quic, remote })
     }
 

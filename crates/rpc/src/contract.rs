@@ -33,13 +33,15 @@ enum Way {
     Tls,
     Plain,
     Unix,
+    /// The socket beside a port of TLS.
+    Local,
 }
 
 impl Way {
     fn transport(self) -> Transport {
         match self {
             Self::Quic => Transport::Quic,
-            Self::Tls => Transport::Tls,
+            Self::Tls | Self::Local => Transport::Tls,
             Self::Plain | Self::Unix => Transport::Plain,
         }
     }
@@ -52,6 +54,7 @@ macro_rules! contract {
         contract!(@way tls Tls $($name)*);
         contract!(@way plain Plain $($name)*);
         contract!(@way unix Unix $($name)*);
+        contract!(@way local Local $($name)*);
     };
     (@way $module:ident $way:ident $($name:ident)*) => {
         mod $module {
@@ -175,11 +178,12 @@ impl World {
     fn any_address_of(&self, name: &str) -> Address {
         match self.way {
             Way::Unix => Address::Unix(self.directory.path().join(name)),
-            Way::Quic | Way::Tls | Way::Plain => "127.0.0.1:0".parse().expect("an address"),
+            Way::Quic | Way::Tls | Way::Plain | Way::Local => "127.0.0.1:0".parse().expect("an address"),
         }
     }
 
     async fn serve(&mut self, address: &Address, identity: Identity, options: ServerOptions) {
+        let options = ServerOptions { local: self.way == Way::Local, ..options };
         let bound = Server::bind(self.way.transport(), address, identity, self.recorder.clone(), options).await;
         self.server = Some(bound.expect("bound"));
     }
@@ -197,6 +201,7 @@ impl World {
     }
 
     fn peer_with(&self, options: PeerOptions) -> Peer {
+        let options = PeerOptions { local: self.way == Way::Local, ..options };
         let expected = Some(server_identity().me());
         Peer::new(client_identity(), self.way.transport(), vec![self.address()], expected, options)
     }

@@ -55,7 +55,15 @@ fn broken(address: &Address, source: io::Error) -> ConnectError {
 pub(crate) fn plain(stream: TcpStream, remote: String) -> io::Result<Stream> {
     stream.set_nodelay(true)?;
     let (read, write) = stream.into_split();
-    Ok(Stream { read: Box::new(read), write: Box::new(write), proven: None, covered: false, remote, quic: None })
+    Ok(Stream {
+        read: Box::new(read),
+        write: Box::new(write),
+        proven: None,
+        covered: false,
+        remote,
+        quic: None,
+        direct: None,
+    })
 }
 
 /// Takes a socket file's connection, if the other end runs as our user or as root.
@@ -66,7 +74,15 @@ pub(crate) fn unix(stream: UnixStream, remote: String) -> io::Result<Stream> {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("it runs as user {theirs}, we as {ours}")));
     }
     let (read, write) = stream.into_split();
-    Ok(Stream { read: Box::new(read), write: Box::new(write), proven: None, covered: false, remote, quic: None })
+    Ok(Stream {
+        read: Box::new(read),
+        write: Box::new(write),
+        proven: None,
+        covered: false,
+        remote,
+        quic: None,
+        direct: None,
+    })
 }
 
 async fn tls(identity: &Identity, tcp: TcpStream, remote: &str, expected: Expect) -> Result<Stream, ConnectError> {
@@ -83,7 +99,15 @@ async fn tls(identity: &Identity, tcp: TcpStream, remote: &str, expected: Expect
     let proven = proven(session.peer_certificates(), identity, remote)?;
     let (read, write) = tokio::io::split(stream);
     let remote = remote.into();
-    Ok(Stream { read: Box::new(read), write: Box::new(write), proven: Some(proven), covered: true, remote, quic: None })
+    Ok(Stream {
+        read: Box::new(read),
+        write: Box::new(write),
+        proven: Some(proven),
+        covered: true,
+        remote,
+        quic: None,
+        direct: None,
+    })
 }
 
 /// What the other end's certificate says, which TLS has found to be signed by our cluster's authority.
@@ -153,6 +177,7 @@ pub(crate) fn quic_stream(
         covered: true,
         remote,
         quic: Some(connection),
+        direct: None,
     })
 }
 

@@ -15,15 +15,20 @@ use crate::connection::{Connection, Side};
 use crate::dial::{dial, quic_endpoint};
 use crate::error::{ConnectError, RpcError};
 use crate::identity::{Expect, Identity};
+use crate::local;
 use crate::peer::PeerOptions;
 use crate::retry::Backoff;
 use crate::shared::{Bounds, Shared};
 use crate::stream::{Address, Transport};
 use crate::table::{Completion, Draft, End};
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// The part of an attempt's time that the short way may take.
+const LOCAL_SHARE: u32 = 2;
 
 /// Cancels its call when dropped, unless it is done.
 pub(crate) struct Ticket {
@@ -266,8 +271,49 @@ impl Driver {
     }
 
     async fn attempt_one(&self, shared: &Arc<Shared>, address: &Address) -> Result<Connection, ConnectError> {
+        let absent = match self.attempt_local(shared, address).await {
+            Local::Up(connection) => return Ok(*connection),
+            Local::Absent => true,
+            Local::Useless => false,
+        };
         let Target { identity, transport, expected, .. } = &*self.lane.target;
         let stream = dial(identity, *transport, address, *expected, self.endpoint.as_ref()).await?;
+        // A server that has just started may not have been there a moment ago, and this connection may last for months.
+        if absent && let Local::Up(connection) = self.attempt_local(shared, address).await {
+            return Ok(*connection);
+        }
         Connection::introduce(stream, shared.clone(), Side::Dialled(*expected)).await
     }
+
+    /// The short way, if the server is on this host and lets us in there. Whatever goes wrong, the network is tried next, and its error
+    /// is the one to be told.
+    async fn attempt_local(&self, shared: &Arc<Shared>, address: &Address) -> Local {
+        let Target { identity, transport, expected, options, .. } = &*self.lane.target;
+        let (Expect::Exactly(server), Some(port)) = (*expected, address.port()) else { return Local::Useless };
+        if !options.local || *transport == Transport::Plain {
+            return Local::Useless;
+        }
+        let attempt = async {
+            let stream = local::dial(identity, server, port).await?;
+            Connection::introduce(stream, shared.clone(), Side::Dialled(*expected)).await
+        };
+        match tokio::time::timeout(options.connect_timeout / LOCAL_SHARE, attempt).await {
+            Ok(Ok(connection)) => Local::Up(Box::new(connection)),
+            Ok(Err(ConnectError::Io { source, .. })) if source.kind() == ErrorKind::ConnectionRefused => Local::Absent,
+            Ok(Err(error)) => {
+                tracing::trace!(%server, %error, "not let in on this host");
+                Local::Useless
+            }
+            Err(_) => Local::Useless,
+        }
+    }
+}
+
+/// What became of an attempt at the short way.
+enum Local {
+    Up(Box<Connection>),
+    /// Nobody has the name.
+    Absent,
+    /// It is not to be tried, or whoever has the name is of no use.
+    Useless,
 }

@@ -23,6 +23,7 @@ mod handler;
 mod identity;
 mod lane;
 mod listen;
+mod local;
 mod peer;
 mod reader;
 pub mod retry;

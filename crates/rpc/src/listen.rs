@@ -3,6 +3,7 @@
 use crate::dial::{TLS_READ_BYTES, TLS_WRITE_BYTES, plain, proven, quic_socket, quic_stream, transport_config, unix};
 use crate::error::ConnectError;
 use crate::identity::Identity;
+use crate::local;
 use crate::stream::{Address, Stream, Transport};
 use quinn::{AsyncUdpSocket, Runtime};
 use std::io;
@@ -34,6 +35,8 @@ pub(crate) enum Knock {
     Tls(TcpStream, SocketAddr),
     Plain(TcpStream, SocketAddr),
     Unix(UnixStream),
+    /// At the socket beside a port.
+    Local(UnixStream),
     Quic(Box<quinn::Incoming>),
 }
 
@@ -149,6 +152,7 @@ impl Knock {
         match self {
             Self::Tls(_, from) | Self::Plain(_, from) => from.to_string(),
             Self::Unix(_) => "unix".into(),
+            Self::Local(_) => "local".into(),
             Self::Quic(incoming) => incoming.remote_address().to_string(),
         }
     }
@@ -160,6 +164,7 @@ impl Knock {
         match self {
             Self::Plain(stream, _) => plain(stream, remote.clone()).map_err(broken),
             Self::Unix(stream) => unix(stream, remote.clone()).map_err(broken),
+            Self::Local(stream) => local::admit(identity, stream).await,
             Self::Tls(tcp, _) => {
                 tcp.set_nodelay(true).map_err(broken)?;
                 let acceptor = TlsAcceptor::from(identity.tls()?.server.clone());
@@ -173,7 +178,7 @@ impl Knock {
                 let proven = proven(session.peer_certificates(), identity, &remote)?;
                 let (read, write) = tokio::io::split(stream);
                 let (read, write) = (Box::new(read), Box::new(write));
-                Ok(Stream { read, write, proven: Some(proven), covered: true, remote, quic: None })
+                Ok(Stream { read, write, proven: Some(proven), covered: true, remote, quic: None, direct: None })
             }
             Self::Quic(incoming) => {
                 let failed =

@@ -22,6 +22,9 @@ pub struct PeerOptions {
     pub lanes: usize,
     /// Connect without being asked, and again whenever the connection is lost. Default: false.
     pub keep_connected: bool,
+    /// Use the socket that a server on this host has beside its port, if the transport is not plain and one certain peer is
+    /// expected. Default: false.
+    pub local: bool,
     /// Time for one attempt, hello included. Default: 2 s.
     pub connect_timeout: Duration,
     /// First pause after a failed attempt; doubles. Default: 20 ms.
@@ -45,6 +48,7 @@ impl Default for PeerOptions {
         Self {
             lanes: 1,
             keep_connected: false,
+            local: false,
             connect_timeout: Duration::from_secs(2),
             pause_least: Duration::from_millis(20),
             pause_most: Duration::from_secs(1),

@@ -5,13 +5,16 @@ use crate::error::ConnectError;
 use crate::handler::Handler;
 use crate::identity::Identity;
 use crate::listen::{Knock, Listener};
+use crate::local;
 use crate::shared::{Bounds, Shared};
 use crate::stream::{Address, Transport};
 use crate::table::End;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -21,6 +24,8 @@ pub struct ServerOptions {
     /// Bytes of calls of ours under way per connection, and of one-way messages queued; reading stops at twice as many bytes of
     /// requests unanswered or answers not taken. Default: 64 MiB.
     pub bytes_max: u64,
+    /// Listen on a Unix socket, too, for callers on this host, unless the transport is plain. Default: false.
+    pub local: bool,
     /// Silence after which we say that we live. Default: 1 s.
     pub heartbeat: Duration,
     /// Silence after which a peer counts as gone. Default: 5 s.
@@ -37,6 +42,7 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             bytes_max: 64 << 20,
+            local: false,
             heartbeat: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(5),
             hello_timeout: Duration::from_secs(5),
@@ -68,9 +74,11 @@ impl Server {
     ) -> Result<Self, ConnectError> {
         let (listener, address) = Listener::bind(&identity, transport, address).await?;
         tracing::debug!(%address, %transport, "listening");
+        let local = address.port().filter(|_| options.local && transport != Transport::Plain);
+        let local = local.and_then(|port| local::listen(&identity, port));
         let (stop, stopped) = watch::channel(None);
         let host = Arc::new(Host { identity, handler, options, open: Mutex::default() });
-        let task = tokio::spawn(accept(listener, host, stopped));
+        let task = tokio::spawn(accept(listener, local, host, stopped));
         Ok(Self { address, stop, task: Some(task) })
     }
 
@@ -81,10 +89,7 @@ impl Server {
 
     /// The port, where there is one.
     pub fn local_port(&self) -> Option<u16> {
-        match &self.address {
-            Address::Network(text) => text.rsplit_once(':')?.1.parse().ok(),
-            Address::Unix(_) => None,
-        }
+        self.address.port()
     }
 
     /// Stops listening, refuses new requests, waits up to `grace` for the answers to those under way, closes every connection,
@@ -122,13 +127,30 @@ struct Open {
     draining: bool,
 }
 
-async fn accept(listener: Listener, host: Arc<Host>, mut stopped: watch::Receiver<Option<Duration>>) {
+/// Waits for the next who knocks at the socket for callers on this host; for ever where there is none.
+async fn accept_local(listener: Option<&UnixListener>) -> io::Result<Option<Knock>> {
+    match listener {
+        Some(listener) => listener.accept().await.map(|(stream, _)| Some(Knock::Local(stream))),
+        None => std::future::pending().await,
+    }
+}
+
+async fn accept(
+    listener: Listener,
+    local: Option<UnixListener>,
+    host: Arc<Host>,
+    mut stopped: watch::Receiver<Option<Duration>>,
+) {
     let mut connections = JoinSet::new();
     let strangers = Arc::new(Semaphore::new(host.options.strangers_max));
     let grace = loop {
         let knock = async {
             let permit = strangers.clone().acquire_owned().await.expect("never closed");
-            (permit, listener.accept().await)
+            let knock = tokio::select! {
+                knock = listener.accept() => knock,
+                knock = accept_local(local.as_ref()) => knock,
+            };
+            (permit, knock)
         };
         tokio::select! {
             (permit, knock) = knock => match knock {
@@ -148,6 +170,7 @@ async fn accept(listener: Listener, host: Arc<Host>, mut stopped: watch::Receive
             _ = stopped.changed() => break stopped.borrow().unwrap_or_default(),
         }
     };
+    drop(local);
     host.drain();
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(grace, all).await.is_err() {

@@ -7,16 +7,19 @@
 //!
 //! Invariants:
 //! * A call is completed exactly once, outside of the lock.
-//! * Whoever adds work wakes the writer; whoever frees room wakes the reader.
+//! * Whoever adds work wakes the writer, or sends it himself; whoever frees room wakes the reader.
+//! * Bytes go out in the order of the queue: past the writer goes only what comes while it has nothing.
 
 use crate::error::{CastError, Refusal, RpcError};
 use crate::handler::Response;
 use crate::identity::{Identity, PeerIdentity};
+use crate::local::Direct;
 use crate::table::{Completion, DEADLINE_MAX, Draft, End, Out, Phase, Returned, Table, UNIT_BYTES, units};
 use bytes::Bytes;
 use holdfast_types::limits;
 use holdfast_wire::frame::{FrameError, FrameKind, Header, TraceContext};
 use std::fmt;
+use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
@@ -33,6 +36,9 @@ pub(crate) struct Bounds {
     pub idle_timeout: Duration,
 }
 
+/// Largest frame that is sent on the thread of whoever sends it: copying it takes about as long as waking another thread.
+const DIRECT_BYTES_MAX: u64 = 32 << 10;
+
 /// Largest frame, in bytes.
 const FRAME_BYTES_MAX: u64 = limits::FRAME_HEADER_BYTES + limits::MESSAGE_BYTES_MAX + limits::PAYLOAD_BYTES_MAX;
 
@@ -45,6 +51,8 @@ pub(crate) struct Shared {
     bounds: Bounds,
     units: Arc<Semaphore>,
     table: Mutex<Table>,
+    /// The way past the writer, and whether the transport covers payloads; where there is one.
+    direct: OnceLock<(Direct, bool)>,
     /// Work for the writer, or for whoever connects.
     pub work: Notify,
     timers: Notify,
@@ -84,6 +92,7 @@ impl Shared {
             bounds,
             units,
             table: Mutex::new(Table::new()),
+            direct: OnceLock::new(),
             work: Notify::new(),
             timers: Notify::new(),
             resume: Notify::new(),
@@ -131,9 +140,13 @@ impl Shared {
     }
 
     /// Both sides have said hello.
-    pub fn up(&self, peer: PeerIdentity) {
+    pub fn up(&self, peer: PeerIdentity, direct: Option<Direct>, covered: bool) {
         self.name.set(peer.to_string().into()).expect("one hello per connection");
         self.peer.set(peer).expect("one hello per connection");
+        if let Some(direct) = direct {
+            let first = self.direct.set((direct, covered));
+            assert!(first.is_ok(), "one hello per connection");
+        }
         self.touch_read();
         self.touch_write();
         let mut table = self.lock();
@@ -202,11 +215,7 @@ impl Shared {
         let (request, sooner) = table.register(completion, deadline, waited, permit);
         let mut header = self.header(FrameKind::Request, kind, request);
         header.trace = trace;
-        let idle = table.push(Out { header, deadline: Some(deadline), message, payload });
-        drop(table);
-        if idle {
-            self.work.notify_one();
-        }
+        self.put(table, Out { header, deadline: Some(deadline), message, payload });
         if sooner {
             self.timers.notify_one();
         }
@@ -217,13 +226,8 @@ impl Shared {
     pub fn cancel(&self, request: u64) {
         let mut table = self.lock();
         let Some(call) = table.remove(request) else { return };
-        let mut idle = false;
         if call.sent {
-            idle = table.push(Out::bare(self.header(FrameKind::Cancel, 0, request)));
-        }
-        drop(table);
-        if idle {
-            self.work.notify_one();
+            self.put(table, Out::bare(self.header(FrameKind::Cancel, 0, request)));
         }
     }
 
@@ -236,22 +240,48 @@ impl Shared {
     /// Queues a one-way message.
     pub fn cast(&self, kind: u16, message: Bytes, payload: Bytes, trace: TraceContext) -> Result<(), CastError> {
         check_lengths(&message, &payload)?;
-        let mut table = self.lock();
-        let result = if matches!(table.phase, Phase::Closed(_)) {
-            Err(CastError::NotConnected)
-        } else if table.queued_bytes > self.bounds.bytes_max {
+        let table = self.lock();
+        if matches!(table.phase, Phase::Closed(_)) {
+            return Err(CastError::NotConnected);
+        }
+        if table.queued_bytes > self.bounds.bytes_max {
             self.dropped_casts.fetch_add(1, Ordering::Relaxed);
-            Err(CastError::Full)
-        } else {
-            let mut header = self.header(FrameKind::OneWay, kind, 0);
-            header.trace = trace;
-            Ok(table.push(Out { header, deadline: None, message, payload }))
-        };
+            return Err(CastError::Full);
+        }
+        let mut header = self.header(FrameKind::OneWay, kind, 0);
+        header.trace = trace;
+        self.put(table, Out { header, deadline: None, message, payload });
+        Ok(())
+    }
+
+    /// Queues a frame and sees to it that it is sent: here and now if it is small and nobody is sending, else by the writer.
+    fn put(&self, mut table: MutexGuard<'_, Table>, out: Out) {
+        let direct = self.direct.get().filter(|_| table.is_quiet() && out.bytes() <= DIRECT_BYTES_MAX);
+        let mut wake = table.push(out);
+        if let Some((direct, covered)) = direct {
+            self.send_directly(&mut table, direct, *covered);
+            wake = !table.rest.is_empty() || table.draining && table.serving.is_empty();
+        }
         drop(table);
-        if result? {
+        if wake {
             self.work.notify_one();
         }
-        Ok(())
+    }
+
+    /// Sends the one frame that is queued. What the socket does not take, also because it is broken, is the writer's to deal with.
+    fn send_directly(&self, table: &mut Table, direct: &Direct, covered: bool) {
+        let mut one = Vec::with_capacity(1);
+        table.take(Instant::now(), &mut one);
+        let Some(mut out) = one.pop() else { return };
+        // Lengths were checked where the frame came from.
+        out.header.describe(&out.message, &out.payload, covered).expect("bodies are within their limits");
+        let header = out.header.encode();
+        let parts: [&[u8]; 3] = [&header, &out.message, &out.payload];
+        let sent = direct.send(&parts.map(IoSlice::new)).unwrap_or(0);
+        self.touch_write();
+        if (sent as u64) < out.bytes() {
+            table.rest = Bytes::from(parts.concat()).slice(sent..);
+        }
     }
 
     fn header(&self, kind: FrameKind, method: u16, request: u64) -> Header {
@@ -302,18 +332,13 @@ impl Shared {
 
     /// Refuses a request that was never registered.
     pub fn refuse_unseen(&self, request: u64, refusal: Refusal) {
-        let out = Out::bare(self.header(FrameKind::Failure, refusal as u16, request));
-        if self.lock().push(out) {
-            self.work.notify_one();
-        }
+        self.put(self.lock(), Out::bare(self.header(FrameKind::Failure, refusal as u16, request)));
     }
 
     fn finish(&self, request: u64, out: Out) {
         let mut table = self.lock();
-        let idle = table.serving.remove(&request) && table.push(out);
-        drop(table);
-        if idle {
-            self.work.notify_one();
+        if table.serving.remove(&request) {
+            self.put(table, out);
         }
     }
 
@@ -364,13 +389,16 @@ impl Shared {
 
     // ---- the writer
 
-    /// Moves what can be sent into `batch`; false when there is nothing and will be nothing.
-    pub async fn take(&self, batch: &mut Vec<Out>) -> bool {
+    /// Moves what can be sent into `rest` (first) and `batch`; false when there is nothing and will be nothing. Whatever was taken
+    /// before has been handed to the transport.
+    pub async fn take(&self, rest: &mut Bytes, batch: &mut Vec<Out>) -> bool {
         loop {
             {
                 let mut table = self.lock();
+                *rest = std::mem::take(&mut table.rest);
                 table.take(Instant::now(), batch);
-                if !batch.is_empty() {
+                table.writing = !batch.is_empty() || !rest.is_empty();
+                if table.writing {
                     break;
                 }
                 if matches!(table.phase, Phase::Closed(_)) || table.draining && table.serving.is_empty() {

@@ -2,6 +2,7 @@
 
 use crate::error::ConnectError;
 use crate::identity::PeerIdentity;
+use crate::local::Direct;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -63,6 +64,16 @@ impl From<std::net::SocketAddr> for Address {
     }
 }
 
+impl Address {
+    /// The port, where there is one.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match self {
+            Self::Network(text) => text.rsplit_once(':')?.1.parse().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -84,6 +95,8 @@ pub(crate) struct Stream {
     pub remote: String,
     /// Keeps a QUIC connection open.
     pub quic: Option<quinn::Connection>,
+    /// A way past `write` for small frames.
+    pub direct: Option<Direct>,
 }
 
 #[cfg(test)]

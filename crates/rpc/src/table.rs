@@ -110,6 +110,10 @@ pub(crate) struct Table {
     pub phase: Phase,
     pub queue: VecDeque<Out>,
     pub queued_bytes: u64,
+    /// The writer has taken something and not yet handed all of it to the transport.
+    pub writing: bool,
+    /// What a socket did not take at once of a frame that was sent past the writer; goes before everything queued.
+    pub rest: Bytes,
     request_last: u64,
     calls: HashMap<u64, Call>,
     deadlines: BTreeSet<(Instant, u64)>,
@@ -132,6 +136,8 @@ impl Table {
             phase: Phase::Waiting,
             queue: VecDeque::new(),
             queued_bytes: 0,
+            writing: false,
+            rest: Bytes::new(),
             request_last: 0,
             calls: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -177,6 +183,11 @@ impl Table {
         self.queued_bytes += out.bytes();
         self.queue.push_back(out);
         idle
+    }
+
+    /// Nobody is sending and nothing waits to be sent: the next frame may go past the writer.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.phase, Phase::Up) && !self.writing && self.queue.is_empty() && self.rest.is_empty()
     }
 
     pub fn remove(&mut self, request: u64) -> Option<Call> {

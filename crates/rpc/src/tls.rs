@@ -11,11 +11,16 @@ use std::sync::Arc;
 
 /// Names the protocol inside TLS, so that a connection to somebody else's port fails in the handshake.
 const ALPN: &[u8] = b"holdfast/1";
+/// The same for a handshake after which both ends go on in the clear.
+const ALPN_LOCAL: &[u8] = b"holdfast/1/local";
 
 /// Ready configurations, made once from an identity.
 pub(crate) struct Configs {
     pub client: Arc<ClientConfig>,
     pub server: Arc<ServerConfig>,
+    /// For sockets on this host: another protocol, so that neither can be taken for the other.
+    pub local_client: Arc<ClientConfig>,
+    pub local_server: Arc<ServerConfig>,
     pub quic_client: Arc<QuicClientConfig>,
     pub quic_server: Arc<QuicServerConfig>,
     secret: hmac::Key,
@@ -50,11 +55,19 @@ impl Configs {
             .with_single_cert(chain, key)?;
         server.alpn_protocols = vec![ALPN.to_vec()];
 
+        let (mut local_client, mut local_server) = (client.clone(), server.clone());
+        local_client.alpn_protocols = vec![ALPN_LOCAL.to_vec()];
+        local_server.alpn_protocols = vec![ALPN_LOCAL.to_vec()];
+        // What follows the handshake is not TLS, so nothing of TLS may come late.
+        local_server.send_tls13_tickets = 0;
+
         // Both fail only when the suite for initial packets is missing, which `provider` has.
         let suite = |_| IdentityError::Tls(rustls::Error::General("no cipher suite for QUIC".into()));
         let quic_client = Arc::new(QuicClientConfig::try_from(client.clone()).map_err(suite)?);
         let quic_server = Arc::new(QuicServerConfig::try_from(server.clone()).map_err(suite)?);
-        Ok(Self { client: Arc::new(client), server: Arc::new(server), quic_client, quic_server, secret })
+        let (client, server) = (Arc::new(client), Arc::new(server));
+        let (local_client, local_server) = (Arc::new(local_client), Arc::new(local_server));
+        Ok(Self { client, server, local_client, local_server, quic_client, quic_server, secret })
     }
 
     /// What a QUIC server is known by to those who still talk to the process before it.

@@ -26,8 +26,11 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
 
     /// Sends what `shared` has until it has no more to say; then says so to the other end.
     pub async fn run(&mut self, shared: &Shared) -> io::Result<()> {
-        let mut batch = Vec::new();
-        while shared.take(&mut batch).await {
+        let (mut rest, mut batch) = (Bytes::new(), Vec::new());
+        while shared.take(&mut rest, &mut batch).await {
+            if !rest.is_empty() {
+                self.segments.push_back(std::mem::take(&mut rest));
+            }
             for out in batch.drain(..) {
                 self.encode(out)?;
             }

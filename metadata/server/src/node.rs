@@ -1,20 +1,31 @@
-//! The loop that owns the core: waits for an input, steps, starts the effects. It decides nothing.
+//! The one owner of the core: takes arrivals in their order, steps, starts the effects. It decides nothing.
+//!
+//! Whoever brings an arrival while nobody is at work becomes the worker until the inbox is empty; everybody else just queues and
+//! leaves. So there is one loop, as if it had a thread of its own, without the two hand-overs that such a thread would cost each
+//! message: a command is several messages and log writes on each server, and waking threads is most of its price.
+//!
+//! * A worker that has done its share hands the rest to a task: a log's thread must get back to its disk, and a connection's task to
+//!   its socket.
+//! * Nothing here waits but for the tables. Effects are queued for threads, sockets and tasks, so an effect may bring the next arrival
+//!   at once without a lock being held twice.
+//! * A panic while at work leaves the core in doubt: the node is dead from then on, and the server stops.
 
 use crate::log_writer::Job;
 use crate::peers::Peers;
-use holdfast_metadata_core::api::TICK;
 use holdfast_metadata_core::{Effect, Input, MetadataCore};
 use holdfast_rpc::Responder;
 use holdfast_types::{Instant, LogIndex, ShardId, Timestamp};
 use holdfast_wire::admin::{AdminAnswer, ServerStatus};
 use holdfast_wire::codec;
 use holdfast_wire::metadata::Envelope;
-use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 
-/// Inputs taken before their effects are started: bounds how long an answer waits for its neighbours.
-const BATCH: usize = 64;
+/// Arrivals that one caller works through at the most, approximately. By eye: less than a sync takes.
+const SHARE: usize = 64;
 
 /// What arrives at the loop.
 #[allow(clippy::large_enum_variant, reason = "moved once, from a worker to the loop; a box for each would cost more")]
@@ -34,8 +45,8 @@ pub enum Arrival {
     Input(Input),
     /// An administrator asks for this server's own state.
     Status(Responder),
-    /// Stop.
-    Stop,
+    /// A moment has passed.
+    Tick,
 }
 
 /// Clock of this process: nanoseconds since a point of its own, counting suspended time.
@@ -63,65 +74,149 @@ pub struct Workers {
     pub peers: Peers,
 }
 
-/// The loop's state.
+/// Where arrivals are brought. Made before the node, for those whom the node needs.
+#[derive(Clone, Default)]
+pub struct Inlet(Arc<OnceLock<Weak<Node>>>);
+
+impl Inlet {
+    /// Brings an arrival. Once the node has ended it is dropped, and with it a responder, which tells the caller.
+    pub fn send(&self, arrival: Arrival) {
+        if let Some(node) = self.0.get().and_then(Weak::upgrade) {
+            node.submit(arrival);
+        }
+    }
+}
+
+/// The core, its effects' ways out, and what waits for it.
 pub struct Node {
+    inbox: Mutex<Inbox>,
+    machine: Mutex<Machine>,
+    dead: watch::Sender<bool>,
+    me: Weak<Node>,
+    runtime: tokio::runtime::Handle,
+}
+
+#[derive(Default)]
+struct Inbox {
+    arrivals: VecDeque<Arrival>,
+    /// Somebody is at work, and will take what is queued.
+    busy: bool,
+    closed: bool,
+}
+
+struct Machine {
     core: MetadataCore,
-    inbox: Receiver<Arrival>,
-    workers: Workers,
+    /// `None` once it is closed: threads and connections may end.
+    workers: Option<Workers>,
     waiting: BTreeMap<u64, Responder>,
     next_request: u64,
     effects: Vec<Effect>,
 }
 
+/// Declares the node dead unless the work ended as it should.
+struct Work<'a> {
+    node: &'a Node,
+    done: bool,
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.node.inbox().closed = true;
+            self.node.dead.send_replace(true);
+        }
+    }
+}
+
 impl Node {
-    /// Puts the parts together.
-    pub fn new(core: MetadataCore, inbox: Receiver<Arrival>, workers: Workers) -> Self {
-        Self { core, inbox, workers, waiting: BTreeMap::new(), next_request: 1, effects: Vec::new() }
+    /// Puts the parts together; from now on `inlet` leads here. Must be called within a tokio runtime.
+    pub fn new(core: MetadataCore, workers: Workers, inlet: &Inlet) -> Arc<Self> {
+        let (waiting, effects) = (BTreeMap::new(), Vec::new());
+        let machine = Machine { core, workers: Some(workers), waiting, next_request: 1, effects };
+        let node = Arc::new_cyclic(|me| Self {
+            inbox: Mutex::default(),
+            machine: Mutex::new(machine),
+            dead: watch::channel(false).0,
+            me: Weak::clone(me),
+            runtime: tokio::runtime::Handle::current(),
+        });
+        let first = inlet.0.set(Arc::downgrade(&node));
+        assert!(first.is_ok(), "an inlet leads to one node");
+        node
     }
 
-    /// Runs until it is told to stop, or everybody who could send is gone.
-    pub fn run(mut self) {
-        let mut next_tick = now() + TICK;
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues an arrival, and works on the queue unless somebody does already.
+    fn submit(&self, arrival: Arrival) {
+        {
+            let mut inbox = self.inbox();
+            if inbox.closed {
+                return;
+            }
+            inbox.arrivals.push_back(arrival);
+            if std::mem::replace(&mut inbox.busy, true) {
+                return;
+            }
+        }
+        self.work();
+    }
+
+    /// Works until the inbox is empty, or the share is done and a task takes over.
+    fn work(&self) {
+        let mut work = Work { node: self, done: false };
+        let mut machine = self.machine();
+        let (mut batch, mut done) = (VecDeque::new(), 0);
         loop {
-            let wait = next_tick.since(now());
-            match self.inbox.recv_timeout(wait) {
-                Ok(arrival) => {
-                    if !self.take(arrival) || !self.take_more(BATCH) {
-                        return;
-                    }
+            {
+                let mut inbox = self.inbox();
+                std::mem::swap(&mut batch, &mut inbox.arrivals);
+                if batch.is_empty() {
+                    inbox.busy = false;
+                    break;
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            if now() >= next_tick {
-                // Whoever wrote in time must not be counted as silent because we were late: the inbox first.
-                if !self.take_more(usize::MAX) {
-                    return;
+                if done >= SHARE
+                    && let Some(node) = self.me.upgrade()
+                {
+                    // Still busy: nobody else begins, and the order is kept.
+                    inbox.arrivals = batch;
+                    self.runtime.spawn(async move { node.work() });
+                    break;
                 }
-                self.drop_cancelled();
-                self.core.step(now(), Input::Tick { wall: wall() }, &mut self.effects);
-                next_tick = now() + TICK;
             }
-            self.start_effects();
+            done += batch.len();
+            batch.drain(..).for_each(|arrival| machine.take(arrival));
+            machine.start_effects();
         }
+        work.done = true;
     }
 
-    /// Takes up to `most` arrivals that are there already. False: stop.
-    fn take_more(&mut self, most: usize) -> bool {
-        for _ in 0..most {
-            match self.inbox.try_recv() {
-                Ok(arrival) => {
-                    if !self.take(arrival) {
-                        return false;
-                    }
-                }
-                Err(_) => break,
-            }
-        }
-        true
+    /// Becomes true when a panic has ended the core's life.
+    pub fn dead(&self) -> watch::Receiver<bool> {
+        self.dead.subscribe()
     }
 
-    fn take(&mut self, arrival: Arrival) -> bool {
+    /// Takes nothing more, drops what waits, and lets threads and connections end.
+    pub fn close(&self) {
+        {
+            let mut inbox = self.inbox();
+            inbox.closed = true;
+            inbox.arrivals.clear();
+        }
+        let mut machine = self.machine();
+        machine.workers = None;
+        machine.waiting.clear();
+    }
+}
+
+impl Machine {
+    fn take(&mut self, arrival: Arrival) {
         let input = match arrival {
             Arrival::Input(input) => input,
             Arrival::Request { from, envelope, deadline, respond } => {
@@ -132,13 +227,14 @@ impl Node {
                 Input::Request { request, from, envelope: *envelope, deadline: now() + left }
             }
             Arrival::Status(respond) => {
-                respond.send(codec::encode(&AdminAnswer::Server(self.status())), bytes::Bytes::new());
-                return true;
+                return respond.send(codec::encode(&AdminAnswer::Server(self.status())), bytes::Bytes::new());
             }
-            Arrival::Stop => return false,
+            Arrival::Tick => {
+                self.drop_cancelled();
+                Input::Tick { wall: wall() }
+            }
         };
         self.core.step(now(), input, &mut self.effects);
-        true
     }
 
     fn status(&self) -> ServerStatus {
@@ -160,26 +256,27 @@ impl Node {
     }
 
     fn start_effects(&mut self) {
+        let Some(workers) = &mut self.workers else { return self.effects.clear() };
         for effect in self.effects.drain(..) {
             match effect {
                 Effect::Persist { shard, ticket, records, must_sync } => {
                     // A writer that is gone has reported its failure already.
-                    let _ = log_of(&self.workers.logs, shard).send(Job::Append { ticket, records, must_sync });
+                    let _ = log_of(&workers.logs, shard).send(Job::Append { ticket, records, must_sync });
                 }
                 Effect::CutLog { shard, base } => {
-                    let _ = log_of(&self.workers.logs, shard).send(Job::Cut(base));
+                    let _ = log_of(&workers.logs, shard).send(Job::Cut(base));
                 }
                 Effect::PersistTables { shard, applied } => {
-                    let _ = log_of(&self.workers.tables, shard).send(applied);
+                    let _ = log_of(&workers.tables, shard).send(applied);
                 }
-                Effect::Send { to, message } => self.workers.peers.send(to, &message),
+                Effect::Send { to, message } => workers.peers.send(to, &message),
                 Effect::Answer { request, answer } => {
                     if let Some(respond) = self.waiting.remove(&request) {
                         respond.send(codec::encode(&answer), bytes::Bytes::new());
                     }
                 }
                 Effect::Chunk { job, member, address, request, .. } => {
-                    self.workers.peers.chunk(job, member.node, &address, &request);
+                    workers.peers.chunk(job, member.node, &address, &request);
                 }
                 Effect::Halt { shard, index, reason } => {
                     tracing::error!(%shard, %index, reason, "shard halted on this server: it is wrong or its disk is; replace it");

@@ -1,6 +1,6 @@
 //! Connections to the other metadata servers, and to storage nodes for the service's own deletes and cuts.
 
-use crate::node::{Arrival, CHUNK_DEADLINE};
+use crate::node::{Arrival, CHUNK_DEADLINE, Inlet};
 use bytes::Bytes;
 use holdfast_metadata_core::{ChunkFailure, Input};
 use holdfast_rpc::{Address, Identity, Peer, PeerIdentity, PeerOptions, Role, Transport};
@@ -10,7 +10,6 @@ use holdfast_wire::codec;
 use holdfast_wire::kind::Kind;
 use holdfast_wire::peer::PeerMessage;
 use std::collections::BTreeMap;
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 /// Whom this server calls.
@@ -18,7 +17,7 @@ pub struct Peers {
     identity: Identity,
     servers: BTreeMap<ServerId, Peer>,
     storage: BTreeMap<NodeId, (String, Peer)>,
-    inbox: Sender<Arrival>,
+    inlet: Inlet,
     runtime: tokio::runtime::Handle,
 }
 
@@ -30,20 +29,24 @@ impl Peers {
     pub fn new(
         identity: Identity,
         servers: impl Iterator<Item = (ServerId, String)>,
-        inbox: Sender<Arrival>,
+        inlet: Inlet,
     ) -> Result<Self, String> {
         let me = ServerId(identity.me().id);
         let mut peers = BTreeMap::new();
         for (id, address) in servers.filter(|(id, _)| *id != me) {
             let address: Address = address.parse().map_err(|error| format!("metadata server {id}: {error}"))?;
             // Raft repeats itself; after a pause it should find the other as soon as it is back.
-            let options =
-                PeerOptions { keep_connected: true, pause_most: Duration::from_millis(250), ..PeerOptions::default() };
+            let options = PeerOptions {
+                keep_connected: true,
+                local: true,
+                pause_most: Duration::from_millis(250),
+                ..PeerOptions::default()
+            };
             let expected = Some(PeerIdentity { role: Role::Metadata, id: id.0 });
             peers.insert(id, Peer::new(identity.clone(), Transport::Quic, vec![address], expected, options));
         }
         let runtime = tokio::runtime::Handle::current();
-        Ok(Self { identity, servers: peers, storage: BTreeMap::new(), inbox, runtime })
+        Ok(Self { identity, servers: peers, storage: BTreeMap::new(), inlet, runtime })
     }
 
     /// Sends a message to another server; it may be lost, and then the core sends it, or a newer one, again.
@@ -57,11 +60,8 @@ impl Peers {
 
     /// Asks a storage node; the answer becomes an input.
     pub fn chunk(&mut self, job: u64, node: NodeId, address: &str, request: &ChunkRequest) {
-        let inbox = self.inbox.clone();
-        let done = move |result| {
-            // The loop may have ended; then nobody waits.
-            let _ = inbox.send(Arrival::Input(Input::ChunkDone { job, result }));
-        };
+        let inlet = self.inlet.clone();
+        let done = move |result| inlet.send(Arrival::Input(Input::ChunkDone { job, result }));
         let failed = |reason: String| Err(ChunkFailure { reason });
         let peer = match self.storage_peer(node, address) {
             Ok(peer) => peer,
@@ -86,7 +86,8 @@ impl Peers {
         let parsed: Address = address.parse().map_err(|error| format!("storage node {node}: {error}"))?;
         let expected = Some(PeerIdentity { role: Role::Storage, id: node.0 });
         let _guard = self.runtime.enter();
-        let peer = Peer::new(self.identity.clone(), Transport::Tls, vec![parsed], expected, PeerOptions::default());
+        let options = PeerOptions { local: true, ..PeerOptions::default() };
+        let peer = Peer::new(self.identity.clone(), Transport::Tls, vec![parsed], expected, options);
         self.storage.insert(node, (address.to_owned(), peer.clone()));
         Ok(peer)
     }

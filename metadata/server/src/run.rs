@@ -3,15 +3,16 @@
 use crate::config::Config;
 use crate::disk::{self, DiskError, Shard};
 use crate::log_writer;
-use crate::node::{Arrival, Node, Workers, now};
+use crate::node::{Arrival, Inlet, Node, Workers, now};
 use crate::peers::Peers;
 use crate::service::Service;
+use holdfast_metadata_core::api::TICK;
 use holdfast_metadata_core::{Config as CoreConfig, Input, MetadataCore, Recovered, RecoveredShard, StartError};
 use holdfast_rpc::{Address, ConnectError, Identity, IdentityError, Server, ServerOptions, Transport};
 use holdfast_store::Table;
 use holdfast_types::{LogIndex, ServerId, ShardId, prng};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -68,30 +69,46 @@ pub async fn run(
         // Opening replays logs and may take a while: not on the runtime's threads.
         tokio::task::spawn_blocking(move || disk::open(&config)).await.map_err(|_| Error::Died)??
     };
-    let (inbox, arrivals) = channel();
-    let (node, threads) = assemble(&config, &identity, opened, &inbox, arrivals)?;
-    let (ended, mut end) = watch::channel(false);
-    let main = std::thread::Builder::new().name("metadata".into()).spawn(move || {
-        node.run();
-        ended.send_replace(true);
-    })?;
+    let (node, inlet, threads) = assemble(&config, &identity, opened)?;
     let address: Address = config.address.parse()?;
-    let handler = Arc::new(Service { inbox: inbox.clone() });
-    let server = Server::bind(Transport::Quic, &address, identity, handler, ServerOptions::default()).await?;
+    let handler = Arc::new(Service { inlet: inlet.clone() });
+    let options = ServerOptions { local: true, ..ServerOptions::default() };
+    let server = match Server::bind(Transport::Quic, &address, identity, handler, options).await {
+        Ok(server) => server,
+        Err(error) => {
+            end(&node, threads).await;
+            return Err(error.into());
+        }
+    };
     ready(server.local_address().to_string());
+    let ticks = tokio::spawn(tick(inlet));
+    let mut dead = node.dead();
     let died = tokio::select! {
         _ = shutdown.wait_for(|stop| *stop) => false,
-        _ = end.wait_for(|ended| *ended) => true,
+        _ = dead.wait_for(|dead| *dead) => true,
     };
-    let _ = inbox.send(Arrival::Stop);
+    ticks.abort();
+    let ended = end(&node, threads).await;
     server.shutdown(GRACE).await;
-    let joined = tokio::task::spawn_blocking(move || {
-        let result = main.join();
-        drop(inbox);
-        threads.into_iter().for_each(|thread| drop(thread.join()));
-        result.is_ok()
-    });
-    if died || !joined.await.unwrap_or(false) { Err(Error::Died) } else { Ok(()) }
+    if died || !ended { Err(Error::Died) } else { Ok(()) }
+}
+
+/// Lets the threads end, logs with a last sync, and waits for them. Whether none had panicked.
+async fn end(node: &Node, threads: Vec<JoinHandle<()>>) -> bool {
+    node.close();
+    let join = move || threads.into_iter().fold(true, |sound, thread| thread.join().is_ok() && sound);
+    tokio::task::spawn_blocking(join).await.unwrap_or(false)
+}
+
+/// Tells the node that time passes. Ticks queue behind what arrived before them, so that nobody who wrote in time counts as silent
+/// because we were late.
+async fn tick(inlet: Inlet) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        inlet.send(Arrival::Tick);
+    }
 }
 
 fn identity(config: &Config) -> Result<Identity, Error> {
@@ -108,9 +125,8 @@ fn assemble(
     config: &Config,
     identity: &Identity,
     opened: [Shard; 2],
-    inbox: &Sender<Arrival>,
-    arrivals: Receiver<Arrival>,
-) -> Result<(Node, Vec<JoinHandle<()>>), Error> {
+) -> Result<(Arc<Node>, Inlet, Vec<JoinHandle<()>>), Error> {
+    let inlet = Inlet::default();
     let [cluster, volumes] = opened;
     let tables = [cluster.table.clone(), volumes.table.clone()];
     let recovered = |shard: &Shard| RecoveredShard {
@@ -122,13 +138,10 @@ fn assemble(
     let recovered = Recovered { cluster: recovered(&cluster), volumes: recovered(&volumes) };
     let core = MetadataCore::new(core_config(config), recovered, now())?;
     let servers = config.servers.iter().map(|server| (ServerId(server.id), server.address.clone()));
-    let peers = Peers::new(identity.clone(), servers, inbox.clone()).map_err(Error::Address)?;
+    let peers = Peers::new(identity.clone(), servers, inlet.clone()).map_err(Error::Address)?;
     let confirm = || {
-        let inbox = inbox.clone();
-        move |input: Input| {
-            // Fails only when the loop has ended.
-            let _ = inbox.send(Arrival::Input(input));
-        }
+        let inlet = inlet.clone();
+        move |input: Input| inlet.send(Arrival::Input(input))
     };
     let (log_0, thread_0) = log_writer::start(ShardId::CLUSTER, cluster.log, confirm())?;
     let (log_1, thread_1) = log_writer::start(ShardId::VOLUMES, volumes.log, confirm())?;
@@ -136,7 +149,8 @@ fn assemble(
     let (persist_0, thread_2) = table_persister(ShardId::CLUSTER, table_0, confirm())?;
     let (persist_1, thread_3) = table_persister(ShardId::VOLUMES, table_1, confirm())?;
     let workers = Workers { logs: [log_0, log_1], tables: [persist_0, persist_1], peers };
-    Ok((Node::new(core, arrivals, workers), vec![thread_0, thread_1, thread_2, thread_3]))
+    let node = Node::new(core, workers, &inlet);
+    Ok((node, inlet, vec![thread_0, thread_1, thread_2, thread_3]))
 }
 
 fn core_config(config: &Config) -> CoreConfig {

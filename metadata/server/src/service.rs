@@ -1,6 +1,6 @@
-//! What arrives over the control transport becomes an [`Arrival`] of the loop. Runs on the connections' tasks and never blocks.
+//! What arrives over the control transport becomes an [`Arrival`] of the node. Runs on the connections' tasks.
 
-use crate::node::Arrival;
+use crate::node::{Arrival, Inlet};
 use holdfast_metadata_core::{Caller, Input};
 use holdfast_rpc::{Handler, Incoming, PeerIdentity, Refusal, Responder, Role};
 use holdfast_types::{NodeId, ServerId};
@@ -8,12 +8,11 @@ use holdfast_wire::admin::{AdminAnswer, AdminRequest};
 use holdfast_wire::codec;
 use holdfast_wire::kind::Kind;
 use holdfast_wire::metadata::Envelope;
-use std::sync::mpsc::Sender;
 
-/// Gives requests and peers' messages to the loop.
+/// Gives requests and peers' messages to the node.
 pub struct Service {
-    /// The loop's inbox.
-    pub inbox: Sender<Arrival>,
+    /// Where they go.
+    pub inlet: Inlet,
 }
 
 fn caller(peer: &PeerIdentity) -> Caller {
@@ -49,8 +48,7 @@ impl Handler for Service {
             },
             Some(Kind::Chunk | Kind::Group | Kind::Peer) | None => return respond.refuse(Refusal::Unhandled),
         };
-        // Fails only when the loop has ended; then the responder was dropped, and the caller is told.
-        let _ = self.inbox.send(arrival);
+        self.inlet.send(arrival);
     }
 
     fn one_way(&self, from: &PeerIdentity, message: Incoming) {
@@ -59,7 +57,7 @@ impl Handler for Service {
         }
         match codec::decode(&message.message) {
             Ok(decoded) => {
-                let _ = self.inbox.send(Arrival::Input(Input::Peer { from: ServerId(from.id), message: decoded }));
+                self.inlet.send(Arrival::Input(Input::Peer { from: ServerId(from.id), message: decoded }));
             }
             Err(error) => tracing::warn!(%from, %error, "peer's message not understood"),
         }

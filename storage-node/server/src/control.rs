@@ -25,6 +25,7 @@ impl Control {
         let mut peers = Vec::with_capacity(servers.len());
         for server in servers {
             let options = PeerOptions {
+                local: true,
                 connect_timeout: Duration::from_secs(1),
                 pause_most: Duration::from_millis(250),
                 ..PeerOptions::default()

@@ -120,6 +120,7 @@ impl Peers {
         let retired = Arc::new(AtomicBool::new(false));
         let watcher = Watcher { node: to, retired: Arc::clone(&retired), owner: Weak::clone(&self.owner) };
         let options = PeerOptions {
+            local: true,
             keep_connected: true,
             pause_most: PAUSE_MOST,
             bytes_max: QUEUE_BYTES_MAX,

@@ -101,7 +101,7 @@ pub async fn run(
     let address: Address = config.address.parse()?;
     let service =
         Service { owner: Arc::clone(&node.owner), requests: node.requests.clone(), metrics: node.metrics.clone() };
-    let options = ServerOptions::default();
+    let options = ServerOptions { local: true, ..ServerOptions::default() };
     let server = match Server::bind(Transport::Tls, &address, identity, Arc::new(service), options).await {
         Ok(server) => server,
         Err(error) => {

@@ -30,7 +30,7 @@ fn stranger(world: &World, identity: Identity, expected: Expect) -> Peer {
 
 fn proves(way: Way) -> bool {
     match way {
-        Way::Quic | Way::Tls => true,
+        Way::Quic | Way::Tls | Way::Local => true,
         Way::Plain | Way::Unix => false,
     }
 }
@@ -189,5 +189,69 @@ fn a_certificate_cannot_claim_another_id_in_its_hello() {
         let error = refusal(&stranger(&world, liar, Expect::Anyone)).await;
         assert!(matches!(&*error, ConnectError::Io { .. }), "{error}");
         assert!(world.recorder.see(|seen| seen.connected.is_empty()));
+    });
+}
+
+/// The server of a world, at an address where nobody listens: reached, if at all, by the socket beside its port.
+fn elsewhere(world: &World, local: bool) -> Peer {
+    let port = world.server.as_ref().expect("serving").local_port().expect("a port");
+    let address = format!("127.0.0.2:{port}").parse().expect("an address");
+    let options = PeerOptions { local, ..PeerOptions::default() };
+    let expected = Expect::Exactly(super::server_identity().me());
+    Peer::new(client_identity(), world.way.transport(), vec![address], expected, options)
+}
+
+#[test]
+fn a_server_on_this_host_is_reached_without_the_network() {
+    super::run(async {
+        let mut world = World::start(Way::Local).await;
+        refusal(&elsewhere(&world, false)).await;
+        let peer = elsewhere(&world, true);
+        echo(&peer, "hello").await.expect("answered");
+        assert_eq!(peer.link().expect("connected").peer(), super::server_identity().me());
+        let from = world.recorder.see(|seen| seen.requests[0].0);
+        assert_eq!(from, client_identity().me(), "proved as over the network");
+        world.stop().await;
+        refusal(&peer).await;
+    });
+}
+
+#[test]
+fn on_this_host_too_nobody_is_let_in_without_a_certificate_of_the_cluster() {
+    super::run(async {
+        let world = World::start(Way::Local).await;
+        let forger = Authority::create(CLUSTER).expect("keys");
+        let forged = forger.issue(who(Role::Client, 9)).expect("issued");
+        let mixed = Identity::from_pem(&forged.certificate, &forged.key, super::AUTHORITY.certificate());
+        let options = PeerOptions { local: true, ..PeerOptions::default() };
+        let expected = Expect::Exactly(super::server_identity().me());
+        let transport = world.way.transport();
+        let stranger = Peer::new(mixed.expect("usable"), transport, vec![world.address()], expected, options);
+        refusal(&stranger).await;
+        let liar = identity(Role::Client, 9).claiming(who(Role::Admin, 1));
+        let options = PeerOptions { local: true, ..PeerOptions::default() };
+        refusal(&Peer::new(liar, transport, vec![world.address()], expected, options)).await;
+        assert!(world.recorder.see(|seen| seen.connected.is_empty()));
+    });
+}
+
+#[test]
+fn whoever_takes_a_servers_name_on_this_host_is_passed_by() {
+    super::run(async {
+        // Its own socket is not asked for, so the name is free for somebody else.
+        let world = World::start(Way::Tls).await;
+        let port = world.server.as_ref().expect("serving").local_port().expect("a port");
+        let name = format!("\0holdfast-{CLUSTER}-{}-{port}", super::server_identity().me());
+        let squatter = tokio::net::UnixListener::bind(name).expect("the name is free");
+        for answer in [&b""[..], b"HTTP/1.1 200 OK\r\n\r\n"] {
+            let options = PeerOptions { local: true, ..PeerOptions::default() };
+            let expected = Expect::Exactly(super::server_identity().me());
+            let peer = Peer::new(client_identity(), world.way.transport(), vec![world.address()], expected, options);
+            let call = tokio::spawn(async move { echo(&peer, "hello").await });
+            let (mut stream, _) = squatter.accept().await.expect("somebody knocks");
+            stream.write_all(answer).await.expect("sent");
+            call.await.expect("no panic").expect("answered, over the network");
+        }
+        assert_eq!(world.recorder.see(|seen| seen.requests.len()), 2);
     });
 }

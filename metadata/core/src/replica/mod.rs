@@ -423,6 +423,9 @@ fn raft_config(config: &Config, applied: LogIndex) -> raft::Config {
         check_quorum: true,
         pre_vote: true,
         batch_append: true,
+        // Followers learn with the next entries, or the next heartbeat, how far is committed: they serve nobody, and a message of its
+        // own to each of them would double the price of a command that comes alone.
+        skip_bcast_commit: true,
         max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
         max_committed_size_per_ready: COMMITTED_BYTES_MAX,
         ..raft::Config::default()
