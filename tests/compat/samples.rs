@@ -10,7 +10,9 @@ use holdfast_wire::admin::{
     AdminAnswer, ClusterStatus, DiskStatus, ServerStatus, SessionStatus, ShardStatus, StorageStatus,
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
-use holdfast_wire::group::{ChunkDigest, Difference, GroupBody, GroupChange, GroupMessage, KeyRange, Origin};
+use holdfast_wire::group::{
+    ChunkDigest, Contender, Difference, GroupBody, GroupChange, GroupMessage, KeyRange, Origin,
+};
 use holdfast_wire::map::{ClusterMap, DiskRecord, MapDelta, MapUpdate, NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::{
     Answer, ClientRecord, DiskState, Envelope, Event, Heartbeat, MetadataError, Request, Response,
@@ -397,6 +399,7 @@ pub fn chunk_ops() -> Named<ChunkOp> {
         ("delete", ChunkOp::Delete { volume, inode, generation, from }),
         ("delete-volume", ChunkOp::DeleteVolume { volume }),
         ("read", ChunkOp::Read { chunk: chunk(), offset: 4, length: 5 }),
+        ("made", ChunkOp::Made { chunk: chunk(), sequence: Sequence(42) }),
         ("highest", ChunkOp::Highest { volume, inode, generation, from }),
     ]
 }
@@ -406,6 +409,7 @@ pub fn chunk_answers() -> Named<ChunkAnswer> {
     vec![
         ("done", ChunkAnswer::Done { number: number() }),
         ("data", ChunkAnswer::Data { sums: vec![5] }),
+        ("made", ChunkAnswer::Made { stands: true }),
         ("highest", ChunkAnswer::Highest { found: Some((ChunkIndex(7), 8)) }),
         ("wrong-epoch", refused(Refusal::WrongEpoch { asked: Epoch(8), current: Epoch(9), version: MapVersion(60) })),
         ("not-primary", refused(Refusal::NotPrimary)),
@@ -438,8 +442,7 @@ pub fn group_bodies() -> Named<GroupBody> {
     let (stream, id) = (30, 31);
     let range = KeyRange::chunk(chunk());
     let digest = ChunkDigest { chunk: chunk(), length: 32, digest: 33 };
-    let difference =
-        Difference { chunk: chunk(), length: 34, sums: vec![35], contenders: vec![(SessionId(38), Sequence(39))] };
+    let difference = Difference { chunk: chunk(), length: 34, sums: vec![35], contenders: vec![contender()] };
     let mut all = vec![
         ("here", GroupBody::Here),
         ("stale", GroupBody::Stale),
@@ -463,6 +466,10 @@ pub fn group_bodies() -> Named<GroupBody> {
     all
 }
 
+fn contender() -> Contender {
+    Contender { session: SessionId(38), last: Sequence(40), cut: Sequence(39) }
+}
+
 fn group_changes() -> Named<GroupChange> {
     let (volume, inode, generation) = (VolumeId(4), InodeId(500), Generation(6));
     vec![
@@ -471,7 +478,7 @@ fn group_changes() -> Named<GroupChange> {
         ("operation-cut", GroupChange::Cut { chunk: chunk(), length: 3 }),
         ("operation-delete", GroupChange::Delete { volume, inode, generation, from: ChunkIndex(7) }),
         ("operation-delete-chunk", GroupChange::DeleteChunk { chunk: chunk() }),
-        ("operation-contenders", GroupChange::Contenders { chunk: chunk(), list: vec![(SessionId(40), Sequence(41))] }),
+        ("operation-contenders", GroupChange::Contenders { chunk: chunk(), list: vec![contender()] }),
         ("operation-delete-volume", GroupChange::DeleteVolume { volume }),
         ("operation-mark", GroupChange::Mark),
     ]

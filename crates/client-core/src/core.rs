@@ -16,7 +16,7 @@ use crate::{Config, HandleId};
 use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::prng::Prng;
 use holdfast_types::{FileName, InodeId, Instant, SessionId, Timestamp};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// What a timer is for.
@@ -59,8 +59,11 @@ pub struct ClientCore {
     pub(crate) touched: BTreeSet<InodeId>,
     /// Inodes that are being opened, by how many calls: their `Close` waits.
     pub(crate) opening: BTreeMap<InodeId, u32>,
-    /// Names that are being created or opened, by how many calls, and removals of such names: what is found is known then.
-    pub(crate) creating: BTreeMap<(InodeId, FileName), (u32, Vec<(CallId, Call)>)>,
+    /// Names that are being changed, each by one call at a time, with the calls that wait for their turn: what a removal has to say of
+    /// an open inode depends on what the name is then.
+    pub(crate) changing_names: BTreeMap<(InodeId, FileName), VecDeque<(CallId, Call)>>,
+    /// Names that a call is changing.
+    pub(crate) names_held: BTreeMap<CallId, Vec<(InodeId, FileName)>>,
     /// Opens of inodes whose name is just being removed: they wait for what becomes of it.
     pub(crate) removing: BTreeMap<InodeId, Vec<(CallId, Call)>>,
 }
@@ -98,7 +101,8 @@ impl ClientCore {
             reads: Reads::new(),
             touched: BTreeSet::new(),
             opening: BTreeMap::new(),
-            creating: BTreeMap::new(),
+            changing_names: BTreeMap::new(),
+            names_held: BTreeMap::new(),
             removing: BTreeMap::new(),
             config,
         }
@@ -213,6 +217,11 @@ impl ClientCore {
     /// Whether the session may buffer writes and keep what it learns.
     pub(crate) fn caching(&self) -> bool {
         matches!(self.session.state, State::Live) && matches!(self.session.caching, Caching::On)
+    }
+
+    /// Whether other sessions may change the same files at the same time.
+    pub(crate) fn shares(&self) -> bool {
+        matches!(self.session.caching, Caching::Off)
     }
 
     /// Civil time as the metadata leader has it; never goes back within a session.

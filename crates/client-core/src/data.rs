@@ -34,6 +34,8 @@ pub(crate) enum DataPurpose {
     Zero { inode: InodeId },
     /// Bytes for readers.
     Fetch(u64),
+    /// Whether bytes that were written through are still there after others have cut the file.
+    Check { inode: InodeId, sequence: Sequence },
 }
 
 struct Operation {
@@ -94,7 +96,7 @@ pub(crate) fn chunk_key(volume: &VolumeRecord, base: &Attributes, index: ChunkIn
 }
 
 impl ClientCore {
-    /// Begins a request about one chunk of a file.
+    /// Begins a request about one chunk of a file. Returns the sequence of a contended change.
     pub(crate) fn data_start(
         &mut self,
         index: ChunkIndex,
@@ -102,7 +104,7 @@ impl ClientCore {
         op: ChunkOp,
         payload: Vec<Bytes>,
         purpose: DataPurpose,
-    ) {
+    ) -> Option<Sequence> {
         let volume = self.session.volume();
         let group = GroupId::of(volume.id, inode, index, volume.groups);
         let number = self.data.operation_next;
@@ -136,6 +138,7 @@ impl ClientCore {
         if first {
             self.data_send(number);
         }
+        sequence.filter(|_| contended)
     }
 
     /// A change is over: the next contended one of its chunk has its turn.
@@ -227,8 +230,21 @@ impl ClientCore {
             (op, ChunkAnswer::Done { .. }) if op.is_change() => self.data_done(number, Ok(Bytes::new())),
             (ChunkOp::Read { .. }, ChunkAnswer::Data { .. }) if reply.intact => self.data_done(number, Ok(reply.data)),
             (ChunkOp::Read { .. }, ChunkAnswer::Data { .. }) => self.data_damaged(number),
+            (ChunkOp::Made { .. }, ChunkAnswer::Made { stands }) => {
+                if let Some(Operation { purpose: DataPurpose::Check { inode, sequence }, .. }) =
+                    self.data.operations.remove(&number)
+                {
+                    self.checked(inode, sequence, Ok(stands));
+                }
+            }
             (_, ChunkAnswer::Refused(refusal)) => self.data_refused(number, refusal),
-            (_, ChunkAnswer::Done { .. } | ChunkAnswer::Data { .. } | ChunkAnswer::Highest { .. }) => {
+            (
+                _,
+                ChunkAnswer::Done { .. }
+                | ChunkAnswer::Data { .. }
+                | ChunkAnswer::Made { .. }
+                | ChunkAnswer::Highest { .. },
+            ) => {
                 self.data_done(number, Err(ClientError::Protocol { detail: "storage answered something else" }));
             }
         }
@@ -293,6 +309,7 @@ impl ClientCore {
             DataPurpose::Flush { inode, start } => self.flushed(inode, start, result.map(drop)),
             DataPurpose::Zero { inode } => self.zeroed(inode, result.map(drop)),
             DataPurpose::Fetch(fetch) => self.fetched(fetch, result),
+            DataPurpose::Check { inode, sequence } => self.checked(inode, sequence, result.map(|_| false)),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::call::{Call, CallId, OpenMode, Reply};
 use crate::error::ClientError;
 use crate::extents::{Extents, SEGMENT_OVERHEAD};
 use bytes::Bytes;
-use holdfast_types::{Generation, InodeId, Instant, LogIndex, Timestamp};
+use holdfast_types::{Generation, InodeId, Instant, LogIndex, Sequence, Timestamp};
 use holdfast_wire::namespace::{Attributes, FileKind, SetAttributes};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -31,6 +31,8 @@ pub(crate) struct Sending {
     pub span: u64,
     /// Content of the file to which they were sent.
     pub generation: Generation,
+    /// Of the request, if it was contended.
+    pub sequence: Option<Sequence>,
 }
 
 /// Who waits for a synchronization.
@@ -88,6 +90,10 @@ pub(crate) enum Lane {
     Refresh,
     /// A change of attributes that leaves the bytes alone.
     Set,
+    /// Storage is asked what became of bytes in doubt. Counts the requests under way.
+    Check {
+        left: usize,
+    },
     /// A change of bytes: nothing is written, read or opened meanwhile. Counts the requests under way.
     Change {
         left: usize,
@@ -153,6 +159,12 @@ pub(crate) struct File {
     pub unconfirmed: Vec<(u64, Sending)>,
     /// How many of them the publication under way is about.
     pub confirming: usize,
+    /// What of them ends above has its size published later.
+    pub confirm_to: u64,
+    /// Durable, and others have cut the file at the same time.
+    pub doubtful: Vec<(u64, Sending)>,
+    /// End of what was in doubt and stands: the file is to be made so long.
+    pub standing: u64,
 }
 
 impl File {
@@ -194,6 +206,9 @@ impl File {
             freshening: 0,
             unconfirmed: Vec::new(),
             confirming: 0,
+            confirm_to: u64::MAX,
+            doubtful: Vec::new(),
+            standing: 0,
         }
     }
 
@@ -253,6 +268,8 @@ impl File {
         !self.gone
             && (self.unpublished_end > self.base.size
                 || !self.unconfirmed.is_empty()
+                || !self.doubtful.is_empty()
+                || self.standing > 0
                 || (!data_only && (self.mtime.is_some() || self.clear_set_ids)))
     }
 
@@ -266,48 +283,28 @@ impl File {
         number <= self.fresh_to || number > self.wants_fresh
     }
 
-    /// A publication says what the file is like: the bytes it is about count, or all that are not confirmed are to be written again.
-    /// Returns the number of the oldest write that is.
+    /// A publication says what the file is like: which bytes count. Those that others may have cut are in doubt: storage knows on which
+    /// side of the cut they were made. Those of an older content went with it, as if written before. Returns the number of the oldest
+    /// write in doubt.
     pub fn confirm(&mut self, now: &Attributes) -> Option<u64> {
-        let counts = |(_, sent): &(u64, Sending)| {
-            sent.generation == now.generation
-                && sent.end <= now.size
-                && now.trim_from.is_none_or(|trim| sent.end <= trim)
-        };
+        let end = now.size.min(now.trim_from.unwrap_or(u64::MAX));
         let confirming = std::mem::take(&mut self.confirming).min(self.unconfirmed.len());
-        if self.unconfirmed[..confirming].iter().all(counts) {
-            self.unconfirmed.drain(..confirming);
-            return None;
-        }
-        self.redo(now)
-    }
-
-    /// What is not confirmed is to be written again where the file was cut, except where something newer was written since. Below the cut
-    /// the bytes are what they became: written again they would undo what others wrote after them.
-    fn redo(&mut self, now: &Attributes) -> Option<u64> {
-        let cut = now.size.min(now.trim_from.unwrap_or(u64::MAX));
-        self.confirming = 0;
-        let mut oldest = None;
-        // The newest first: it wins over the older ones.
-        for (start, sent) in std::mem::take(&mut self.unconfirmed).into_iter().rev() {
-            let mut at = start;
-            let from = if sent.generation == now.generation { cut } else { 0 };
-            for piece in sent.pieces {
-                let end = at + piece.len() as u64;
-                if end > from {
-                    let kept = from.saturating_sub(at);
-                    self.dirty_below(at + kept, piece.slice(kept as usize..), sent.number, sent.since);
-                    oldest = Some(oldest.map_or(sent.number, |other: u64| other.min(sent.number)));
-                    self.wants_fresh = self.wants_fresh.max(self.number_next - 1);
-                }
-                at = end;
+        let mut later = Vec::new();
+        for (start, sent) in self.unconfirmed.drain(..confirming) {
+            if sent.end > self.confirm_to {
+                later.push((start, sent));
+            } else if sent.generation == now.generation && sent.end > end {
+                self.doubtful.push((start, sent));
             }
         }
-        oldest
+        later.append(&mut self.unconfirmed);
+        self.unconfirmed = later;
+        self.doubtful.iter().map(|(_, sent)| sent.number).min()
     }
 
-    /// A range is changed by something newer: what is written again must leave it alone.
+    /// A range is changed by something newer: what was written there before is history.
     pub fn cut_unconfirmed(&mut self, start: u64, end: u64) {
+        self.confirming = 0;
         for (from, sent) in std::mem::take(&mut self.unconfirmed) {
             let mut at = from;
             for piece in &sent.pieces {
@@ -328,26 +325,7 @@ impl File {
         let of = |(from, sent): (u64, &Sending)| from < end && sent.end > start;
         self.dirty.start_above(start).is_some_and(|from| from < end)
             || self.sending.iter().any(|(from, sent)| of((*from, sent)))
-            || self.unconfirmed.iter().any(|(from, sent)| of((*from, sent)))
-    }
-
-    /// Makes bytes dirty where nothing is dirty or under way.
-    fn dirty_below(&mut self, start: u64, bytes: Bytes, number: u64, since: Instant) {
-        let end = start + bytes.len() as u64;
-        let mut taken: Vec<(u64, u64)> = Vec::new();
-        self.dirty.overlay(start, end, |at, part| taken.push((at, at + part.len() as u64)));
-        taken.extend(
-            self.sending.iter().map(|(at, sent)| (*at, sent.end)).filter(|(from, to)| *from < end && *to > start),
-        );
-        taken.sort_unstable();
-        let mut at = start;
-        for (from, to) in taken.into_iter().chain([(end, end)]) {
-            if from > at {
-                let part = bytes.slice((at - start) as usize..(from.min(end) - start) as usize);
-                self.dirty.insert(at, part, number, since);
-            }
-            at = at.max(to);
-        }
+            || self.unconfirmed.iter().chain(&self.doubtful).any(|(from, sent)| of((*from, sent)))
     }
 
     /// When the size must be published at the latest: a file that is written without a pause would never be, and would end where it

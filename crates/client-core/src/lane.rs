@@ -3,17 +3,18 @@
 use crate::call::{Call, CallId, Reply, ZeroMode};
 use crate::control::{Published, Purpose};
 use crate::core::ClientCore;
-use crate::data::DataPurpose;
+use crate::data::{DataPurpose, chunk_key};
 use crate::error::ClientError;
-use crate::file::{Change, Lane, Sync, Waiter};
+use crate::file::{Change, Lane, Sending, Sync, Waiter};
 use crate::read::Content;
 use crate::session::Caching;
-use holdfast_types::limits::FILE_BYTES_MAX;
+use holdfast_types::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
 use holdfast_types::size::{MIB, pieces};
-use holdfast_types::{InodeId, ShardId};
+use holdfast_types::{ChunkIndex, ChunkKey, InodeId, Sequence, ShardId};
 use holdfast_wire::chunk::ChunkOp;
 use holdfast_wire::metadata::Request;
 use holdfast_wire::namespace::{FileKind, Mutation, NamespaceError, Outcome, Query, SetAttributes};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What a growing file asks for beyond its end; asked again when a quarter of it is left.
@@ -47,6 +48,16 @@ impl ClientCore {
         if file.gone {
             return self.fail_appends(inode, &ClientError::Stale);
         }
+        if file.standing > file.limit() {
+            let standing = file.standing;
+            return self.reserve(inode, standing);
+        }
+        if file.standing > 0 {
+            file.unpublished_end = file.unpublished_end.max(std::mem::take(&mut file.standing));
+        }
+        if !file.doubtful.is_empty() {
+            return self.check_doubtful(inode);
+        }
         let end = file.dirty.end();
         let limit = file.limit();
         if self.publish_due(inode) {
@@ -67,6 +78,56 @@ impl ClientCore {
         file.lane = Some(Lane::Refresh);
         file.freshening = file.wants_fresh;
         self.query(Some(inode), Purpose::Refresh(inode));
+    }
+
+    /// Asks storage what became of bytes that were written through while others cut the file.
+    fn check_doubtful(&mut self, inode: InodeId) {
+        let volume = self.session.volume().clone();
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        if file.base.trim_from.is_some() {
+            // Not before the cut is made everywhere.
+            return self.await_trim(inode);
+        }
+        let chunk = |start: u64| chunk_key(&volume, &file.base, ChunkIndex(start / CHUNK_BYTES));
+        let asked: BTreeMap<Sequence, ChunkKey> =
+            file.doubtful.iter().filter_map(|(start, sent)| Some((sent.sequence?, chunk(*start)))).collect();
+        file.lane = Some(Lane::Check { left: asked.len() });
+        for (sequence, chunk) in asked {
+            let purpose = DataPurpose::Check { inode, sequence };
+            self.data_start(chunk.index, inode, ChunkOp::Made { chunk, sequence }, Vec::new(), purpose);
+        }
+    }
+
+    /// Storage has said whether bytes in doubt stand. If so the file was cut before they were made, and they make it longer again; if not
+    /// they went with the cut.
+    pub(crate) fn checked(&mut self, inode: InodeId, sequence: Sequence, result: Result<bool, ClientError>) {
+        self.touched.insert(inode);
+        let Some(file) = self.files.get_mut(&inode) else { return };
+        if let Some(Lane::Check { left }) = &mut file.lane {
+            *left -= 1;
+            if *left == 0 {
+                file.lane = None;
+            }
+        }
+        let about = |(_, sent): &(u64, Sending)| sent.sequence == Some(sequence);
+        let (known, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut file.doubtful).into_iter().partition(about);
+        file.doubtful = rest;
+        match result {
+            Ok(true) => {
+                for (start, sent) in known {
+                    if sent.generation == file.base.generation {
+                        file.standing = file.standing.max(sent.end);
+                        file.unconfirmed.push((start, sent));
+                    }
+                }
+            }
+            Ok(false) => {}
+            Err(error) => {
+                if let Some(number) = known.iter().map(|(_, sent)| sent.number).min() {
+                    self.lost(inode, number, error);
+                }
+            }
+        }
     }
 
     // ---- publishing ----
@@ -132,6 +193,7 @@ impl ClientCore {
         file.lane = Some(Lane::Publish { release });
         file.freshening = file.wants_fresh;
         file.confirming = file.unconfirmed.len();
+        file.confirm_to = if unbroken < file.unpublished_end { unbroken } else { u64::MAX };
         let mutation = Mutation::Publish {
             inode,
             generation: file.base.generation,
@@ -168,7 +230,6 @@ impl ClientCore {
                 file.unpublished_since = self.now;
                 if again.is_some() {
                     file.unpublished_end = 0;
-                    self.recount(inode);
                 }
             }
             Err(ClientError::Namespace(NamespaceError::Stale)) if !file.unconfirmed.is_empty() => {
@@ -202,6 +263,8 @@ impl ClientCore {
         file.bound_held = false;
         file.dirty.cut(0, u64::MAX);
         file.unconfirmed.clear();
+        file.doubtful.clear();
+        file.standing = 0;
         (file.unpublished_end, file.mtime, file.clear_set_ids) = (0, None, false);
         self.recount(inode);
         self.touched.insert(inode);
@@ -240,13 +303,24 @@ impl ClientCore {
         let short = file.base.size_bound < file.asked_bound;
         match result {
             Ok(_) if !short => (file.bound_held, file.fresh_to) = (true, file.freshening),
+            Ok(_) if self.session.caching == Caching::Off => {
+                // Another host has cut the file since, and our room with it.
+                file.bound_held = false;
+                file.refresh = true;
+            }
             Ok(_) => {
                 file.bound_held = true;
                 self.no_room(inode, ClientError::Protocol { detail: "less room was given than asked for" });
             }
             Err(ClientError::Namespace(NamespaceError::NotFound)) => self.vanished(inode),
-            Err(ClientError::Namespace(NamespaceError::Stale)) => file.refresh = true,
-            Err(error) => self.no_room(inode, error),
+            Err(ClientError::Namespace(NamespaceError::Stale)) => {
+                file.refresh = true;
+                file.standing = 0;
+            }
+            Err(error) => {
+                file.standing = 0;
+                self.no_room(inode, error);
+            }
         }
     }
 
@@ -271,10 +345,9 @@ impl ClientCore {
             Ok(_) => {
                 if let Some(file) = self.files.get_mut(&inode) {
                     file.fresh_to = file.freshening;
-                    file.confirming = file.unconfirmed.len();
+                    (file.confirming, file.confirm_to) = (file.unconfirmed.len(), u64::MAX);
                     let now = file.base.clone();
                     file.confirm(&now);
-                    self.recount(inode);
                 }
             }
             Err(ClientError::Namespace(_)) => self.vanished(inode),
@@ -464,7 +537,11 @@ impl ClientCore {
         let keys: Vec<_> =
             parts.iter().map(|p| crate::data::chunk_key(&volume, &self.files[&inode].base, p.index)).collect();
         self.pages.remove(inode, offset, end);
-        self.reads.replaced(inode, offset, end, &Content::Zeros, self.write_through().then_some(target));
+        if self.shares() {
+            self.reads.overwritten(inode, offset, end);
+        } else {
+            self.reads.replaced(inode, offset, end, &Content::Zeros, self.write_through().then_some(target));
+        }
         self.recount(inode);
         for (part, chunk) in parts.into_iter().zip(keys) {
             let op = ChunkOp::Zero { chunk, offset: part.offset, length: part.length };

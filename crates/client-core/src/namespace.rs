@@ -6,11 +6,12 @@ use crate::core::ClientCore;
 use crate::error::ClientError;
 use crate::file::{File, Sync, Waiter};
 use crate::names::{Found, ParentChange};
-use holdfast_types::{InodeId, LogIndex, ShardId};
+use holdfast_types::{FileName, InodeId, LogIndex, ShardId};
 use holdfast_wire::metadata::Request;
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
 };
+use std::collections::VecDeque;
 
 /// Entries asked for at once while caching: what is listed now is looked up next.
 const LIST_ENTRIES: u32 = 512;
@@ -42,8 +43,10 @@ impl ClientCore {
                 self.ask(Query::ReadDirectory { inode, after, limit, plus: plus || caching }, Purpose::Call(id));
             }
             Call::Create { .. } => self.create(id, call),
-            Call::Link { inode, parent, name } => {
-                self.mutate(Mutation::Link { inode, parent, name }, Purpose::Call(id));
+            Call::Link { .. } => {
+                if let Some(Call::Link { inode, parent, name }) = self.hold_names(id, call) {
+                    self.mutate(Mutation::Link { inode, parent, name }, Purpose::Call(id));
+                }
             }
             Call::SetXattr { inode, name, value, mode } => {
                 self.mutate(Mutation::SetXattr { inode, name, value, mode }, Purpose::Call(id));
@@ -300,6 +303,7 @@ impl ClientCore {
             Outcome::Usage(usage) => Reply::Usage(usage),
         });
         self.complete(id, reply);
+        self.let_names_go(id);
     }
 
     /// What a call needed to know is known: it goes on.
@@ -312,6 +316,8 @@ impl ClientCore {
                 };
                 if self.waits(id) {
                     self.remove_known(id, call, inode);
+                } else {
+                    self.let_names_go(id);
                 }
             }
             (_, Err(error)) => self.complete(id, Err(error)),
@@ -351,16 +357,36 @@ impl ClientCore {
         self.remove_name(id, call);
     }
 
+    /// Takes the names that a call changes for itself, if nobody has them; else the call begins anew when they are free.
+    pub(crate) fn hold_names(&mut self, id: CallId, call: Call) -> Option<Call> {
+        let names = names_changed(&call);
+        for name in &names {
+            if let Some(waiting) = self.changing_names.get_mut(name) {
+                waiting.push_back((id, call));
+                return None;
+            }
+        }
+        self.changing_names.extend(names.iter().map(|name| (name.clone(), VecDeque::new())));
+        self.names_held.insert(id, names);
+        Some(call)
+    }
+
+    /// A call has changed its names, or never will.
+    pub(crate) fn let_names_go(&mut self, id: CallId) {
+        for name in self.names_held.remove(&id).unwrap_or_default() {
+            for (id, call) in self.changing_names.remove(&name).unwrap_or_default() {
+                self.start(id, call);
+            }
+        }
+    }
+
     pub(crate) fn remove_name(&mut self, id: CallId, call: Call) {
+        let Some(call) = self.hold_names(id, call) else { return };
         let (parent, name) = match &call {
             Call::Unlink { parent, name } | Call::RemoveDirectory { parent, name } => (*parent, name.clone()),
             Call::Rename { to_parent, to_name, .. } => (*to_parent, to_name.clone()),
             _ => return,
         };
-        if let Some((_, removals)) = self.creating.get_mut(&(parent, name.clone())) {
-            // The inode that is being opened by this name must be named, or it would be purged.
-            return removals.push((id, call));
-        }
         let found = if self.caching() { self.names.entry(parent, &name) } else { Found::Unknown };
         match found {
             Found::Present(inode) => self.remove_known(id, call, Some(inode)),
@@ -428,6 +454,22 @@ impl ClientCore {
             }
             None => self.pages.remove_file(attributes.inode),
         }
+    }
+}
+
+/// The names that a call changes.
+fn names_changed(call: &Call) -> Vec<(InodeId, FileName)> {
+    match call {
+        Call::Create { parent, name, .. }
+        | Call::Link { parent, name, .. }
+        | Call::Unlink { parent, name }
+        | Call::RemoveDirectory { parent, name } => vec![(*parent, name.clone())],
+        Call::Rename { from_parent, from_name, to_parent, to_name, .. } => {
+            let mut names = vec![(*from_parent, from_name.clone()), (*to_parent, to_name.clone())];
+            names.dedup();
+            names
+        }
+        _ => Vec::new(),
     }
 }
 

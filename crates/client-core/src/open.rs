@@ -16,6 +16,7 @@ use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, O
 
 impl ClientCore {
     pub(crate) fn create(&mut self, id: CallId, call: Call) {
+        let Some(call) = self.hold_names(id, call) else { return };
         let Call::Create { parent, ref name, ref node, mode, uid, gid, exclusive, open } = call else { return };
         let mutation = Mutation::Create {
             parent,
@@ -27,24 +28,13 @@ impl ClientCore {
             exclusive,
             open: open.is_some(),
         };
-        if open.is_none() {
-            return self.mutate(mutation, Purpose::Call(id));
-        }
-        self.creating.entry((parent, name.clone())).or_default().0 += 1;
-        self.mutate(mutation, Purpose::Create(id, call));
+        let purpose = if open.is_some() { Purpose::Create(id, call) } else { Purpose::Call(id) };
+        self.mutate(mutation, purpose);
     }
 
     pub(crate) fn created(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
-        let Call::Create { parent, ref name, .. } = call else { return };
-        let key = (parent, name.clone());
         self.create_answered(id, call, result);
-        let Some((count, _)) = self.creating.get_mut(&key) else { return };
-        *count -= 1;
-        if *count == 0
-            && let Some((_, removals)) = self.creating.remove(&key)
-        {
-            removals.into_iter().for_each(|(id, call)| self.start(id, call));
-        }
+        self.let_names_go(id);
     }
 
     fn create_answered(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
@@ -180,7 +170,8 @@ impl ClientCore {
         let (telling, opening) = (self.session.telling(), self.opening.contains_key(&inode));
         let Some(file) = self.files.get_mut(&inode) else { return };
         let idle = !file.is_open() && file.is_settled() && file.parked.is_empty() && file.syncs.is_empty();
-        if !idle || opening {
+        // A read that is under way keeps what it reads, even if its handle is closed already.
+        if !idle || opening || self.reads.any_of(inode) {
             return;
         }
         if !file.opener {

@@ -186,6 +186,11 @@ impl Reads {
         }
     }
 
+    /// Whether somebody waits for bytes of a file.
+    pub fn any_of(&self, inode: InodeId) -> bool {
+        self.pending.values().any(|pending| pending.inode == inode)
+    }
+
     /// A fetch that will bring the byte at `at` as it is now, and how far it goes on so.
     fn under_way(&self, inode: InodeId, generation: Generation, at: u64) -> Option<(u64, u64)> {
         self.by_inode.get(&inode)?.iter().find_map(|number| {
@@ -227,17 +232,21 @@ impl ClientCore {
         let Some(inode) = self.handles.get(&handle).map(|h| h.inode) else {
             return self.complete(id, Err(ClientError::BadHandle));
         };
-        let keep = self.may_serve_cache();
+        let (keep, shares) = (self.may_serve_cache(), self.shares());
         let file = self.files.get_mut(&inode).expect("a handle keeps its file");
-        let (size, stored) = (file.size(), file.stored_end());
+        // While other hosts may write, too, only the service and storage know what is there: a write of our own that is not answered yet
+        // may come before or after what others do.
+        let (size, stored) = if shares { (file.base.size, file.base.size) } else { (file.size(), file.stored_end()) };
         let end = offset.saturating_add(u64::from(length)).min(size);
         if offset >= end {
             return self.complete(id, Ok(Reply::Data(Data::default())));
         }
         let mut parts = Assembly { start: offset, end, parts: BTreeMap::new() };
-        let own = (!keep && file.is_own(offset, end)).then(|| Own { inode, newest: file.number_next - 1 });
-        file.dirty.overlay(offset, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
-        if !file.sending.is_empty() {
+        let own = (!keep && !shares && file.is_own(offset, end)).then(|| Own { inode, newest: file.number_next - 1 });
+        if !shares {
+            file.dirty.overlay(offset, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
+        }
+        if !shares && !file.sending.is_empty() {
             for (start, end) in parts.gaps() {
                 overlay_sending(&file.sending, start, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
             }
@@ -273,6 +282,7 @@ impl ClientCore {
 
     /// A read has all its bytes.
     fn finish_read(&mut self, pending: Pending) {
+        self.touched.insert(pending.inode);
         let reply = pending.parts.reply();
         let file = pending.own.and_then(|own| Some((own, self.files.get_mut(&own.inode)?)));
         match file {
@@ -373,6 +383,7 @@ impl ClientCore {
                 got.put_zeros(stored, fetch.end);
             }
             Err(error) => {
+                self.touched.insert(fetch.inode);
                 for pending in
                     fetch.waiting.iter().filter_map(|(n, ..)| self.reads.pending.remove(n)).collect::<Vec<_>>()
                 {

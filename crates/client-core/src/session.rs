@@ -364,7 +364,8 @@ impl ClientCore {
         self.handles.clear();
         self.touched.clear();
         self.removing.clear();
-        self.creating.clear();
+        self.changing_names.clear();
+        self.names_held.clear();
         self.opening.clear();
         self.buffer.clear();
         self.reads.clear();

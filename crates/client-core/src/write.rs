@@ -159,7 +159,11 @@ impl ClientCore {
                 file.syncs.push(Sync { target: number, data_only: false, waiter: Waiter::Call(id, reply) });
             }
         }
-        self.reads.replaced(inode, offset, end, &content, through.then_some(number));
+        if self.shares() {
+            self.reads.overwritten(inode, offset, end);
+        } else {
+            self.reads.replaced(inode, offset, end, &content, through.then_some(number));
+        }
         self.recount(inode);
         self.touched.insert(inode);
         if self.pressed() && !std::mem::replace(&mut self.buffer.pressed, true) {
@@ -260,11 +264,15 @@ impl ClientCore {
         let pieces = taken.pieces.clone();
         let generation = file.base.generation;
         let crate::extents::Taken { end: run_end, pieces: kept, number, since } = taken;
-        file.send(start, Sending { end: run_end, pieces: kept, number, since, span, generation });
+        let sequence = None;
+        file.send(start, Sending { end: run_end, pieces: kept, number, since, span, generation, sequence });
         self.buffer.in_flight_bytes += end - start;
         self.buffer.in_flight_requests += 1;
         self.recount(inode);
-        self.data_start(chunk.index, inode, op, pieces, DataPurpose::Flush { inode, start });
+        let sequence = self.data_start(chunk.index, inode, op, pieces, DataPurpose::Flush { inode, start });
+        if let Some(sending) = self.files.get_mut(&inode).and_then(|file| file.sending.get_mut(&start)) {
+            sending.sequence = sequence;
+        }
     }
 
     /// Bytes of a file are durable, or never will be.
@@ -277,7 +285,7 @@ impl ClientCore {
         self.buffer.in_flight_requests -= 1;
         match result {
             Ok(()) if file.gone => {}
-            Ok(()) if !keep => {
+            Ok(()) if !keep && sending.sequence.is_some() => {
                 if file.counts(sending.generation, sending.end) {
                     if file.unpublished_end <= file.base.size {
                         file.unpublished_since = sending.since;

@@ -89,6 +89,13 @@ pub enum ChunkOp {
         /// Bytes wanted.
         length: u32,
     },
+    /// Whether a contended change of this session was made after the last cut of the chunk. Answer: `Made`.
+    Made {
+        /// Which chunk.
+        chunk: ChunkKey,
+        /// Which change.
+        sequence: Sequence,
+    },
     /// The highest chunk, at or above an index, of one generation of an inode that this group holds. Answer: `Highest`.
     Highest {
         /// Volume.
@@ -109,6 +116,7 @@ impl ChunkOp {
             Self::Write { chunk, .. }
             | Self::Zero { chunk, .. }
             | Self::Cut { chunk, .. }
+            | Self::Made { chunk, .. }
             | Self::Read { chunk, .. } => Some(*chunk),
             Self::Delete { .. } | Self::DeleteVolume { .. } | Self::Highest { .. } => None,
         }
@@ -122,7 +130,7 @@ impl ChunkOp {
             | Self::Cut { .. }
             | Self::Delete { .. }
             | Self::DeleteVolume { .. } => true,
-            Self::Read { .. } | Self::Highest { .. } => false,
+            Self::Read { .. } | Self::Made { .. } | Self::Highest { .. } => false,
         }
     }
 
@@ -132,6 +140,7 @@ impl ChunkOp {
             Self::Write { chunk, .. }
             | Self::Zero { chunk, .. }
             | Self::Cut { chunk, .. }
+            | Self::Made { chunk, .. }
             | Self::Read { chunk, .. } => chunk.volume,
             Self::Delete { volume, .. } | Self::DeleteVolume { volume } | Self::Highest { volume, .. } => *volume,
         }
@@ -155,6 +164,11 @@ pub enum ChunkAnswer {
     Highest {
         /// Index and length.
         found: Option<(ChunkIndex, u32)>,
+    },
+    /// Whether the change stands: it was made, and the chunk was not cut since.
+    Made {
+        /// See there.
+        stands: bool,
     },
     /// Not done.
     Refused(Refusal),

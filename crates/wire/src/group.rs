@@ -250,7 +250,18 @@ pub struct Difference {
     /// Sums of its blocks, each over 4096 bytes with zeros beyond the length.
     pub sums: Vec<u32>,
     /// Last contended change of each session, in the order in which they were made.
-    pub contenders: Vec<(SessionId, Sequence)>,
+    pub contenders: Vec<Contender>,
+}
+
+/// The last contended change of one session on a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contender {
+    /// Whose.
+    pub session: SessionId,
+    /// Which.
+    pub last: Sequence,
+    /// Its last one before the chunk was last cut.
+    pub cut: Sequence,
 }
 
 /// A change as it travels between members.
@@ -306,8 +317,8 @@ pub enum GroupChange {
     Contenders {
         /// Which chunk.
         chunk: ChunkKey,
-        /// Session and sequence, in the order in which they were made.
-        list: Vec<(SessionId, Sequence)>,
+        /// In the order in which they were made.
+        list: Vec<Contender>,
     },
     /// Nothing.
     Mark,

@@ -75,14 +75,15 @@ pub enum Change {
         /// Bytes.
         length: u32,
     },
-    /// Bytes at or above `length` are gone; length 0 leaves an empty chunk record.
+    /// Bytes at or above `length` are gone, and the contenders are told; length 0 leaves an empty chunk record.
     Cut {
         /// Which chunk.
         chunk: ChunkKey,
         /// What remains at the most.
         length: u32,
     },
-    /// Chunks of a generation at or above an index are gone.
+    /// Chunks of a generation at or above an index are gone. From an index above 0 (the file goes on), those with contenders stay as empty
+    /// ones that were cut.
     Delete {
         /// Volume.
         volume: VolumeId,

@@ -34,6 +34,7 @@ pub(crate) fn check(ctx: &mut Ctx<'_>, request: &ChunkRequest, payload: &Bytes) 
             here(*chunk) && within_chunk(*offset, u64::from(*length)) && payload.is_empty()
         }
         ChunkOp::Delete { .. } | ChunkOp::DeleteVolume { .. } => true,
+        ChunkOp::Made { chunk, .. } => here(*chunk) && payload.is_empty(),
         ChunkOp::Highest { .. } => payload.is_empty(),
     };
     if sound { Ok(()) } else { Err(Refusal::Malformed) }

@@ -470,6 +470,11 @@ impl Service {
                 }
                 (ChunkAnswer::Data { sums }, data.into())
             }
+            // Cuts are made at once here, so what was made before is gone, and what came after them stands.
+            ChunkOp::Made { chunk, .. } => (
+                ChunkAnswer::Made { stands: self.chunks.get(chunk).is_some_and(|bytes| !bytes.is_empty()) },
+                Bytes::new(),
+            ),
             other => panic!("a client does not ask {other:?}"),
         }
     }

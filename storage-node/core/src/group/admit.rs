@@ -148,7 +148,7 @@ impl Primary {
                 waiting.lookup = Lookup::Done;
                 return self.pump(base, ctx);
             }
-            Ok(LocalOutcome::Contended { made: Made::Yes }) => {
+            Ok(LocalOutcome::Contended { made: Made::Stands | Made::Cut }) => {
                 // It takes a number all the same: answered when all who count now hold what this disk holds.
                 ctx.book.bytes -= waiting.bytes();
                 waiting.wanted = Wanted::Change(Change::Mark, Span::Nothing);

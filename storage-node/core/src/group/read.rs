@@ -11,7 +11,7 @@ use crate::book::Ctx;
 use crate::group::admit::{Waiting, Wanted};
 use crate::group::base::{Base, Tag};
 use crate::group::primary::{Primary, refusal};
-use crate::local::{KeyRange, LocalCommand, LocalError, LocalOutcome};
+use crate::local::{KeyRange, LocalCommand, LocalError, LocalOutcome, Made};
 use crate::span::Span;
 use bytes::Bytes;
 use holdfast_types::{Instant, MemberId, OpCount, SessionId};
@@ -56,6 +56,10 @@ impl Primary {
             ChunkOp::Read { chunk, offset, length } => (
                 LocalCommand::Read { group, chunk, offset, length },
                 Span::Bytes { chunk, from: offset, to: offset.saturating_add(length) },
+            ),
+            ChunkOp::Made { chunk, sequence } => (
+                LocalCommand::Contended { group, chunk, session: waiting.origin.session, sequence },
+                Span::Keys(KeyRange::chunk(chunk)),
             ),
             ChunkOp::Highest { volume, inode, generation, from } => (
                 LocalCommand::Highest { group, volume, inode, generation, from },
@@ -131,6 +135,10 @@ impl Primary {
         let (answer, bytes) = match result {
             Ok(LocalOutcome::Data { bytes, sums }) => (ChunkAnswer::Data { sums }, bytes),
             Ok(LocalOutcome::Highest { found }) => (ChunkAnswer::Highest { found }, Bytes::new()),
+            Ok(LocalOutcome::Contended { made: Made::Unknown }) => {
+                (ChunkAnswer::Refused(Refusal::Unknown), Bytes::new())
+            }
+            Ok(LocalOutcome::Contended { made }) => (ChunkAnswer::Made { stands: made == Made::Stands }, Bytes::new()),
             Err(error) => (ChunkAnswer::Refused(refusal(error)), Bytes::new()),
             Ok(other) => unreachable!("a read ended in {other:?}"),
         };

@@ -261,6 +261,7 @@ impl Client {
                 }
                 None
             }
+            ChunkAnswer::Made { .. } => unreachable!("nobody asked"),
             ChunkAnswer::Highest { found } => {
                 let open = self.open.remove(&key)?;
                 let ChunkOp::Highest { from, .. } = open.op else { panic!("highest for {:?}", open.op) };
@@ -379,6 +380,7 @@ fn touches(op: &ChunkOp, group: GroupId, chunk: ChunkKey, client: &Client) -> bo
         ChunkOp::Write { chunk: own, .. }
         | ChunkOp::Zero { chunk: own, .. }
         | ChunkOp::Cut { chunk: own, .. }
+        | ChunkOp::Made { chunk: own, .. }
         | ChunkOp::Read { chunk: own, .. } => *own == chunk,
         ChunkOp::Delete { from, .. } | ChunkOp::Highest { from, .. } => {
             chunk.inode == client.inode && chunk.index >= *from && client.group(chunk) == group

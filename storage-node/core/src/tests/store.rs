@@ -81,8 +81,15 @@ pub(crate) fn apply(chunks: &mut BTreeMap<ChunkKey, Vec<u8>>, change: &Change) {
 /// As [`apply`], for what chunks know of contended changes.
 fn note(all: &mut BTreeMap<ChunkKey, Contenders>, op: &LocalOp) {
     match &op.change {
-        Change::Write { chunk, .. } | Change::Zero { chunk, .. } | Change::Cut { chunk, .. } => {
-            all.entry(*chunk).or_default().note(op.origin);
+        Change::Write { chunk, .. } | Change::Zero { chunk, .. } => all.entry(*chunk).or_default().note(op.origin),
+        Change::Cut { chunk, .. } => {
+            if let Some(contenders) = all.get_mut(chunk) {
+                contenders.cut();
+            }
+        }
+        Change::Delete { from, .. } if from.0 > 0 => {
+            let keys = op.change.keys().expect("deletes name keys");
+            all.range_mut(keys.first..=keys.last).for_each(|(_, contenders)| contenders.cut());
         }
         Change::Delete { .. } | Change::DeleteChunk { .. } | Change::DeleteVolume { .. } => {
             let keys = op.change.keys().expect("deletes name keys");

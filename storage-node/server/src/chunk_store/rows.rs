@@ -6,7 +6,7 @@
 //! 'k'                                                        checkpoint: format u8 | journal position u64
 //! 'c' group volume inode generation index born               chunk:   format u8 | length u32 | epoch u64 | count u64
 //!                                                                     | contenders u16 | extents u16
-//!                                                                     | { session u64 | sequence u64 }
+//!                                                                     | { session u64 | last u64 | cut u64 }
 //!                                                                     | { at u16 | blocks u16 | file u32 | start u32 }
 //! 'g' group                                                  group:   format u8 | last 16 | settled 16 | 0 u8
 //! 'h' group epoch count                                      touched: codec version u8 | ranges of chunk keys
@@ -25,6 +25,7 @@ use holdfast_storage_core::local::{Contenders, KeyRange};
 use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BLOCKS};
 use holdfast_types::{Epoch, OpCount, OpNumber, Sequence, SessionId};
 use holdfast_wire::codec;
+use holdfast_wire::group::Contender;
 
 /// Format of every row's value.
 const FORMAT: u8 = 1;
@@ -101,15 +102,16 @@ impl ChunkRow {
 
     pub fn encode(&self) -> Bytes {
         let contenders = self.contenders.list();
-        let mut out = BytesMut::with_capacity(25 + 12 * self.extents.len() + 16 * contenders.len());
+        let mut out = BytesMut::with_capacity(25 + 12 * self.extents.len() + 24 * contenders.len());
         out.put_u8(FORMAT);
         out.put_u32_le(self.length);
         put_number(&mut out, self.number);
         out.put_u16_le(contenders.len() as u16);
         out.put_u16_le(self.extents.len() as u16);
-        for (session, sequence) in contenders {
-            out.put_u64_le(session.0);
-            out.put_u64_le(sequence.0);
+        for contender in contenders {
+            out.put_u64_le(contender.session.0);
+            out.put_u64_le(contender.last.0);
+            out.put_u64_le(contender.cut.0);
         }
         for extent in &self.extents {
             out.put_u16_le(extent.at as u16);
@@ -129,11 +131,15 @@ impl ChunkRow {
         let number = get_number(&mut value);
         let contending = value.get_u16_le() as usize;
         let count = value.get_u16_le() as usize;
-        if value.len() != contending * 16 + count * 12 {
+        if value.len() != contending * 24 + count * 12 {
             return Err(bad());
         }
-        let contenders =
-            (0..contending).map(|_| (SessionId(value.get_u64_le()), Sequence(value.get_u64_le()))).collect();
+        let contender = |value: &mut &[u8]| Contender {
+            session: SessionId(value.get_u64_le()),
+            last: Sequence(value.get_u64_le()),
+            cut: Sequence(value.get_u64_le()),
+        };
+        let contenders = (0..contending).map(|_| contender(&mut value)).collect();
         let contenders = Contenders::from_list(contenders).ok_or_else(bad)?;
         let extents: Vec<Extent> = (0..count)
             .map(|_| Extent {

@@ -177,15 +177,16 @@ impl<D: Disk> Writer<D> {
             Change::Cut { chunk, length } => self.draft_clear(op, *chunk, *length, CHUNK_BYTES as u32, true, draft),
             Change::Delete { volume, inode, generation, from } => {
                 let run = |kind| keys::of_content(kind, group, (*volume, *inode, *generation), *from);
-                self.draft_delete(run(b'c'), run(b's'), draft)
+                let contended = (from.0 > 0).then_some(op.number);
+                self.draft_delete(run(b'c'), run(b's'), contended, draft)
             }
             Change::DeleteChunk { chunk } => {
                 let run = |kind| keys::of_chunk_rows(kind, group, chunk);
-                self.draft_delete(run(b'c'), run(b's'), draft)
+                self.draft_delete(run(b'c'), run(b's'), None, draft)
             }
             Change::DeleteVolume { volume } => {
                 let run = |kind| keys::of_volume(kind, group, *volume);
-                self.draft_delete(run(b'c'), run(b's'), draft)
+                self.draft_delete(run(b'c'), run(b's'), None, draft)
             }
             Change::Contenders { chunk, contenders } => {
                 let mut row = self.chunk_row(group, chunk)?.unwrap_or_default();
@@ -353,6 +354,9 @@ impl<D: Disk> Writer<D> {
             None => return Ok(()),
         };
         row.contenders.note(op.origin);
+        if cut {
+            row.contenders.cut();
+        }
         let block = BLOCK as u32;
         let to = if to >= row.length { row.blocks() * block } else { to };
         let mut sums = self.sums(op.group, chunk);
@@ -392,7 +396,14 @@ impl<D: Disk> Writer<D> {
         Ok(())
     }
 
-    fn draft_delete(&mut self, chunks: Keys, sums: Keys, draft: &mut Draft) -> Result<(), StageError> {
+    /// `contended`: chunks with contenders stay as empty ones, with this number.
+    fn draft_delete(
+        &mut self,
+        chunks: Keys,
+        sums: Keys,
+        contended: Option<OpNumber>,
+        draft: &mut Draft,
+    ) -> Result<(), StageError> {
         for (key, value) in self.merged(&chunks)? {
             let row = ChunkRow::decode(&key, &value)?;
             let Some((group, chunk)) = keys::parse_chunk(&key) else {
@@ -403,6 +414,11 @@ impl<D: Disk> Writer<D> {
             draft
                 .removed
                 .extend((0..blocks.div_ceil(ROW_BLOCKS).min(CHUNK_ROWS)).map(|r| keys::sums(group, &chunk, r)));
+            if let Some(number) = contended.filter(|_| !row.contenders.is_empty()) {
+                let mut empty = ChunkRow { number, contenders: row.contenders, ..ChunkRow::default() };
+                empty.contenders.cut();
+                draft.rows.push((key.clone(), Some(empty.encode())));
+            }
             draft.removed.push(key);
         }
         draft.ranges.extend([chunks, sums]);

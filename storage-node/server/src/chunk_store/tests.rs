@@ -9,7 +9,9 @@ mod real;
 use super::{ChunkStore, DiskIdentity, OpenError, StoreOptions};
 use bytes::Bytes;
 use holdfast_journal::{Disk, MemoryDisk};
-use holdfast_storage_core::local::{Change, ChunkSummary, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome};
+use holdfast_storage_core::local::{
+    Change, ChunkSummary, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome, Origin,
+};
 use holdfast_store::MemoryTable;
 use holdfast_types::checksum::piece_sums;
 use holdfast_types::{
