@@ -4,6 +4,7 @@ use super::setup::Flavour;
 use super::{Local, Phase, Sim};
 use holdfast_journal::memory::Loss;
 use holdfast_sim::{Actor, Fault, FaultBudget, Latency, LinkConfig, Nemesis, WorldTime};
+use holdfast_types::{GroupId, MemberId};
 use std::time::Duration;
 
 /// Links between metadata servers: they lose, repeat and reorder.
@@ -52,6 +53,17 @@ enum Act {
     StopClient,
     /// One node after the other loses power, each before the last one is back for long.
     Rolling,
+}
+
+/// A fault that waits for its moment.
+#[derive(Clone, Debug)]
+pub(super) enum Ambush {
+    /// A change was acknowledged: every member of its group loses power, and the primary stays away for long. The others must have it.
+    Acknowledged { primary: Actor, others: Vec<usize> },
+    /// A promotion was asked for: the primary hears neither of the outcome nor of the member, and goes on; then the member is left alone.
+    Promoting { primary: Actor, member: Actor },
+    /// As above, the second part.
+    LeftAlone { member: Actor },
 }
 
 impl Flavour {
@@ -333,6 +345,80 @@ impl Sim {
                 self.stop_for(client, length);
             }
         }
+    }
+
+    /// A node is about to acknowledge a change: perhaps an ambush waits for that.
+    pub(super) fn acknowledging(&mut self, primary: Actor, group: GroupId) {
+        let waits = self.setup.flavour == Flavour::PowerCuts && self.may_ambush();
+        if !waits {
+            return;
+        }
+        let Some(view) = self.leaders_map().and_then(|map| map.view(group).cloned()) else { return };
+        let members = view.in_sync.iter().map(|member| member.node.0 as usize - 1);
+        let others: Vec<usize> = members.filter(|at| self.nodes[*at].actor != primary).collect();
+        // The best moment is when the others' disks are at work, and the client has the answer.
+        if others.is_empty() || !others.iter().all(|at| self.nodes[*at].is_writing()) {
+            return;
+        }
+        self.lie_in_wait(Duration::from_millis(2), Ambush::Acknowledged { primary, others });
+    }
+
+    /// A node asks for a member's promotion.
+    pub(super) fn promoting(&mut self, primary: Actor, member: MemberId) {
+        let waits = self.setup.flavour == Flavour::Members && self.may_ambush();
+        if waits && self.prng.chance(1, 2) {
+            let member = self.nodes[member.node.0 as usize - 1].actor;
+            self.lie_in_wait(Duration::from_micros(1), Ambush::Promoting { primary, member });
+        }
+    }
+
+    fn may_ambush(&self) -> bool {
+        self.phase == Phase::Hostile && self.world.now() > self.ambush_after
+    }
+
+    fn lie_in_wait(&mut self, delay: Duration, ambush: Ambush) {
+        self.ambush_after = self.world.now() + Duration::from_secs(8);
+        self.stats.faults += 1;
+        self.world.after(self.director, delay, Local::Ambush(ambush));
+    }
+
+    /// The moment has come.
+    pub(super) fn spring(&mut self, ambush: &Ambush) {
+        if self.phase != Phase::Hostile {
+            return;
+        }
+        self.world.trace().note(&[], || format!("ambush {ambush:?}"));
+        match ambush {
+            Ambush::Acknowledged { others, .. } if !others.iter().all(|at| self.nodes[*at].is_writing()) => {
+                self.ambush_after = self.world.now();
+                return;
+            }
+            Ambush::Acknowledged { primary, others } => {
+                let long = self.length(6_000, 12_000);
+                self.crash_for(*primary, Loss::Power, long);
+                for other in others {
+                    let down = self.length(5, 300);
+                    self.crash_for(self.nodes[*other].actor, Loss::Power, down);
+                }
+            }
+            Ambush::Promoting { primary, member } => {
+                let length = self.length(1_000, 1_900);
+                self.part_for(*primary, &[*member], length);
+                for server in 0..self.servers.len() {
+                    self.block_for(self.servers[server].actor, *primary, length);
+                }
+                self.world.after(self.director, length, Local::Ambush(Ambush::LeftAlone { member: *member }));
+            }
+            Ambush::LeftAlone { member } => {
+                for node in 0..self.nodes.len() {
+                    let (actor, down) = (self.nodes[node].actor, self.length(9_000, 15_000));
+                    if actor != *member {
+                        self.crash_for(actor, Loss::Power, down);
+                    }
+                }
+            }
+        }
+        self.stats.ambushes += 1;
     }
 
     /// The leader stops while others go on; then it comes back, and does not hear of them at once.

@@ -32,8 +32,9 @@ pub use setup::Mutation;
 pub use stats::{Stats, Totals};
 
 use client::Client;
+use faults::Ambush;
 use holdfast_client_core::{CallId, Failure as NoAnswer, Input as ClientInput};
-use holdfast_sim::{Actor, Clock, Event, Latency, World};
+use holdfast_sim::{Actor, Clock, Event, Latency, World, WorldTime};
 use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOutcome, Ticket};
 use holdfast_types::prng::Prng;
 use holdfast_types::{Instant, ShardId};
@@ -109,6 +110,8 @@ enum Local {
     },
     Act,
     Heal,
+    /// Somebody has just done what a fault was waiting for.
+    Ambush(Ambush),
 }
 
 /// See the picture above.
@@ -140,6 +143,8 @@ struct Sim {
     stats: Stats,
     totals: Totals,
     failure: Option<String>,
+    /// No other ambush before this.
+    ambush_after: WorldTime,
     /// Text of events is kept, and cores check themselves at every step.
     careful: bool,
 }
@@ -184,6 +189,7 @@ impl Sim {
             stats: Stats::default(),
             totals: Totals::default(),
             failure: None,
+            ambush_after: WorldTime::after_start(Duration::from_secs(4)),
             careful: keep > 0,
         };
         sim.set_links();
@@ -215,7 +221,9 @@ impl Sim {
 
     fn sync_latency(&mut self) -> Duration {
         let usual = Latency::between(Duration::from_micros(100), Duration::from_millis(2));
-        usual.with_spikes(100, Duration::from_millis(60)).sample(&mut self.prng)
+        // Where power fails often, disks are slow often: that is when it matters what was durable.
+        let one_in = if self.setup.flavour == setup::Flavour::PowerCuts { 4 } else { 100 };
+        usual.with_spikes(one_in, Duration::from_millis(60)).sample(&mut self.prng)
     }
 
     /// Something of an actor's own happens after a delay by its clock.
@@ -307,6 +315,7 @@ impl Sim {
             match what {
                 Local::Act => self.act(),
                 Local::Heal => self.heal(),
+                Local::Ambush(ambush) => self.spring(&ambush),
                 other => unreachable!("the director has no {other:?}"),
             }
         }

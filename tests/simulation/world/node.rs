@@ -14,6 +14,7 @@ use holdfast_store::MemoryTable;
 use holdfast_types::prng::mix;
 use holdfast_types::{ClusterId, DiskId, GroupId, Incarnation, MapVersion, NodeId, SessionId};
 use holdfast_wire::chunk::ChunkAnswer;
+use holdfast_wire::metadata::Request;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +66,13 @@ impl Node {
     pub(super) fn new(id: u64, actor: Actor, seed: u64) -> Self {
         let disk = MemoryDisk::new(mix(seed ^ mix(id + 100)));
         Self { id: NodeId(id), actor, disk, table: MemoryTable::new(), life: None, starts: 0 }
+    }
+}
+
+impl Node {
+    /// Its disk is making something durable.
+    pub(super) fn is_writing(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| !life.writing.is_empty())
     }
 }
 
@@ -193,10 +201,18 @@ impl Sim {
             Effect::Answer { id, answer, payload } => {
                 if let Some((asker, call, session, group)) = life.requests.remove(&id) {
                     self.check_answer(session, group, &answer);
+                    if matches!(answer, ChunkAnswer::Done { .. }) {
+                        self.acknowledging(actor, group);
+                    }
                     self.send(actor, asker, Body::ChunkDone { call, answer, payload });
                 }
             }
-            Effect::AskView { token, request } => self.ask_view(at, token, request),
+            Effect::AskView { token, request } => {
+                if let Request::Promote { member, .. } = &request {
+                    self.promoting(actor, *member);
+                }
+                self.ask_view(at, token, request);
+            }
             Effect::FetchMap { .. } => self.fetch_map(at),
             Effect::Acknowledged(version) => {
                 life.acknowledged = life.acknowledged.max(version);

@@ -8,6 +8,8 @@ use std::fmt;
 pub struct Stats {
     /// Faults begun.
     pub faults: u64,
+    /// Faults that waited for their moment, and found it.
+    pub ambushes: u64,
     /// Openings that found a torn record.
     pub torn: u64,
     /// Maps that storage nodes took.
@@ -80,6 +82,7 @@ impl Totals {
         let (mine, theirs) = (&mut self.stats, &other.stats);
         for (mine, theirs) in [
             (&mut mine.faults, theirs.faults),
+            (&mut mine.ambushes, theirs.ambushes),
             (&mut mine.torn, theirs.torn),
             (&mut mine.maps, theirs.maps),
             (&mut mine.recalls, theirs.recalls),
@@ -108,7 +111,7 @@ impl Totals {
     }
 
     /// What must have happened in enough seeds, and whether it did. In words for people.
-    pub fn coverage(&self) -> [(&'static str, u64); 16] {
+    pub fn coverage(&self) -> [(&'static str, u64); 17] {
         [
             ("elections", self.elections),
             ("leader changes with a proposal in flight", self.lost_in_flight),
@@ -126,6 +129,7 @@ impl Totals {
             ("queries compared with the model", self.stats.queries),
             ("slots read and judged", self.stats.values),
             ("mounts", self.stats.mounts),
+            ("ambushes", self.stats.ambushes),
         ]
     }
 
