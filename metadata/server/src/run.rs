@@ -96,7 +96,8 @@ pub async fn run(
 /// Lets the threads end, logs with a last sync, and waits for them. Whether none had panicked.
 async fn end(node: &Node, threads: Vec<JoinHandle<()>>) -> bool {
     node.close();
-    let join = move || threads.into_iter().fold(true, |sound, thread| thread.join().is_ok() && sound);
+    // Each is waited for, whatever became of the others.
+    let join = move || threads.into_iter().filter_map(|thread| thread.join().err()).count() == 0;
     tokio::task::spawn_blocking(join).await.unwrap_or(false)
 }
 
@@ -121,11 +122,10 @@ fn identity(config: &Config) -> Result<Identity, Error> {
     Ok(identity)
 }
 
-fn assemble(
-    config: &Config,
-    identity: &Identity,
-    opened: [Shard; 2],
-) -> Result<(Arc<Node>, Inlet, Vec<JoinHandle<()>>), Error> {
+/// The node, the way to it, and the threads of its logs.
+type Assembled = (Arc<Node>, Inlet, Vec<JoinHandle<()>>);
+
+fn assemble(config: &Config, identity: &Identity, opened: [Shard; 2]) -> Result<Assembled, Error> {
     let inlet = Inlet::default();
     let [cluster, volumes] = opened;
     let tables = [cluster.table.clone(), volumes.table.clone()];
