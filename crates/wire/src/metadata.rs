@@ -11,7 +11,7 @@ use crate::map::MapUpdate;
 use crate::namespace::{Attributes, Mutation, NamespaceError, Outcome, Query, VolumeRecord};
 use holdfast_types::{
     DiskId, Epoch, GroupId, Incarnation, InodeId, InstanceGeneration, LogIndex, MapVersion, MemberId, NodeId, Sequence,
-    ServerId, SessionId, ShardId, Term, Timestamp,
+    ServerId, SessionId, ShardId, Term, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +131,11 @@ pub enum Request {
     Query(Query),
     /// Changes.
     Mutate(Mutation),
+    /// What a check of chunks needs to know of some inodes (up to 1,000), outside of any session. Answer: `Inodes`, in their order.
+    InspectInodes {
+        /// Which.
+        inodes: Vec<(VolumeId, InodeId)>,
+    },
 }
 
 /// A client as administrators know it.
@@ -263,6 +268,8 @@ pub enum Response {
     },
     /// Answer of a namespace operation.
     Outcome(Outcome),
+    /// Inodes, in the order they were asked for.
+    Inodes(Vec<crate::admin::InodeFacts>),
 }
 
 /// Why there is no such answer.

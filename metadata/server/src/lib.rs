@@ -6,6 +6,7 @@
 //! * An effect is started in the order in which the core asked for it.
 //! * A log that cannot be written stops its shard on this server, and nothing else; the others go on.
 
+mod check;
 pub mod config;
 mod disk;
 pub mod log_store;

@@ -1,5 +1,6 @@
 //! A metadata server from its start to its stop.
 
+use crate::check::Checks;
 use crate::config::Config;
 use crate::disk::{self, DiskError, Shard};
 use crate::log_writer;
@@ -69,9 +70,10 @@ pub async fn run(
         // Opening replays logs and may take a while: not on the runtime's threads.
         tokio::task::spawn_blocking(move || disk::open(&config)).await.map_err(|_| Error::Died)??
     };
+    let checks = Checks::new(opened.each_ref().map(|shard| Arc::clone(&shard.table)));
     let (node, inlet, threads) = assemble(&config, &identity, opened)?;
     let address: Address = config.address.parse()?;
-    let handler = Arc::new(Service { inlet: inlet.clone() });
+    let handler = Arc::new(Service { inlet: inlet.clone(), checks });
     let options = ServerOptions { local: true, ..ServerOptions::default() };
     let server = match Server::bind(Transport::Quic, &address, identity, handler, options).await {
         Ok(server) => server,

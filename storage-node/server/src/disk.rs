@@ -84,6 +84,11 @@ pub(crate) struct Threads {
 }
 
 impl Disk {
+    /// Another reader of its store.
+    pub fn reader(&self) -> Reader<DirectoryDisk> {
+        self.reader.clone()
+    }
+
     /// Starts a command; its outcome is reported.
     pub fn start(&self, ticket: Ticket, command: LocalCommand) {
         // Sending fails only when the threads have ended, and then nobody waits for the outcome.

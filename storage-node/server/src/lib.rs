@@ -12,6 +12,7 @@ mod clock;
 mod control;
 mod disk;
 mod heartbeat;
+mod inspect;
 pub mod metrics;
 mod owner;
 mod peers;

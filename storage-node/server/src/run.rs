@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::disk::{self, Report, Store, Threads};
 use crate::heartbeat::Beat;
+use crate::inspect::Inspector;
 use crate::metrics::Metrics;
 use crate::owner::Owner;
 use crate::peers::Peers;
@@ -99,8 +100,12 @@ pub async fn run(
     };
     let node = Node::assemble(&config, &identity, stores)?;
     let address: Address = config.address.parse()?;
-    let service =
-        Service { owner: Arc::clone(&node.owner), requests: node.requests.clone(), metrics: node.metrics.clone() };
+    let service = Service {
+        owner: Arc::clone(&node.owner),
+        requests: node.requests.clone(),
+        metrics: node.metrics.clone(),
+        inspector: Arc::clone(&node.inspector),
+    };
     let options = ServerOptions { local: true, ..ServerOptions::default() };
     let server = match Server::bind(Transport::Tls, &address, identity, Arc::new(service), options).await {
         Ok(server) => server,
@@ -174,6 +179,7 @@ struct Node {
     control: Arc<Control>,
     standing: Arc<Standing>,
     fetching: Arc<AtomicBool>,
+    inspector: Arc<Inspector>,
     threads: Threads,
 }
 
@@ -195,6 +201,7 @@ impl Node {
             })
         };
         let (disks, threads) = disk::start(stores, &report, &metrics)?;
+        let inspector = Arc::new(Inspector::new(config.node_id(), &disks));
         let control = Arc::new(Control::new(identity, &config.metadata)?);
         let standing = Arc::new(Standing {
             map_version: AtomicU64::new(0),
@@ -232,7 +239,7 @@ impl Node {
             Owner::new(core, shell, owner)
         });
         late.set(Arc::downgrade(&owner)).expect("set once");
-        Ok(Self { owner, requests, metrics, control, standing, fetching, threads })
+        Ok(Self { owner, requests, metrics, control, standing, fetching, inspector, threads })
     }
 
     /// Beats, ticks and follows the map until told to stop; then leaves the views.

@@ -1,6 +1,7 @@
 //! What arrives over the data transport becomes inputs of the core. Runs on the connections' tasks and never blocks.
 
 use crate::clock::from_runtime;
+use crate::inspect::Inspector;
 use crate::metrics::{Metrics, add};
 use crate::owner::Owner;
 use bytes::Bytes;
@@ -85,6 +86,7 @@ pub(crate) struct Service {
     pub owner: Arc<Owner>,
     pub requests: Arc<Requests>,
     pub metrics: Arc<Metrics>,
+    pub inspector: Arc<Inspector>,
 }
 
 /// Whether a peer may speak for a session: the service's own is the metadata servers', all others are clients'.
@@ -98,8 +100,10 @@ fn may_speak_for(peer: &PeerIdentity, session: SessionId) -> bool {
 
 impl Handler for Service {
     fn handle(&self, from: &PeerIdentity, incoming: Incoming, respond: Responder) {
-        if Kind::from_u16(incoming.kind) != Some(Kind::Chunk) {
-            return respond.refuse(RpcRefusal::Unhandled);
+        match Kind::from_u16(incoming.kind) {
+            Some(Kind::Chunk) => {}
+            Some(Kind::Admin) => return self.inspector.handle(from, &incoming.message, respond),
+            Some(Kind::Metadata | Kind::Group | Kind::Peer) | None => return respond.refuse(RpcRefusal::Unhandled),
         }
         let request = match codec::decode::<ChunkRequest>(&incoming.message) {
             Ok(request) => request,
