@@ -6,5 +6,6 @@ mod fsck;
 mod network_loss;
 mod power_loss;
 mod process_loss;
+mod telemetry;
 mod two_mounts;
 mod up;

@@ -16,6 +16,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct Mount {
     process: Process,
     path: PathBuf,
+    ready_line: String,
 }
 
 impl Mount {
@@ -39,7 +40,7 @@ impl Mount {
         command.extend([cluster_file, Path::new(volume), at].map(|word| word.to_string_lossy().into_owned()));
         janitor.promise(&format!("umount -l {}", quote(at)))?;
         let name = log.file_stem().map_or("mount".into(), |stem| stem.to_string_lossy().into_owned());
-        let mut mount = Self { process: Process::new(&name, command, log, janitor), path: at.to_path_buf() };
+        let mut mount = Self { process: Process::new(&name, command, log, janitor), path: at.to_path_buf(), ready_line: String::new() };
         mount.restart()?;
         Ok(mount)
     }
@@ -53,7 +54,13 @@ impl Mount {
         let line = self.process.wait_ready(LIMIT)?;
         let said = field(&line, "mount").with_context(|| format!("no mount= in {line:?}"))?;
         assert_eq!(Path::new(said), self.path, "it names another folder");
+        self.ready_line = line;
         Ok(())
+    }
+
+    /// What it said when it became ready.
+    pub fn ready_line(&self) -> &str {
+        &self.ready_line
     }
 
     /// Where it is.

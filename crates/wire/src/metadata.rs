@@ -33,7 +33,8 @@ pub struct Envelope {
 }
 
 /// What is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Request {
     // ---- shard 0 ----
     /// Opens a session. `nonce` makes a repetition find the first one. Answer: `SessionOpened`.

@@ -94,7 +94,7 @@ fn open_shard(config: &Config, shard: ShardId, syncing: Syncing) -> Result<Shard
     let path = base.join("table");
     // Most rows are in the volumes' table; the cluster's is small.
     let share = if shard == ShardId::VOLUMES { 7 } else { 1 };
-    let fjall = FjallConfig { cache_bytes: (config.cache_mib << 20) * share / 8, ..FjallConfig::default() };
+    let fjall = FjallConfig { cache_bytes: config.cache.0 * share / 8, ..FjallConfig::default() };
     let table = FjallTable::open(&path, fjall).map_err(|source| DiskError::Table { shard, path, source })?;
     Ok(Shard { log, recovered, table: Arc::new(table) })
 }

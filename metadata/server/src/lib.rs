@@ -11,9 +11,10 @@ pub mod config;
 mod disk;
 pub mod log_store;
 mod log_writer;
+mod metrics;
 mod node;
 mod peers;
 mod run;
 mod service;
 
-pub use run::{Error, run};
+pub use run::{Error, Listening, run};

@@ -34,6 +34,7 @@ impl Handler for Service {
                 Ok(envelope) => Arrival::Request {
                     from: caller(from),
                     envelope: Box::new(envelope),
+                    arrived: std::time::Instant::now(),
                     deadline: request.deadline,
                     respond,
                 },

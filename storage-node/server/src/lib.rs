@@ -13,11 +13,11 @@ mod control;
 mod disk;
 mod heartbeat;
 mod inspect;
-pub mod metrics;
+mod metrics;
 mod owner;
 mod peers;
 mod run;
 mod service;
 mod shell;
 
-pub use run::{Error, run};
+pub use run::{Error, Listening, run};
