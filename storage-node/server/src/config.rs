@@ -38,7 +38,7 @@ pub struct Config {
     #[serde(default = "default_slow_operation")]
     pub slow_operation: Span,
     /// Leave the views at a planned stop, so that the others go on at once. False where all nodes stop together (`up`): then nobody
-    /// has to be caught up at the next start.
+    /// has to be caught up at the next start. Default true.
     #[serde(default = "default_leave_on_stop")]
     pub leave_on_stop: bool,
     /// For tests of the tests only: acknowledge without syncing. Loses data at a power cut.
