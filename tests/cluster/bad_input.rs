@@ -186,7 +186,10 @@ fn a_flipped_byte_in_any_kind_of_file_is_survived_or_named() {
     for name in ["metadata-2", "storage-2"] {
         let data = cluster.folder().join("cluster").join(name).join("data");
         cluster.server(name).expect("there").terminate(Duration::from_secs(60)).expect("stopped");
-        for (kind, path) in kinds(&data) {
+        let mut done = std::collections::BTreeSet::new();
+        // Listed anew each time: a server that serves makes and removes files.
+        while let Some((kind, path)) = kinds(&data).into_iter().find(|(kind, _)| !done.contains(kind)) {
+            done.insert(kind.clone());
             let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).expect("opened");
             let length = file.metadata().expect("looked at").len();
             // Where there is something: files are preallocated.
@@ -216,7 +219,10 @@ fn a_flipped_byte_in_any_kind_of_file_is_survived_or_named() {
                 );
             }
             cluster.server(name).expect("there").kill().expect("killed");
-            file.write_all_at(&bytes[place as usize..=place as usize], place).expect("mended");
+            if !started {
+                // One that served has dealt with it, and may have written there since.
+                file.write_all_at(&bytes[place as usize..=place as usize], place).expect("mended");
+            }
         }
         cluster.restart(name).expect("mended, it starts");
         cluster.wait_healthy(Duration::from_secs(60)).expect("whole again");
