@@ -12,7 +12,7 @@ mod helper;
 mod table;
 
 use crate::device::Channel;
-use crate::options::Options;
+use crate::options::{OptionError, Options};
 use rustix::fd::AsRawFd;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -72,6 +72,23 @@ pub enum MountError {
         /// Which mount.
         point: PathBuf,
     },
+}
+
+/// Why a mount cannot be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemountError {
+    /// There is nothing to change.
+    #[error("no Holdfast volume is mounted on {point}; mount it first")]
+    NotMounted {
+        /// Where.
+        point: PathBuf,
+    },
+    /// An option is not one.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Mount(#[from] MountError),
 }
 
 /// A mount of ours.
@@ -172,6 +189,48 @@ fn flags(options: &Options) -> MountFlags {
     flags.set(MountFlags::NOSUID, !options.set_id);
     flags.set(MountFlags::NODEV, !options.devices);
     flags.set(MountFlags::NOEXEC, !options.execute);
+    flags
+}
+
+/// Changes the flags of a mount of ours (`mount -o remount,...`): read-only or not, and whether set-id bits, device files and
+/// programs are honoured. What is not named in `given` stays as it is. Options that the mount's process was started with
+/// (`cache`, `soft`, ...) are checked and change nothing. Blocks until the kernel has written back what is dirty.
+///
+/// # Errors
+/// [`RemountError`].
+pub fn remount(point: &Path, given: &[String]) -> Result<(), RemountError> {
+    let point = absolute(point)?;
+    let mounted = table::mounted_at(&point).filter(|mounted| mounted.kind == TYPE);
+    let mounted = mounted.ok_or_else(|| RemountError::NotMounted { point: point.clone() })?;
+    // A mount is read-only if either it or its file system is; that one `rw` ends both is what remounting is for.
+    let mut words = vec!["suid,dev,exec".to_owned()];
+    words.extend(mounted.options.split(',').filter(|word| is_flag(word)).map(str::to_owned));
+    if mounted.options.split(',').any(|word| word == "ro") {
+        words.push("ro".into());
+    }
+    words.extend(given.iter().cloned());
+    let options = Options::parse(&words)?;
+    rustix::mount::mount_remount(&point, flags(&options) | access_times(&words), "")
+        .map_err(|errno| MountError::Refused { point, errno }.into())
+}
+
+/// Options that `mountinfo` shows and that a remount keeps.
+fn is_flag(word: &str) -> bool {
+    matches!(word, "rw" | "nosuid" | "nodev" | "noexec" | "noatime" | "nodiratime" | "relatime")
+}
+
+/// The kernel's flags about access times. It ignores them for our files, but shows them.
+fn access_times(words: &[String]) -> MountFlags {
+    let mut flags = MountFlags::RELATIME;
+    for word in words.iter().flat_map(|text| text.split(',')) {
+        match word {
+            "noatime" => flags = flags - MountFlags::RELATIME | MountFlags::NOATIME,
+            "relatime" | "atime" => flags = flags - MountFlags::NOATIME | MountFlags::RELATIME,
+            "nodiratime" => flags |= MountFlags::NODIRATIME,
+            "diratime" => flags -= MountFlags::NODIRATIME,
+            _ => {}
+        }
+    }
     flags
 }
 
