@@ -363,6 +363,7 @@ impl ClientCore {
         self.files.clear();
         self.handles.clear();
         self.touched.clear();
+        self.lock_waits.clear();
         self.removing.clear();
         self.creating.clear();
         self.opening.clear();

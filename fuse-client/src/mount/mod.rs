@@ -27,6 +27,8 @@ const TYPE: &str = "fuse.holdfast";
 const REPAIRS_MAX: usize = 16;
 /// How long a file system may take to say that it lives.
 const ALIVE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a remount waits for files that were closed already.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 /// Read-ahead of the kernel, in KiB: as much as one request may carry. (Its default of 128 makes eight requests of one.)
 const READ_AHEAD_KIB: u32 = 1024;
 
@@ -210,8 +212,18 @@ pub fn remount(point: &Path, given: &[String]) -> Result<(), RemountError> {
     }
     words.extend(given.iter().cloned());
     let options = Options::parse(&words)?;
-    rustix::mount::mount_remount(&point, flags(&options) | access_times(&words), "")
-        .map_err(|errno| MountError::Refused { point, errno }.into())
+    let flags = flags(&options) | access_times(&words);
+    let begun = std::time::Instant::now();
+    loop {
+        match rustix::mount::mount_remount(&point, flags, "") {
+            Ok(()) => return Ok(()),
+            // The kernel holds on to an unlinked file until it has heard that it was released, which is a moment after `close(2)` has
+            // returned; as long as it does, the file system cannot become read-only.
+            Err(Errno::BUSY) if begun.elapsed() < RELEASE_PATIENCE => std::thread::sleep(Duration::from_millis(10)),
+            Err(Errno::BUSY) => return Err(MountError::InUse { point }.into()),
+            Err(errno) => return Err(MountError::Refused { point, errno }.into()),
+        }
+    }
 }
 
 /// Options that `mountinfo` shows and that a remount keeps.
