@@ -236,8 +236,8 @@ fn access_times(words: &[String]) -> MountFlags {
     let mut flags = MountFlags::RELATIME;
     for word in words.iter().flat_map(|text| text.split(',')) {
         match word {
-            "noatime" => flags = flags - MountFlags::RELATIME | MountFlags::NOATIME,
-            "relatime" | "atime" => flags = flags - MountFlags::NOATIME | MountFlags::RELATIME,
+            "noatime" => flags = (flags - MountFlags::RELATIME) | MountFlags::NOATIME,
+            "relatime" | "atime" => flags = (flags - MountFlags::NOATIME) | MountFlags::RELATIME,
             "nodiratime" => flags |= MountFlags::NODIRATIME,
             "diratime" => flags -= MountFlags::NODIRATIME,
             _ => {}
