@@ -285,7 +285,7 @@ impl ClientCore {
         self.buffer.in_flight_requests -= 1;
         match result {
             Ok(()) if file.gone => {}
-            Ok(()) if !keep && sending.sequence.is_some() => {
+            Ok(()) if sending.sequence.is_some() => {
                 if file.counts(sending.generation, sending.end) {
                     if file.unpublished_end <= file.base.size {
                         file.unpublished_since = sending.since;

@@ -12,7 +12,7 @@ use holdfast_storage_core::{Config, Effect, Input, StorageCore};
 use holdfast_storage_server::chunk_store::{CheckpointJob, ChunkStore, DiskIdentity, StoreOptions};
 use holdfast_store::MemoryTable;
 use holdfast_types::prng::mix;
-use holdfast_types::{ClusterId, DiskId, Incarnation, MapVersion, NodeId, SessionId};
+use holdfast_types::{ClusterId, DiskId, GroupId, Incarnation, MapVersion, NodeId, SessionId};
 use holdfast_wire::chunk::ChunkAnswer;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -44,8 +44,8 @@ pub(super) struct Life {
     checkpoint: Option<CheckpointJob<MemoryDisk>>,
     checkpoint_every: u32,
     chores: u32,
-    /// Unanswered requests: who asked, under which name, for which session.
-    requests: BTreeMap<u64, (Actor, u64, SessionId)>,
+    /// Unanswered requests: who asked, under which name, for which session, of which group.
+    requests: BTreeMap<u64, (Actor, u64, SessionId, GroupId)>,
     request_next: u64,
     /// Streams to other nodes: whether they are open, or being opened.
     peers: BTreeMap<usize, Peer>,
@@ -191,8 +191,8 @@ impl Sim {
                 }
             }
             Effect::Answer { id, answer, payload } => {
-                if let Some((asker, call, session)) = life.requests.remove(&id) {
-                    self.check_answer(session, &answer);
+                if let Some((asker, call, session, group)) = life.requests.remove(&id) {
+                    self.check_answer(session, group, &answer);
                     self.send(actor, asker, Body::ChunkDone { call, answer, payload });
                 }
             }
@@ -215,9 +215,16 @@ impl Sim {
         }
     }
 
-    /// After a fence has settled no change of that session is acknowledged any more.
-    fn check_answer(&mut self, session: SessionId, answer: &ChunkAnswer) {
-        if matches!(answer, ChunkAnswer::Done { .. }) && self.truth[1].fence_settled(session).is_some() {
+    /// After a fence has settled no change of that session is acknowledged any more. A primary that was taken out may say so late: what
+    /// all members of its view had made durable before they left it was made before the fence. Whether the bytes are there, and nothing
+    /// came after, is judged by what others read.
+    fn check_answer(&mut self, session: SessionId, group: GroupId, answer: &ChunkAnswer) {
+        let ChunkAnswer::Done { number } = answer else { return };
+        if self.truth[1].fence_settled(session).is_none() {
+            return;
+        }
+        let view = self.leaders_map().and_then(|map| map.view(group).cloned());
+        if view.is_none_or(|view| view.epoch == number.epoch) {
             self.fail(format!("a change of {session} was acknowledged after its fence had settled"));
         }
     }
@@ -292,7 +299,7 @@ impl Sim {
                 let Some(life) = &mut self.nodes[at].life else { return };
                 let id = life.request_next;
                 life.request_next += 1;
-                life.requests.insert(id, (from, call, request.session));
+                life.requests.insert(id, (from, call, request.session, request.group));
                 self.node_input(at, Input::Request { id, request: *request, payload, deadline: now + patience });
             }
             Body::Cancel { call } => {
