@@ -7,7 +7,7 @@
 //! * A log that cannot be written stops its shard on this server, and nothing else; the others go on.
 
 pub mod config;
-mod disk;
+pub mod disk;
 pub mod log_store;
 mod log_writer;
 mod node;

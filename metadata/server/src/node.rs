@@ -111,9 +111,11 @@ struct Machine {
     waiting: BTreeMap<u64, Responder>,
     next_request: u64,
     effects: Vec<Effect>,
+    /// Why the cluster wants no more of this server, if so.
+    expelled: Option<String>,
 }
 
-/// Declares the node dead unless the work ended as it should.
+/// Declares the node dead unless the work ended as it should: by a panic, or because the cluster wants no more of it.
 struct Work<'a> {
     node: &'a Node,
     done: bool,
@@ -132,7 +134,7 @@ impl Node {
     /// Puts the parts together; from now on `inlet` leads here. Must be called within a tokio runtime.
     pub fn new(core: MetadataCore, workers: Workers, inlet: &Inlet) -> Arc<Self> {
         let (waiting, effects) = (BTreeMap::new(), Vec::new());
-        let machine = Machine { core, workers: Some(workers), waiting, next_request: 1, effects };
+        let machine = Machine { core, workers: Some(workers), waiting, next_request: 1, effects, expelled: None };
         let node = Arc::new_cyclic(|me| Self {
             inbox: Mutex::default(),
             machine: Mutex::new(machine),
@@ -193,11 +195,19 @@ impl Node {
             done += batch.len();
             batch.drain(..).for_each(|arrival| machine.take(arrival));
             machine.start_effects();
+            if machine.expelled.is_some() {
+                return;
+            }
         }
         work.done = true;
     }
 
-    /// Becomes true when a panic has ended the core's life.
+    /// Why the cluster wants no more of this server, if so.
+    pub fn expelled(&self) -> Option<String> {
+        self.machine().expelled.clone()
+    }
+
+    /// Becomes true when the core's life has ended before it was closed.
     pub fn dead(&self) -> watch::Receiver<bool> {
         self.dead.subscribe()
     }
@@ -278,6 +288,8 @@ impl Machine {
                 Effect::Chunk { job, member, address, request, .. } => {
                     workers.peers.chunk(job, member.node, &address, &request);
                 }
+                Effect::Servers { servers, gone } => workers.peers.update(&servers, gone),
+                Effect::Stop { reason } => self.expelled = Some(reason),
                 Effect::Halt { shard, index, reason } => {
                     tracing::error!(%shard, %index, reason, "shard halted on this server: it is wrong or its disk is; replace it");
                 }

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::disk::{self, DiskError, Shard};
+use crate::log_store::Birth;
 use crate::log_writer;
 use crate::node::{Arrival, Inlet, Node, Workers, now};
 use crate::peers::Peers;
@@ -40,6 +41,17 @@ pub enum Error {
     /// Log and table do not fit together.
     #[error("{0}; this server must be replaced by a new one, it must not guess")]
     Start(#[from] StartError),
+    /// The cluster wants no more of it.
+    #[error(
+        "{reason}. It must not start again under its id {id}; to put another in its place: \
+         holdfast admin metadata replace {id} NEW-ID HOST:PORT, or admin metadata add NEW-ID HOST:PORT"
+    )]
+    Expelled {
+        /// Why.
+        reason: String,
+        /// Who.
+        id: u64,
+    },
     /// The address.
     #[error("cannot listen: {0}")]
     Listen(#[from] ConnectError),
@@ -69,7 +81,8 @@ pub async fn run(
         // Opening replays logs and may take a while: not on the runtime's threads.
         tokio::task::spawn_blocking(move || disk::open(&config)).await.map_err(|_| Error::Died)??
     };
-    let (node, inlet, threads) = assemble(&config, &identity, opened)?;
+    let (birth, shards) = opened;
+    let (node, inlet, threads) = assemble(&config, &identity, (&birth, shards))?;
     let address: Address = config.address.parse()?;
     let handler = Arc::new(Service { inlet: inlet.clone() });
     let options = ServerOptions { local: true, ..ServerOptions::default() };
@@ -90,7 +103,11 @@ pub async fn run(
     ticks.abort();
     let ended = end(&node, threads).await;
     server.shutdown(GRACE).await;
-    if died || !ended { Err(Error::Died) } else { Ok(()) }
+    match node.expelled() {
+        Some(reason) => Err(Error::Expelled { reason, id: config.id }),
+        None if died || !ended => Err(Error::Died),
+        None => Ok(()),
+    }
 }
 
 /// Lets the threads end, logs with a last sync, and waits for them. Whether none had panicked.
@@ -124,7 +141,7 @@ fn identity(config: &Config) -> Result<Identity, Error> {
 fn assemble(
     config: &Config,
     identity: &Identity,
-    opened: [Shard; 2],
+    (birth, opened): (&Birth, [Shard; 2]),
 ) -> Result<(Arc<Node>, Inlet, Vec<JoinHandle<()>>), Error> {
     let inlet = Inlet::default();
     let [cluster, volumes] = opened;
@@ -136,7 +153,7 @@ fn assemble(
         table: shard.table.clone(),
     };
     let recovered = Recovered { cluster: recovered(&cluster), volumes: recovered(&volumes) };
-    let core = MetadataCore::new(core_config(config), recovered, now())?;
+    let core = MetadataCore::new(core_config(config, birth), recovered, now())?;
     let servers = config.servers.iter().map(|server| (ServerId(server.id), server.address.clone()));
     let peers = Peers::new(identity.clone(), servers, inlet.clone()).map_err(Error::Address)?;
     let confirm = || {
@@ -153,14 +170,19 @@ fn assemble(
     Ok((node, inlet, vec![thread_0, thread_1, thread_2, thread_3]))
 }
 
-fn core_config(config: &Config) -> CoreConfig {
-    let voters = config.servers.iter().map(|server| ServerId(server.id)).collect();
+fn core_config(config: &Config, birth: &Birth) -> CoreConfig {
+    // Who was there at the first start, and not who stands in the file today: others come and go through the log.
+    let voters = birth.founders.clone();
+    let servers = config.servers.iter().map(|server| (ServerId(server.id), server.address.clone()));
+    let servers = servers.filter(|(id, _)| voters.contains(id)).collect();
     // Different on each server and at each start, so that two never stand for election in step for long.
     let seed = prng::mix(config.id ^ now().0 ^ u64::from(std::process::id()) << 32);
     CoreConfig {
         replicas: config.replicas,
         groups: config.groups,
         storage_expected: config.storage_expected,
+        servers,
+        life: birth.life,
         ..CoreConfig::new(config.server_id(), config.cluster_id(), voters, seed)
     }
 }
