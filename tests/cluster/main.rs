@@ -2,6 +2,7 @@
 //!
 //! Run by `cargo xtask test --only cluster`, one test at a time; as root, since power cuts need loop devices.
 
+mod membership;
 mod network_loss;
 mod power_loss;
 mod process_loss;
