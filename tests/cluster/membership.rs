@@ -99,3 +99,14 @@ fn a_metadata_server_that_lost_its_data_does_not_start_as_if_it_were_new() {
     cluster.start_more("metadata-5", "config.toml").expect("joins");
     cluster.wait_healthy(LIMIT).expect("whole again");
 }
+
+#[test]
+fn a_status_that_cannot_ask_ends_with_2_and_other_commands_with_1() {
+    for (words, code) in [(&["status"][..], 2), (&["status", "--json"][..], 2), (&["volume", "list"][..], 1)] {
+        let mut command = std::process::Command::new(holdfast_tests::command::holdfast().expect("built"));
+        command.args(["admin", "--cluster", "/nowhere/cluster.toml"]).args(words);
+        let said = command.output().expect("runs");
+        assert_eq!(said.status.code(), Some(code), "{words:?}");
+        assert!(String::from_utf8_lossy(&said.stderr).contains("/nowhere/cluster.toml"), "{said:?}");
+    }
+}
