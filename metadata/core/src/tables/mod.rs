@@ -24,6 +24,7 @@
 //! | 0x10 | 1 | session | [`session::EndedRow`] (hot) |
 //! | 0x11 | 1 | – | [`session::EndedFloorRow`] (hot) |
 //! | 0x12 | 1 | volume | [`volume::DroppedRow`] (hot) |
+//! | 0x13 | both | – | [`members::MembersRow`]: the shard's raft configuration |
 //! | 0x18 | 1 | volume, inode, space, session, owner, last byte | [`lock::LockRow`] |
 //! | 0x19 | 1 | session, volume, inode | [`lock::LocksRow`] |
 //! | 0x20 | 0 | – | [`cluster::SettingsRow`] |
@@ -31,6 +32,7 @@
 //! | 0x22 | 0 | group | [`cluster::GroupRow`] |
 //! | 0x23 | 0 | session | [`cluster::LiveRow`] |
 //! | 0x24 | 0 | volume | [`cluster::VolumeEntryRow`] |
+//! | 0x25 | 0 | server | [`cluster::ServerRow`] |
 
 pub(crate) mod answer;
 pub(crate) mod applied;
@@ -39,6 +41,7 @@ pub(crate) mod entry;
 pub(crate) mod inode;
 pub(crate) mod lock;
 pub(crate) mod mark;
+pub(crate) mod members;
 pub(crate) mod purge;
 pub(crate) mod session;
 pub(crate) mod volume;
