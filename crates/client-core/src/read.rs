@@ -59,6 +59,8 @@ struct Fetch {
 /// A read that waits for bytes.
 struct Pending {
     call: CallId,
+    /// What was asked, to begin anew.
+    asked: (crate::HandleId, u64, u32),
     inode: InodeId,
     parts: Assembly,
     own: Option<Own>,
@@ -242,6 +244,7 @@ impl ClientCore {
             return self.complete(id, Ok(Reply::Data(Data::default())));
         }
         let mut parts = Assembly { start: offset, end, parts: BTreeMap::new() };
+        let asked = (handle, offset, length);
         let own = (!keep && !shares && file.is_own(offset, end)).then(|| Own { inode, newest: file.number_next - 1 });
         if !shares {
             file.dirty.overlay(offset, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
@@ -266,17 +269,26 @@ impl ClientCore {
             parts.put_zeros(start.max(zeros_from), end);
         }
         if missing.is_empty() {
-            self.finish_read(Pending { call: id, inode, parts, own });
+            self.finish_read(Pending { call: id, asked, inode, parts, own });
         } else {
             let number = self.reads.next;
             self.reads.next += 1;
-            self.reads.pending.insert(number, Pending { call: id, inode, parts, own });
+            self.reads.pending.insert(number, Pending { call: id, asked, inode, parts, own });
             for (start, end) in missing {
                 self.fetch_gap(inode, start, end, zeros_from, keep, number);
             }
         }
         if keep {
             self.read_ahead(inode, handle, offset, end, zeros_from);
+        }
+    }
+
+    /// Other hosts may write from now on: what waits for bytes and has found some of them here begins anew.
+    pub(crate) fn read_anew(&mut self) {
+        for pending in std::mem::take(&mut self.reads.pending).into_values() {
+            let (handle, offset, length) = pending.asked;
+            self.touched.insert(pending.inode);
+            self.start(pending.call, Call::Read { handle, offset, length });
         }
     }
 

@@ -270,6 +270,7 @@ impl ClientCore {
         self.pages.clear();
         if !quiet {
             self.notify(Notice::StopCaching { event });
+            self.read_anew();
         }
         self.touched.extend(self.files.keys().copied());
     }
@@ -321,6 +322,7 @@ impl ClientCore {
         }
         self.session.caching = Caching::Off;
         self.session.off_since = self.now;
+        self.read_anew();
         for file in self.files.values_mut().filter(|f| f.is_open()) {
             file.recorded = true;
         }

@@ -5,7 +5,9 @@ use crate::chunk_store::identity::IdentityFile;
 use crate::chunk_store::keys::Keys;
 use crate::chunk_store::record::{Placed, Record, decode_checkpoint, encode_checkpoint};
 use crate::chunk_store::rows::{self, ChunkRow, Extent, GroupRow, SumsRow};
+use holdfast_storage_core::local::Contenders;
 use holdfast_types::Incarnation;
+use holdfast_wire::group::Contender;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -16,8 +18,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 }
 
 const IDENTITY: &str = "686f6c646661737401000100010000004d00000000000000000000000000000001000000000000000000000000000000030000000000000069574af2";
-const CHUNK: &str =
-    "01409c00000100000000000000050000000000000000000200000002000100000007000000090001000000000003000000";
+const CHUNK: &str = "01409c00000100000000000000050000000000000001000200030000000000000009000000000000000800000000000000000002000100000007000000090001000000000003000000";
 const SUMS: &str = "0101000000000000800403020108070605";
 const GROUP: &str = "01010000000000000009000000000000000100000000000000080000000000000000";
 const TOUCHED: &str = "010101020101000102010100";
@@ -41,7 +42,9 @@ fn bytes_of_the_first_release_are_written_and_read() {
     assert_eq!(IdentityFile::decode(&bytes(IDENTITY)).expect("decodes"), identity);
 
     let extents = vec![Extent { at: 0, blocks: 2, file: 1, start: 7 }, Extent { at: 9, blocks: 1, file: 0, start: 3 }];
-    let chunk_row = ChunkRow { length: 40_000, number: number(5), extents };
+    let contender = Contender { session: SessionId(3), last: Sequence(9), cut: Sequence(8) };
+    let contenders = Contenders::from_list(vec![contender]).expect("one session");
+    let chunk_row = ChunkRow { length: 40_000, number: number(5), extents, contenders };
     assert_eq!(hex(&chunk_row.encode()), CHUNK);
     assert_eq!(ChunkRow::decode(b"c", &bytes(CHUNK)).expect("decodes"), chunk_row);
 

@@ -1,13 +1,15 @@
 //! What a store should hold, in the plainest form, and operations drawn from a seed.
 
 use super::*;
+use holdfast_storage_core::local::Contenders;
 use holdfast_types::prng::Prng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Content of every chunk. Cheap to clone, so that a test can keep the state after each operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Model {
     chunks: BTreeMap<(u32, ChunkKey), Arc<Vec<u8>>>,
+    contenders: BTreeMap<(u32, ChunkKey), Contenders>,
 }
 
 impl Model {
@@ -38,18 +40,53 @@ impl Model {
                 let keys = change.keys().expect("deletes name keys");
                 self.chunks.retain(|(of, chunk), _| *of != group || !keys.contains(*chunk));
             }
-            Change::Mark => {}
+            Change::Contenders { .. } | Change::Mark => {}
         }
         self.chunks.retain(|_, content| !content.is_empty());
+        self.note(op);
+    }
+
+    /// What chunks remember of contended changes.
+    fn note(&mut self, op: &LocalOp) {
+        let group = op.group.0;
+        match &op.change {
+            Change::Write { chunk, .. } | Change::Zero { chunk, .. } => {
+                self.contenders.entry((group, *chunk)).or_default().note(op.origin);
+            }
+            Change::Cut { chunk, .. } => {
+                let contenders = self.contenders.entry((group, *chunk)).or_default();
+                contenders.note(op.origin);
+                contenders.cut();
+            }
+            change @ (Change::Delete { .. } | Change::DeleteChunk { .. } | Change::DeleteVolume { .. }) => {
+                let keys = change.keys().expect("deletes name keys");
+                let goes_on = matches!(change, Change::Delete { from, .. } if from.0 > 0);
+                self.contenders.retain(|(of, chunk), _| goes_on || *of != group || !keys.contains(*chunk));
+                let met = self.contenders.iter_mut().filter(|((of, chunk), _)| *of == group && keys.contains(*chunk));
+                met.for_each(|(_, contenders)| contenders.cut());
+            }
+            Change::Contenders { chunk, contenders } => {
+                self.contenders.insert((group, *chunk), contenders.clone());
+            }
+            Change::Mark => {}
+        }
+        self.contenders.retain(|_, contenders| !contenders.is_empty());
     }
 
     /// Compares everything that can be read.
     pub(super) fn check<D: Disk>(&self, store: &ChunkStore<D>, groups: u32, context: &str) {
         for group in 0..groups {
             let listed = list(store, group);
-            let wanted = self.chunks.range((group, KeyRange::ALL.first)..=(group, KeyRange::ALL.last));
+            let all = (group, KeyRange::ALL.first)..=(group, KeyRange::ALL.last);
+            let (empty, nobody) = (Arc::default(), Contenders::default());
+            let keys: BTreeSet<(u32, ChunkKey)> = self
+                .chunks
+                .range(all.clone())
+                .map(|(key, _)| *key)
+                .chain(self.contenders.range(all).map(|(key, _)| *key))
+                .collect();
             let wanted: Vec<(ChunkKey, &Arc<Vec<u8>>)> =
-                wanted.map(|((_, chunk), content)| (*chunk, content)).collect();
+                keys.iter().map(|key| (key.1, self.chunks.get(key).unwrap_or(&empty))).collect();
             let have: Vec<ChunkKey> = listed.iter().map(|summary| summary.chunk).collect();
             assert_eq!(have, wanted.iter().map(|(chunk, _)| *chunk).collect::<Vec<_>>(), "{context}");
             for ((chunk, content), summary) in wanted.into_iter().zip(&listed) {
@@ -60,7 +97,9 @@ impl Model {
                 let padded = content.len().next_multiple_of(4096);
                 let mut whole = content.to_vec();
                 whole.resize(padded, 0);
-                let sums: Vec<u8> = piece_sums(0, &whole).iter().flat_map(|sum| sum.to_le_bytes()).collect();
+                let contenders = self.contenders.get(&(group, chunk)).unwrap_or(&nobody);
+                let sums = piece_sums(0, &whole);
+                let sums: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).chain(contenders.summed()).collect();
                 assert_eq!(summary.digest, holdfast_types::checksum::crc32(&sums), "{context}: digest of {chunk}");
             }
         }
@@ -113,9 +152,12 @@ impl Workload {
                 from: ChunkIndex(prng.below(2)),
             },
             _ if prng.chance(1, 2) => Change::DeleteChunk { chunk },
+            _ if prng.chance(1, 2) => Change::Contenders { chunk, contenders: Contenders::default() },
             _ => Change::Mark,
         };
-        op(group, self.count, change)
+        let mut op = op(group, self.count, change);
+        op.origin.contended = self.prng.chance(1, 3);
+        op
     }
 }
 
