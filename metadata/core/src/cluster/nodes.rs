@@ -143,7 +143,7 @@ impl MetadataCore {
             let member = *view.in_sync.iter().find(|member| crate::command::home(**member) == *first)?;
             let better = whole && member != view.primary && view.in_sync.iter().all(steady);
             let steps = vec![ViewStep::Lead { member }];
-            better.then(|| ViewChange { group: GroupId(number as u32), epoch: view.epoch, steps })
+            better.then_some(ViewChange { group: GroupId(number as u32), epoch: view.epoch, steps })
         });
         moves.take(BALANCED_AT_ONCE).collect()
     }

@@ -50,7 +50,9 @@ fn a_lost_server_is_replaced_and_the_new_one_counts() {
             }
         });
         let (s, _) = world.attach();
-        (0..30).for_each(|n| drop(world.create(s, ROOT, &format!("f{n}"), NewNode::File)));
+        for n in 0..30 {
+            world.create(s, ROOT, &format!("f{n}"), NewNode::File);
+        }
         let lost = world.leader(ShardId::VOLUMES).unwrap();
         world.crash(lost, 1);
         world.join(4, Some(lost)).unwrap();
