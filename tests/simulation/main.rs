@@ -1,5 +1,6 @@
 //! What the simulator itself promises. Its seeds and its deliberate bugs are run by the binary beside this file (`cargo xtask sim`).
 
+#[allow(dead_code, unused_imports, reason = "the simulator's program uses the rest")]
 #[path = "world/mod.rs"]
 mod world;
 

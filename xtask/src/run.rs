@@ -35,7 +35,7 @@ pub fn run(root: &Path, target: &Path, options: &Options) -> Result<bool> {
         .iter()
         .filter(|suite| options.only.is_empty() || options.only.iter().any(|name| name == suite.name))
         .collect();
-    let context = Context { root, target, long: options.long };
+    let context = Context { target, long: options.long };
     let started = Instant::now();
     let mut times = Times::load(target);
     let mut rows: Vec<(&str, u64, Counts)> = Vec::new();

@@ -32,8 +32,6 @@ pub struct Suite {
 
 /// What steps may depend on.
 pub struct Context<'a> {
-    /// The repository.
-    pub root: &'a Path,
     /// Cargo's target folder.
     pub target: &'a Path,
     /// Long variants: 60 s of pgbench, 20 power cuts, more seeds.

@@ -15,7 +15,7 @@
 use crate::cli::Sizes;
 use anyhow::{Context, Result, bail, ensure};
 use holdfast_client::{ClusterFile, MetadataAddress, TlsFiles};
-use holdfast_config::{Size, Span};
+use holdfast_config::{Checked as _, Size, Span};
 use holdfast_metadata_server::disk;
 use holdfast_rpc::ca::Authority;
 use holdfast_rpc::{PeerIdentity, Role};
@@ -299,7 +299,9 @@ pub fn add_metadata(directory: &Path, file: &ClusterFile, id: u64, address: &str
     let others = file.metadata.iter().filter(|other| other.id != id);
     config.servers = others.map(|other| server(other.id, &other.address)).collect();
     config.servers.push(server(id, address));
-    config.validate()?;
+    if let Err(nonsense) = config.validate() {
+        bail!("{}: {}: {}", like.display(), nonsense.key, nonsense.reason);
+    }
     let authority = read_authority(directory, file.cluster)?;
     issue(&at, &authority, PeerIdentity { role: Role::Metadata, id })?;
     disk::prepare(&at.join("data"), disk::Start::Join)?;

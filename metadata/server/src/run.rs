@@ -134,7 +134,7 @@ pub async fn run(
 /// Lets the threads end, logs with a last sync, and waits for them. Whether none had panicked.
 async fn end(node: &Node, threads: Vec<JoinHandle<()>>) -> bool {
     node.close();
-    let join = move || threads.into_iter().fold(true, |sound, thread| thread.join().is_ok() && sound);
+    let join = move || threads.into_iter().filter_map(|thread| thread.join().err()).count() == 0;
     tokio::task::spawn_blocking(join).await.unwrap_or(false)
 }
 
@@ -159,12 +159,15 @@ fn identity(config: &Config) -> Result<Identity, Error> {
     Ok(identity)
 }
 
+/// The node, the way to it, and the threads that work for it.
+type Assembled = (Arc<Node>, Inlet, Vec<JoinHandle<()>>);
+
 fn assemble(
     config: &Config,
     identity: &Identity,
     (birth, opened): (&Birth, [Shard; 2]),
     metrics: &Arc<Metrics>,
-) -> Result<(Arc<Node>, Inlet, Vec<JoinHandle<()>>), Error> {
+) -> Result<Assembled, Error> {
     let inlet = Inlet::default();
     let [cluster, volumes] = opened;
     let tables = [cluster.table.clone(), volumes.table.clone()];

@@ -21,13 +21,16 @@ pub(super) struct Look {
     pub(super) links: u32,
 }
 
+/// Versions, oldest first, each with the index from which it holds.
+type Versions<T> = Vec<(u64, T)>;
+
 /// Versions of everything that has a name, by the index from which they hold.
 #[derive(Debug, Default)]
 pub(super) struct Timeline {
-    pub(super) entries: BTreeMap<(InodeId, FileName), Vec<(u64, Option<InodeId>)>>,
-    pub(super) looks: BTreeMap<InodeId, Vec<(u64, Option<Look>)>>,
+    pub(super) entries: BTreeMap<(InodeId, FileName), Versions<Option<InodeId>>>,
+    pub(super) looks: BTreeMap<InodeId, Versions<Option<Look>>>,
     /// Names of a directory with what they name.
-    pub(super) listings: BTreeMap<InodeId, Vec<(u64, Vec<(FileName, InodeId)>)>>,
+    pub(super) listings: BTreeMap<InodeId, Versions<Vec<(FileName, InodeId)>>>,
     pub(super) names: Names,
 }
 

@@ -54,6 +54,9 @@ const VOLUME: &str = "main";
 /// The client that comes last.
 const AUDITOR: usize = 3;
 
+/// A read of a node's disk, and what came of it if the reader looked at once.
+type ReadDone = (Ticket, LocalCommand, Option<Result<LocalOutcome, LocalError>>);
+
 /// What happens within one actor.
 #[derive(Debug)]
 enum Local {
@@ -71,7 +74,7 @@ enum Local {
     FollowMap,
     Chores,
     DiskDone,
-    ReadDone(Box<(Ticket, LocalCommand, Option<Result<LocalOutcome, LocalError>>)>),
+    ReadDone(Box<ReadDone>),
     CheckpointDone,
     Connect {
         peer: usize,

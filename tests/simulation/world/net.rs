@@ -14,6 +14,7 @@ use std::time::Duration;
 
 /// What is said.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "moved a few times; boxes for the frequent small ones would cost more")]
 pub(super) enum Body {
     /// Metadata server to metadata server.
     Peer(PeerMessage),

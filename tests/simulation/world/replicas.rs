@@ -37,6 +37,9 @@ pub(super) fn scrub(store: &ChunkStore<MemoryDisk>) -> Result<(), String> {
     Ok(())
 }
 
+/// A chunk that a member holds: which, its length, its digest.
+type Held = (holdfast_types::ChunkKey, u32, u32);
+
 impl Sim {
     /// The map as the leader of shard 0 has it.
     pub(super) fn leaders_map(&self) -> Option<ClusterMap> {
@@ -60,7 +63,7 @@ impl Sim {
         let map = self.leaders_map().ok_or("nobody leads shard 0")?;
         for (number, view) in map.views.iter().enumerate() {
             let group = GroupId(number as u32);
-            let mut first: Option<(MemberId, Vec<(holdfast_types::ChunkKey, u32, u32)>)> = None;
+            let mut first: Option<(MemberId, Vec<Held>)> = None;
             for member in &view.in_sync {
                 let node = &self.nodes[member.node.0 as usize - 1];
                 let Some(life) = node.life.as_ref().filter(|life| life.incarnation == member.incarnation) else {

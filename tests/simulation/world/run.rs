@@ -10,6 +10,7 @@ use holdfast_metadata_core::invariants;
 use holdfast_sim::WorldTime;
 use holdfast_store::{KeyRange, View};
 use holdfast_types::ShardId;
+use std::any::Any;
 use std::cell::RefCell;
 use std::panic::AssertUnwindSafe;
 use std::sync::Once;
@@ -43,6 +44,12 @@ thread_local! {
     static WITHIN: RefCell<bool> = const { RefCell::new(false) };
 }
 
+/// What a panic says.
+fn said(payload: &dyn Any) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic").to_owned()
+}
+
 /// Panics within a run are a verdict, not something to print.
 fn catch_panics() {
     static ONCE: Once = Once::new();
@@ -51,7 +58,7 @@ fn catch_panics() {
         std::panic::set_hook(Box::new(move |info| {
             if WITHIN.with(|within| *within.borrow()) {
                 let place = info.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
-                let text = info.payload_as_str().unwrap_or("a panic").to_owned();
+                let text = said(info.payload());
                 PANIC.with(|panic| *panic.borrow_mut() = Some(format!("panic{place}: {text}")));
             } else {
                 before(info);
@@ -67,7 +74,7 @@ fn catch_panics() {
 pub fn run(seed: u64, planted: Option<Mutation>, keep: usize) -> Result<Outcome, Failure> {
     judged(Sim::new(seed, Setup::of(seed, planted), keep), |sim| {
         sim.begin_all();
-        sim.to_the_end()
+        sim.run_to_the_end()
     })
 }
 
@@ -94,7 +101,7 @@ fn judged(mut sim: Sim, run: impl FnOnce(&mut Sim) -> Result<(), String>) -> Res
 
 impl Sim {
     /// From the first phase to the last check.
-    fn to_the_end(&mut self) -> Result<(), String> {
+    fn run_to_the_end(&mut self) -> Result<(), String> {
         while !self.phase_done()? {
             self.advance(SLICE)?;
         }

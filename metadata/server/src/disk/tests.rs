@@ -18,7 +18,9 @@ fn config(data: &Path) -> Config {
         replicas: 3,
         groups: 8,
         storage_expected: 3,
-        cache_mib: 1,
+        cache: holdfast_config::Size(1 << 20),
+        telemetry_address: "off".into(),
+        slow_operation: holdfast_config::Span(std::time::Duration::from_secs(1)),
         test_skip_sync: false,
         servers: (1..=3).map(server).collect(),
     }
