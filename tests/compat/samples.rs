@@ -1,5 +1,7 @@
 //! One sample of each message, with a different number in each field so that exchanged fields are noticed.
 
+// tidy: long because it is a list: a sample of every message.
+
 use bytes::Bytes;
 use holdfast_types::{
     ChunkIndex, ChunkKey, ClusterId, DiskId, Epoch, FileName, Generation, GroupId, Incarnation, InodeId,
