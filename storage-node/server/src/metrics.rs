@@ -226,7 +226,10 @@ impl Journeys {
         let total = now - arrived.at;
         let refused = match answer {
             ChunkAnswer::Refused(refusal) => Some(refusal),
-            ChunkAnswer::Done { .. } | ChunkAnswer::Data { .. } | ChunkAnswer::Highest { .. } => None,
+            ChunkAnswer::Done { .. }
+            | ChunkAnswer::Data { .. }
+            | ChunkAnswer::Highest { .. }
+            | ChunkAnswer::Made { .. } => None,
         };
         let OnItsWay { taken, to_disk, local } = journey;
         let queue = taken.saturating_duration_since(arrived.at);
@@ -302,6 +305,8 @@ mod tests {
             snapshot: SnapshotNumber(0),
             group: GroupId(1),
             epoch: Epoch(1),
+            contended: false,
+            repeated: false,
             op: ChunkOp::Read { chunk, offset: 0, length: CHUNK_BYTES as u32 },
         };
         let arrived = Arrived { name: (&request.op).into(), group: 1, at: Instant::now() };

@@ -74,7 +74,7 @@ fn catch_panics() {
 pub fn run(seed: u64, planted: Option<Mutation>, keep: usize) -> Result<Outcome, Failure> {
     judged(Sim::new(seed, Setup::of(seed, planted), keep), |sim| {
         sim.begin_all();
-        sim.to_the_end()
+        sim.run_to_the_end()
     })
 }
 
@@ -101,7 +101,7 @@ fn judged(mut sim: Sim, run: impl FnOnce(&mut Sim) -> Result<(), String>) -> Res
 
 impl Sim {
     /// From the first phase to the last check.
-    fn to_the_end(&mut self) -> Result<(), String> {
+    fn run_to_the_end(&mut self) -> Result<(), String> {
         while !self.phase_done()? {
             self.advance(SLICE)?;
         }

@@ -71,6 +71,6 @@ pub fn run_in_order(seed: u64, order: &[Start], gap: Duration) -> Result<Outcome
         }
         let until = WorldTime::after_start(sim.setup.hostile);
         sim.world.after(sim.director, until.since(sim.world.now()), Local::Heal);
-        sim.to_the_end()
+        sim.run_to_the_end()
     })
 }
