@@ -391,8 +391,9 @@ impl ClientCore {
         match found {
             Found::Present(inode) => self.remove_known(id, call, Some(inode)),
             Found::Absent => self.remove_known(id, call, None),
-            // An inode that is open here, or is opened meanwhile, and only we know it, must be named, or it would be purged.
-            Found::Unknown if self.caching() || self.files.values().any(|f| f.is_open() && !f.recorded) => {
+            // An inode that is open here, or is opened meanwhile, must be named, or it would be purged: the service may forget on the way
+            // that it is on record as open.
+            Found::Unknown if self.caching() || self.files.values().any(|f| f.is_open()) => {
                 self.ask(Query::Lookup { parent, name }, Purpose::Resume(id, Box::new(call)));
             }
             Found::Unknown => self.remove_known(id, call, None),
