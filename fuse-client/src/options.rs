@@ -21,6 +21,10 @@ pub struct Options {
     pub write_buffer_bytes: Option<u64>,
     /// How long a written byte may wait before it is sent. `None`: the client's default, 1 s.
     pub writeback_delay: Option<Duration>,
+    /// `HOST:PORT` of `/healthz`, `/readyz` and `/metrics`, or `off`. `None`: a free port of loopback.
+    pub telemetry: Option<String>,
+    /// Calls that take so long are logged. `None`: 1 s.
+    pub slow_operation: Option<Duration>,
     /// Set-id bits of programs are honoured.
     pub set_id: bool,
     /// Device files work.
@@ -38,6 +42,8 @@ impl Default for Options {
             cache_bytes: None,
             write_buffer_bytes: None,
             writeback_delay: None,
+            telemetry: None,
+            slow_operation: None,
             set_id: false,
             devices: false,
             execute: true,
@@ -79,6 +85,8 @@ const KNOWN: &[&str] = &[
     "cache=SIZE",
     "write_buffer=SIZE",
     "writeback_delay=DURATION",
+    "telemetry=HOST:PORT",
+    "slow_operation=DURATION",
     "suid",
     "nosuid",
     "dev",
@@ -140,6 +148,8 @@ impl Options {
             ("noexec", None) => self.execute = false,
             ("soft", value) => self.soft = Some(duration(name, value.unwrap_or(""))?),
             ("writeback_delay", value) => self.writeback_delay = Some(duration(name, value.unwrap_or(""))?),
+            ("slow_operation", value) => self.slow_operation = Some(duration(name, value.unwrap_or(""))?),
+            ("telemetry", Some(value)) => self.telemetry = Some(telemetry(value)?),
             ("cache", value) => self.cache_bytes = Some(size(name, value.unwrap_or(""))?),
             ("write_buffer", value) => self.write_buffer_bytes = Some(size(name, value.unwrap_or(""))?),
             _ if is_for_others => {}
@@ -164,6 +174,16 @@ fn duration(name: &str, value: &str) -> Result<Duration, OptionError> {
         value: value.into(),
         wanted: "a number of seconds above 0 (units ms, s, min)",
     })
+}
+
+/// `off`, or `HOST:PORT`.
+fn telemetry(value: &str) -> Result<String, OptionError> {
+    let is_address = value.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if is_address || value == holdfast_telemetry::http::OFF {
+        return Ok(value.into());
+    }
+    let wanted = "HOST:PORT or off";
+    Err(OptionError::Value { name: "telemetry".into(), value: value.into(), wanted })
 }
 
 /// Bytes, or a number with `K`, `M`, `G` (1024); more than zero.
@@ -245,7 +265,9 @@ mod tests {
 
     #[test]
     fn a_value_out_of_its_bounds_is_an_error() {
-        for text in ["soft", "soft=", "soft=0", "soft=-1", "soft=1h", "cache=1T", "cache=99999999999G"] {
+        for text in
+            ["soft", "soft=", "soft=0", "soft=-1", "soft=1h", "cache=1T", "cache=99999999999G", "telemetry=9000"]
+        {
             assert!(matches!(parse(text), Err(OptionError::Value { .. })), "{text}");
         }
     }

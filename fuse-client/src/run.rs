@@ -15,9 +15,12 @@ use crate::memfd::Arena;
 use crate::mount::{self, Mount, MountError};
 use crate::options::Options;
 use bytes::Bytes;
-use holdfast_client::{Client, ClientError, MountError as ConnectError, MountOptions, Notice, Notices};
+use holdfast_client::{Client, ClientError, Metrics, MountError as ConnectError, MountOptions, Notice, Notices};
+use holdfast_telemetry::http::{self, ListenError};
+use holdfast_telemetry::metrics::Registry;
+use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -48,6 +51,9 @@ pub enum Error {
         /// Why.
         source: ConnectError,
     },
+    /// The telemetry address.
+    #[error(transparent)]
+    Telemetry(#[from] ListenError),
     /// There is no agreement with the kernel.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -68,7 +74,7 @@ pub enum Error {
 /// Mounts a volume and serves it until it is unmounted or `stopped` becomes true (or its sender is gone); then flushes and ends the
 /// session.
 ///
-/// `ready` is called once, with the absolute mount point, when the mount can be used. Must be called within a multi-threaded tokio
+/// `ready` is called once, with the absolute mount point and where telemetry is read, when the mount can be used. Must be called within a multi-threaded tokio
 /// runtime.
 ///
 /// # Errors
@@ -76,21 +82,64 @@ pub enum Error {
 pub async fn run(
     config: Config,
     mut stopped: watch::Receiver<bool>,
-    ready: impl FnOnce(&Path) + Send,
+    ready: impl FnOnce(&Path, Option<SocketAddr>) + Send,
 ) -> Result<(), Error> {
     let point = config.mount_point.clone();
     apart(move || mount::prepare(&point)).await??;
-    let options = mount_options(&config);
+    let mut registry = Registry::default();
+    let slow = config.options.slow_operation.unwrap_or(SLOW_OPERATION);
+    let metrics = Arc::new(Metrics::register(&mut registry, slow));
+    let health = Arc::new(MountHealth::default());
+    let address = config.options.telemetry.as_deref().unwrap_or(http::ADDRESS_DEFAULT);
+    let endpoint = http::serve(address, registry, health.clone()).await?;
+    let telemetry = endpoint.as_ref().map(http::Endpoint::address);
+    let mut options = mount_options(&config);
+    options.metrics = metrics;
     let connected = tokio::select! {
         connected = Client::connect(&config.cluster, options) => connected,
         _ = stopped.wait_for(|stop| *stop) => return Ok(()),
     };
     let (client, notices) = connected.map_err(|source| Error::Attach { volume: config.volume.clone(), source })?;
+    health.serves(client.clone());
+    let ready = |point: &Path| ready(point, telemetry);
     let served = serve(&config, client.clone(), notices, stopped, ready).await;
+    health.ends();
     let flushed = flush(&client).await;
     // Until now the cluster could ask for something; the task would keep the client alive for ever.
     served?.abort();
     flushed
+}
+
+/// Calls that take so long are logged unless the mount's options say otherwise.
+const SLOW_OPERATION: Duration = Duration::from_secs(1);
+
+/// How a mount is.
+#[derive(Default)]
+struct MountHealth(Mutex<Option<Client>>);
+
+impl MountHealth {
+    fn serves(&self, client: Client) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(client);
+    }
+
+    /// The client must not outlive the mount.
+    fn ends(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl http::Health for MountHealth {
+    fn alive(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Err("attaching to the volume: is the cluster up?".into()),
+            Some(client) if !client.is_attached() => Err("the session is over; mount again".into()),
+            Some(_) => Ok(()),
+        }
+    }
 }
 
 fn mount_options(config: &Config) -> MountOptions {

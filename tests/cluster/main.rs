@@ -2,8 +2,13 @@
 //!
 //! Run by `cargo xtask test --only cluster`, one test at a time; as root, since power cuts need loop devices.
 
+mod bad_input;
+mod fsck;
+mod full_disk;
 mod network_loss;
 mod power_loss;
 mod process_loss;
+mod start_order;
+mod telemetry;
 mod two_mounts;
 mod up;

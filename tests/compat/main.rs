@@ -89,7 +89,9 @@ fn messages_of_every_release_are_read_and_written_the_same() {
     for (name, message) in samples::peer_messages() {
         fixtures.check(&format!("peer.{name}"), &message);
     }
-    fixtures.check("admin.request", &holdfast_wire::admin::AdminRequest::ServerStatus);
+    for (name, request) in samples::admin_requests() {
+        fixtures.check(&format!("admin.{name}"), &request);
+    }
     for (name, answer) in samples::admin_answers() {
         fixtures.check(&format!("admin.{name}"), &answer);
     }

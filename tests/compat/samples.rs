@@ -7,7 +7,8 @@ use holdfast_types::{
     ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
 use holdfast_wire::admin::{
-    AdminAnswer, ClusterStatus, DiskStatus, ServerStatus, SessionStatus, ShardStatus, StorageStatus,
+    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, InodeFacts, ServerStatus, SessionStatus,
+    ShardStatus, StorageStatus, TableCheck,
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
@@ -156,6 +157,7 @@ pub fn requests() -> Named<Request> {
     let mut all = cluster_requests();
     all.extend(queries().into_iter().map(|(name, query)| (name, Request::Query(query))));
     all.extend(mutations().into_iter().map(|(name, mutation)| (name, Request::Mutate(mutation))));
+    all.push(("inspect-inodes", Request::InspectInodes { inodes: vec![(VolumeId(4), InodeId(5))] }));
     all
 }
 
@@ -294,9 +296,11 @@ pub fn results() -> Named<Result<Response, MetadataError>> {
 
 fn responses() -> Named<Response> {
     let now = Timestamp { seconds: 1_700_000_000, nanos: 5 };
+    let facts = InodeFacts { content: Some((Generation(3), 4096)), purging: vec![Generation(2)], volume_gone: false };
     let events = vec![(1, Event::StopCaching), (2, Event::StartCaching), (3, Event::Ended { reason: "fenced".into() })];
     vec![
         ("done", Response::Done),
+        ("inodes", Response::Inodes(vec![facts])),
         (
             "session-opened",
             Response::SessionOpened { session: SessionId(10), volume: volume(), map_min: MapVersion(60) },
@@ -513,7 +517,34 @@ pub fn peer_messages() -> Named<PeerMessage> {
 pub fn admin_answers() -> Named<AdminAnswer> {
     let shard = ShardStatus { leader: Some(ServerId(1)), term: Term(5), applied: LogIndex(6), last: LogIndex(7) };
     let server = ServerStatus { id: ServerId(1), pid: 79, shards: vec![shard], halted: Some("at @9".into()) };
-    vec![("server", AdminAnswer::Server(server)), ("refused", AdminAnswer::Refused("why".into()))]
+    let check = TableCheck {
+        check: 2,
+        inodes: (3, 4),
+        entries: 5,
+        findings: vec!["wrong".into()],
+        findings_total: 6,
+        done: true,
+        failed: Some("why".into()),
+    };
+    let chunk = ChunkFacts { chunk: chunk(), length: 4096, digest: 7, damaged: true };
+    vec![
+        ("server", AdminAnswer::Server(server)),
+        ("refused", AdminAnswer::Refused("why".into())),
+        ("check", AdminAnswer::Check(check)),
+        ("chunks", AdminAnswer::Chunks(vec![chunk])),
+    ]
+}
+
+pub fn admin_requests() -> Named<AdminRequest> {
+    let member = MemberId { node: NodeId(1), disk: DiskId(2), incarnation: Incarnation(3) };
+    let range = KeyRange::chunk(chunk());
+    let list = AdminRequest::ListChunks { member, group: GroupId(4), range, limit: 5, verify: true };
+    vec![
+        ("request", AdminRequest::ServerStatus),
+        ("request-check-begin", AdminRequest::CheckBegin),
+        ("request-check-poll", AdminRequest::CheckPoll { check: 2 }),
+        ("request-list-chunks", list),
+    ]
 }
 
 fn cluster_status() -> ClusterStatus {

@@ -34,6 +34,8 @@ pub struct Options {
     pub power_loss: bool,
     /// Servers skip every sync: the control run of a power cut, which must lose data.
     pub skip_sync: bool,
+    /// Servers with a small disk of their own, and its bytes.
+    pub small_disks: Option<(Vec<String>, u64)>,
     /// Where its folder is made; the temporary folder if not given.
     pub folder: Option<PathBuf>,
 }
@@ -47,6 +49,7 @@ impl Default for Options {
             namespaces: false,
             power_loss: false,
             skip_sync: false,
+            small_disks: None,
             folder: None,
         }
     }
@@ -70,6 +73,16 @@ impl Cluster {
     /// # Errors
     /// When the binary is missing, or a server does not become ready; the end of its log is in the error.
     pub fn start(options: &Options) -> Result<Self> {
+        let mut cluster = Self::prepare(options)?;
+        cluster.start_all()?;
+        Ok(cluster)
+    }
+
+    /// Makes a cluster and starts nothing.
+    ///
+    /// # Errors
+    /// When the binary is missing, or a disk or network cannot be made.
+    pub fn prepare(options: &Options) -> Result<Self> {
         let janitor = Janitor::start()?;
         let folder = temporary_folder("cluster", options.folder.as_deref(), &janitor)?;
         let names: Vec<String> = (1..=options.metadata)
@@ -83,6 +96,13 @@ impl Cluster {
             cluster.network = Some(Network::create(&hosts, &cluster.janitor)?);
         }
         cluster.init(options)?;
+        if let Some((of, bytes)) = &options.small_disks {
+            let mut domain = PowerDomain::with_disks_of(&cluster.folder, *bytes, &cluster.janitor);
+            for name in of {
+                domain.add(&cluster.folder.join("cluster").join(name))?;
+            }
+            cluster.power = Some(domain);
+        }
         if options.power_loss {
             let mut domain = PowerDomain::new(&cluster.folder, &cluster.janitor);
             for name in &names {
@@ -100,7 +120,6 @@ impl Cluster {
             command.push(config.to_string_lossy().into_owned());
             cluster.servers.push(Process::new(name, command, &cluster.log(name), &cluster.janitor));
         }
-        cluster.start_all()?;
         Ok(cluster)
     }
 
@@ -262,11 +281,21 @@ impl Cluster {
     /// # Errors
     /// When the mount does not become ready.
     pub fn mount(&mut self) -> Result<usize> {
+        let number = self.prepare_mount()?;
+        self.mounts[number].restart()?;
+        Ok(number)
+    }
+
+    /// The same without starting it.
+    ///
+    /// # Errors
+    /// When its folder cannot be made.
+    pub fn prepare_mount(&mut self) -> Result<usize> {
         let number = self.mounts.len();
         let name = format!("mount-{}", number + 1);
         let (at, log) = (self.folder.join(&name), self.log(&name));
         let before = self.words_before("client")?;
-        self.mounts.push(Mount::start(before, &self.file(), "main", &at, &log, &self.janitor)?);
+        self.mounts.push(Mount::prepare(before, &self.file(), "main", &at, &log, &self.janitor)?);
         Ok(number)
     }
 

@@ -16,6 +16,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct Mount {
     process: Process,
     path: PathBuf,
+    ready_line: String,
 }
 
 impl Mount {
@@ -32,6 +33,23 @@ impl Mount {
         log: &Path,
         janitor: &Janitor,
     ) -> Result<Self> {
+        let mut mount = Self::prepare(before, cluster_file, volume, at, log, janitor)?;
+        mount.restart()?;
+        Ok(mount)
+    }
+
+    /// The same without starting it.
+    ///
+    /// # Errors
+    /// When the binary is missing or the folder cannot be made.
+    pub fn prepare(
+        before: Vec<String>,
+        cluster_file: &Path,
+        volume: &str,
+        at: &Path,
+        log: &Path,
+        janitor: &Janitor,
+    ) -> Result<Self> {
         std::fs::create_dir_all(at)?;
         let mut command = before;
         command.push(crate::command::holdfast()?.to_string_lossy().into_owned());
@@ -39,9 +57,8 @@ impl Mount {
         command.extend([cluster_file, Path::new(volume), at].map(|word| word.to_string_lossy().into_owned()));
         janitor.promise(&format!("umount -l {}", quote(at)))?;
         let name = log.file_stem().map_or("mount".into(), |stem| stem.to_string_lossy().into_owned());
-        let mut mount = Self { process: Process::new(&name, command, log, janitor), path: at.to_path_buf() };
-        mount.restart()?;
-        Ok(mount)
+        let process = Process::new(&name, command, log, janitor);
+        Ok(Self { process, path: at.to_path_buf(), ready_line: String::new() })
     }
 
     /// Mounts again after [`Mount::kill`] or [`Mount::unmount`].
@@ -50,10 +67,24 @@ impl Mount {
     /// As [`Mount::start`].
     pub fn restart(&mut self) -> Result<()> {
         self.process.start()?;
+        self.wait_ready()
+    }
+
+    /// Waits until it is usable, after its process was started.
+    ///
+    /// # Errors
+    /// As [`Mount::start`].
+    pub fn wait_ready(&mut self) -> Result<()> {
         let line = self.process.wait_ready(LIMIT)?;
         let said = field(&line, "mount").with_context(|| format!("no mount= in {line:?}"))?;
         assert_eq!(Path::new(said), self.path, "it names another folder");
+        self.ready_line = line;
         Ok(())
+    }
+
+    /// What it said when it became ready.
+    pub fn ready_line(&self) -> &str {
+        &self.ready_line
     }
 
     /// Where it is.

@@ -20,6 +20,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct PowerDomain {
     disks: Vec<Disk>,
     images: PathBuf,
+    bytes: u64,
     janitor: Janitor,
 }
 
@@ -40,7 +41,12 @@ pub struct Armed {
 impl PowerDomain {
     /// Keeps images in `images`, an existing folder.
     pub fn new(images: &Path, janitor: &Janitor) -> Self {
-        Self { disks: Vec::new(), images: images.to_path_buf(), janitor: janitor.clone() }
+        Self::with_disks_of(images, IMAGE_BYTES, janitor)
+    }
+
+    /// The same with disks of another size.
+    pub fn with_disks_of(images: &Path, bytes: u64, janitor: &Janitor) -> Self {
+        Self { disks: Vec::new(), images: images.to_path_buf(), bytes, janitor: janitor.clone() }
     }
 
     /// Puts a new file system on the folder `at`, which keeps what it holds now.
@@ -49,7 +55,7 @@ impl PowerDomain {
     /// When this is not root, or there are no loop devices.
     pub fn add(&mut self, at: &Path) -> Result<()> {
         let image = self.images.join(format!("disk-{}.ext4", self.disks.len()));
-        std::fs::File::create_new(&image)?.set_len(IMAGE_BYTES)?;
+        std::fs::File::create_new(&image)?.set_len(self.bytes)?;
         let (at_word, image_word) = (quote(at), quote(&image));
         self.janitor.promise(&format!(
             "umount -l {at_word}; losetup -j {image_word} -O NAME -n | xargs -r losetup -d; rm -f {image_word}"

@@ -48,7 +48,8 @@ pub enum ZeroMode {
 }
 
 /// One operation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Call {
     /// Waits until the session is attached. Reply: `Mounted`.
     Mount,

@@ -145,6 +145,11 @@ impl ClientCore {
         Some(self.session.id).filter(|id| *id != SessionId::NONE)
     }
 
+    /// Whether the session is attached to its volume, as far as is known here.
+    pub fn is_attached(&self) -> bool {
+        matches!(self.session.state, State::Live)
+    }
+
     /// Bytes that were written and are not known to be durable yet, with what keeping them costs.
     pub fn buffered_bytes(&self) -> u64 {
         self.buffer.bytes

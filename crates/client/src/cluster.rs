@@ -3,7 +3,7 @@
 use crate::cluster_file::ClusterFile;
 use crate::transport::Transport;
 use holdfast_client_core::Failure;
-use holdfast_types::{Sequence, ServerId, SessionId, ShardId, Term};
+use holdfast_types::{NodeId, Sequence, ServerId, SessionId, ShardId, Term};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest};
 use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
 use std::sync::Arc;
@@ -102,6 +102,17 @@ impl Cluster {
     /// Asks one server about itself. `None`: it does not answer.
     pub async fn ask_server(&self, server: ServerId, request: AdminRequest, timeout: Duration) -> Option<AdminAnswer> {
         self.transport.admin(server, request, timeout).await.ok()
+    }
+
+    /// Asks one storage node about what it holds. `None`: it does not answer.
+    pub async fn ask_storage(
+        &self,
+        node: NodeId,
+        address: &str,
+        request: AdminRequest,
+        timeout: Duration,
+    ) -> Option<AdminAnswer> {
+        self.transport.admin_storage(node, address, request, timeout).await.ok()
     }
 
     /// The metadata servers that the cluster file names.

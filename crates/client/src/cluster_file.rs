@@ -69,13 +69,8 @@ pub enum ClusterFileError {
         source: std::io::Error,
     },
     /// It is not what it should be.
-    #[error("{path}: {source}")]
-    Parse {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        source: Box<toml::de::Error>,
-    },
+    #[error(transparent)]
+    Parse(#[from] holdfast_config::ConfigError),
     /// It contradicts itself.
     #[error("{path}: {reason}")]
     Invalid {
@@ -111,8 +106,7 @@ impl ClusterFile {
     /// # Errors
     /// [`ClusterFileError`]; unknown keys are errors.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ClusterFileError> {
-        let written: Written = toml::from_str(text)
-            .map_err(|source| ClusterFileError::Parse { path: path.into(), source: Box::new(source) })?;
+        let written: Written = holdfast_config::parse_unchecked(text, path)?;
         let invalid = |reason: String| ClusterFileError::Invalid { path: path.into(), reason };
         let cluster = u128::from_str_radix(&written.cluster, 16).map_err(|_| {
             invalid(format!("cluster id {:?} is not a hexadecimal number of 128 bits", written.cluster))
@@ -165,7 +159,8 @@ mod tests {
         assert_eq!(read.tls.authority, Path::new("/etc/holdfast/ca.pem"));
         assert_eq!(read.tls.key, Path::new("/k.pem"));
         let odd = format!("unknown = 1\n{text}");
-        assert!(matches!(ClusterFile::parse(&odd, Path::new("x")), Err(ClusterFileError::Parse { .. })));
+        let error = ClusterFile::parse(&odd.replace("unknown", "matadata"), Path::new("x")).expect_err("unknown key");
+        assert_eq!(error.to_string(), "x:1: unknown key \"matadata\"; did you mean \"metadata\"?");
         let twice = text.clone() + "\n[[metadata]]\nid = 1\naddress = \"b:1\"\n";
         assert!(matches!(ClusterFile::parse(&twice, Path::new("x")), Err(ClusterFileError::Invalid { .. })));
     }

@@ -6,6 +6,8 @@
 
 mod cluster;
 mod cluster_file;
+mod metered;
+mod metrics;
 mod mount;
 mod operations;
 mod transport;
@@ -15,5 +17,6 @@ pub use cluster_file::{ClusterFile, ClusterFileError, MetadataAddress, TlsFiles}
 pub use holdfast_client_core::{
     Call, CallId, ClientError, Config, Data, Durability, HandleId, Notice, OpenMode, Reply, ZeroMode,
 };
+pub use metrics::Metrics;
 pub use mount::{Client, MountError, MountOptions, Notices, Pending};
 pub use operations::Opened;

@@ -1,6 +1,8 @@
 //! A mounted volume: the core behind a lock, and the tasks that carry out its effects.
 
 use crate::cluster_file::ClusterFile;
+use crate::metered::Metered;
+use crate::metrics::Metrics;
 use crate::transport::Transport;
 use holdfast_client_core::{Call, CallId, ClientCore, ClientError, Config, Effect, Input, Notice, Reply};
 use holdfast_types::{Instant, SessionId};
@@ -28,6 +30,8 @@ pub struct MountOptions {
     pub read_cache_bytes: Option<u64>,
     /// How long a written byte may wait before it is sent. `None`: 1 s.
     pub writeback_delay: Option<Duration>,
+    /// Where calls and messages are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl MountOptions {
@@ -41,6 +45,7 @@ impl MountOptions {
             write_buffer_bytes: None,
             read_cache_bytes: None,
             writeback_delay: None,
+            metrics: Arc::new(Metrics::unseen()),
         }
     }
 }
@@ -70,6 +75,7 @@ pub struct Client {
 struct Shared {
     state: Mutex<State>,
     transport: Box<dyn Transport>,
+    metrics: Arc<Metrics>,
     runtime: tokio::runtime::Handle,
     /// Woken when `State::timer` changed.
     timer_changed: Notify,
@@ -111,11 +117,22 @@ impl Client {
         config.write_buffer_bytes = options.write_buffer_bytes.unwrap_or(config.write_buffer_bytes);
         config.read_cache_bytes = options.read_cache_bytes.unwrap_or(config.read_cache_bytes);
         config.writeback_delay = options.writeback_delay.unwrap_or(config.writeback_delay);
-        Self::start(config, transport).await
+        let metrics = Arc::clone(&options.metrics);
+        let transport = Box::new(Metered { inner: transport, metrics: Arc::clone(&metrics) });
+        Self::start_metered(config, transport, metrics).await
     }
 
     /// As [`Self::connect`], over any transport.
+    #[cfg(test)]
     pub(crate) async fn start(config: Config, transport: Box<dyn Transport>) -> Result<(Self, Notices), MountError> {
+        Self::start_metered(config, transport, Arc::new(Metrics::unseen())).await
+    }
+
+    async fn start_metered(
+        config: Config,
+        transport: Box<dyn Transport>,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, Notices), MountError> {
         let (sender, notices) = mpsc::unbounded_channel();
         let core = ClientCore::new(config, now(), random_u128() as u64);
         let state =
@@ -123,6 +140,7 @@ impl Client {
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             transport,
+            metrics,
             runtime: tokio::runtime::Handle::current(),
             timer_changed: Notify::new(),
             volume: Mutex::new(None),
@@ -141,6 +159,11 @@ impl Client {
     /// Starts a call. `done` is called exactly once: before this returns if the answer lay in memory (on this thread), else later
     /// on a thread of the runtime. It must not block.
     pub fn call(&self, call: Call, done: impl FnOnce(Result<Reply, ClientError>) + Send + 'static) -> CallId {
+        let (metrics, begun) = (Arc::clone(&self.shared.metrics), self.shared.metrics.begun(&call));
+        let done = move |result: Result<Reply, ClientError>| {
+            metrics.ended(begun, result.as_ref().err());
+            done(result);
+        };
         let mut state = self.shared.lock();
         let id = CallId(state.call_next);
         state.call_next += 1;
@@ -193,6 +216,11 @@ impl Client {
     pub fn invalidated(&self, event: u64) {
         let state = self.shared.lock();
         self.shared.step(state, Input::Invalidated { event });
+    }
+
+    /// Whether the session lives, as far as this mount knows.
+    pub fn is_attached(&self) -> bool {
+        self.shared.lock().core.is_attached()
     }
 
     /// The volume, the session and the root's attributes as they were at mounting.

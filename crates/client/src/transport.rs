@@ -39,6 +39,14 @@ pub(crate) trait Transport: Send + Sync + 'static {
     fn metadata(&self, server: ServerId, envelope: Envelope, timeout: Duration) -> Boxed<Result<Answer, Failure>>;
     /// To a metadata server, about itself.
     fn admin(&self, server: ServerId, request: AdminRequest, timeout: Duration) -> Boxed<Result<AdminAnswer, Failure>>;
+    /// To a storage node, about what it holds.
+    fn admin_storage(
+        &self,
+        node: NodeId,
+        address: &str,
+        request: AdminRequest,
+        timeout: Duration,
+    ) -> Boxed<Result<AdminAnswer, Failure>>;
     /// To a storage node; seals and checks.
     fn chunk(&self, call: ChunkCall, timeout: Duration) -> Boxed<Result<ChunkReply, Failure>>;
 
@@ -195,6 +203,26 @@ impl Transport for Sockets {
 
     fn admin(&self, server: ServerId, request: AdminRequest, timeout: Duration) -> Boxed<Result<AdminAnswer, Failure>> {
         self.control(server, Kind::Admin, codec::encode(&request), timeout)
+    }
+
+    fn admin_storage(
+        &self,
+        node: NodeId,
+        address: &str,
+        request: AdminRequest,
+        timeout: Duration,
+    ) -> Boxed<Result<AdminAnswer, Failure>> {
+        let peer = self.storage(node, address);
+        Box::pin(async move {
+            let answer = match peer?.call(Kind::Admin as u16, codec::encode(&request), Bytes::new(), timeout).await {
+                Ok(answer) => answer,
+                Err(error) => return Err(failed(&error).await),
+            };
+            codec::decode(&answer.message).map_err(|error| {
+                tracing::warn!(%node, %error, "answer not understood");
+                Failure::Unreachable
+            })
+        })
     }
 
     fn chunk(&self, call: ChunkCall, timeout: Duration) -> Boxed<Result<ChunkReply, Failure>> {

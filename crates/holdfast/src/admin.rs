@@ -1,6 +1,7 @@
 //! `holdfast admin`: what an administrator sees and does.
 
 use crate::cli::{Admin, AdminCommand, VolumeCommand};
+use crate::fsck;
 use anyhow::{Context, Result, bail};
 use holdfast_client::{Cluster, ClusterFile, RequestError};
 use holdfast_types::ShardId;
@@ -25,6 +26,7 @@ pub async fn run(admin: Admin) -> Result<ExitCode> {
     let cluster = Cluster::connect(&file)?;
     match admin.command {
         AdminCommand::Status { json } => status(&file, &cluster, json).await,
+        AdminCommand::Fsck { json, quick } => fsck::run(&file, &cluster, &fsck::Options { json, quick }).await,
         AdminCommand::Volume(command) => volume(&cluster, command).await,
     }
 }
@@ -124,7 +126,7 @@ async fn status(file: &ClusterFile, cluster: &Cluster, json: bool) -> Result<Exi
         let answer = cluster.ask_server(*server, AdminRequest::ServerStatus, SERVER_PATIENCE).await;
         servers.push(match answer {
             Some(AdminAnswer::Server(status)) => Some(status),
-            Some(AdminAnswer::Refused(_)) | None => None,
+            Some(AdminAnswer::Refused(_) | AdminAnswer::Check(_) | AdminAnswer::Chunks(_)) | None => None,
         });
     }
     let whole = match cluster.request(ShardId::CLUSTER, Request::Status, PATIENCE).await {

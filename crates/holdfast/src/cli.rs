@@ -119,6 +119,16 @@ pub enum AdminCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Check names, links, totals, chunks and replicas while the cluster serves; exit status 0 if clean, 1 with findings, 2 if it cannot
+    /// be checked.
+    Fsck {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Do not read the data: lengths and digests are compared, blocks not verified.
+        #[arg(long)]
+        quick: bool,
+    },
     /// Volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),

@@ -15,6 +15,7 @@
 use crate::cli::Sizes;
 use anyhow::{Context, Result, bail, ensure};
 use holdfast_client::{ClusterFile, MetadataAddress, TlsFiles};
+use holdfast_config::{Size, Span};
 use holdfast_rpc::ca::Authority;
 use holdfast_rpc::{PeerIdentity, Role};
 use holdfast_storage_server::config as storage;
@@ -23,9 +24,13 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Name of the file that makes a directory a cluster.
 pub const CLUSTER_FILE: &str = "cluster.toml";
+
+/// From when on a request is logged as slow.
+const SLOW_OPERATION: Span = Span(Duration::from_secs(1));
 
 /// What a new cluster is to look like.
 pub struct Plan<'a> {
@@ -99,13 +104,17 @@ pub fn create(directory: &Path, plan: &Plan<'_>) -> Result<()> {
     for server in &servers {
         let at = directory.join(format!("metadata-{}", server.id));
         issue(&at, &authority, PeerIdentity { role: Role::Metadata, id: server.id })?;
-        write(&at.join("config.toml"), &toml::to_string(&metadata_config(cluster, server, &servers, plan))?)?;
+        let telemetry = ports.telemetry[server.id as usize - 1].1;
+        let config = metadata_config(cluster, server, telemetry, (&servers, plan));
+        write(&at.join("config.toml"), &toml::to_string(&config)?)?;
     }
     for n in 1..=plan.sizes.storage {
         let at = directory.join(format!("storage-{n}"));
         issue(&at, &authority, PeerIdentity { role: Role::Storage, id: u64::from(n) })?;
         let address = format!("{}:{}", plan.host(n), ports.storage[n as usize - 1].1);
-        write(&at.join("config.toml"), &toml::to_string(&storage_config(cluster, n, address, &servers))?)?;
+        let telemetry = ports.telemetry[(plan.sizes.metadata + n) as usize - 1].1;
+        let config = storage_config(cluster, n, (address, telemetry), &servers);
+        write(&at.join("config.toml"), &toml::to_string(&config)?)?;
     }
     let file = ClusterFile {
         cluster,
@@ -130,8 +139,8 @@ pub fn create(directory: &Path, plan: &Plan<'_>) -> Result<()> {
 fn metadata_config(
     cluster: ClusterId,
     server: &holdfast_metadata_server::config::Server,
-    servers: &[holdfast_metadata_server::config::Server],
-    plan: &Plan<'_>,
+    telemetry_port: u16,
+    (servers, plan): (&[holdfast_metadata_server::config::Server], &Plan<'_>),
 ) -> holdfast_metadata_server::config::Config {
     holdfast_metadata_server::config::Config {
         cluster: cluster.to_string(),
@@ -144,7 +153,9 @@ fn metadata_config(
         replicas: plan.sizes.replicas,
         groups: plan.groups,
         storage_expected: plan.sizes.storage,
-        cache_mib: 64,
+        cache: Size(64 << 20),
+        telemetry_address: telemetry(telemetry_port),
+        slow_operation: SLOW_OPERATION,
         test_skip_sync: false,
         servers: servers.to_vec(),
     }
@@ -153,7 +164,7 @@ fn metadata_config(
 fn storage_config(
     cluster: ClusterId,
     number: u32,
-    address: String,
+    (address, telemetry_port): (String, u16),
     servers: &[holdfast_metadata_server::config::Server],
 ) -> storage::Config {
     storage::Config {
@@ -163,13 +174,20 @@ fn storage_config(
         authority: "ca.pem".into(),
         certificate: "cert.pem".into(),
         key: "key.pem".into(),
-        cache_mib: 32,
+        cache: Size(32 << 20),
+        telemetry_address: telemetry(telemetry_port),
+        slow_operation: SLOW_OPERATION,
         leave_on_stop: true,
         test_skip_sync: false,
         labels: Vec::new(),
         disks: vec![storage::DiskConfig { id: 1, path: "data".into() }],
         metadata: servers.iter().map(|s| storage::MetadataServer { id: s.id, address: s.address.clone() }).collect(),
     }
+}
+
+/// Readable on the server's own host only: whoever wants more says so in its configuration.
+fn telemetry(port: u16) -> String {
+    format!("127.0.0.1:{port}")
 }
 
 fn issue(directory: &Path, authority: &Authority, who: PeerIdentity) -> Result<()> {
@@ -233,6 +251,7 @@ fn draw() -> Result<u128> {
 struct Ports {
     metadata: Vec<(UdpSocket, u16)>,
     storage: Vec<(TcpListener, u16)>,
+    telemetry: Vec<(TcpListener, u16)>,
 }
 
 impl Ports {
@@ -250,6 +269,7 @@ impl Ports {
         Ok(Self {
             metadata: (0..plan.sizes.metadata).map(udp).collect::<Result<_, _>>()?,
             storage: (0..plan.sizes.storage).map(tcp).collect::<Result<_, _>>()?,
+            telemetry: (0..plan.sizes.metadata + plan.sizes.storage).map(tcp).collect::<Result<_, _>>()?,
         })
     }
 }

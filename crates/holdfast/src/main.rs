@@ -2,6 +2,7 @@
 
 mod admin;
 mod cli;
+mod fsck;
 mod layout;
 mod mount;
 mod role;

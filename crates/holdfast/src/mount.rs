@@ -1,9 +1,10 @@
 //! `holdfast mount`: in the foreground, or in the background once it is usable.
 
 use crate::cli::Mount;
-use crate::signals;
+use crate::{role, signals};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -14,8 +15,8 @@ pub async fn foreground(mount: Mount) -> Result<ExitCode> {
     let config = holdfast_fuse_client::Config::new(&mount.cluster, &mount.volume, &mount.directory, options)?;
     let (_stop, stopped) = signals::shutdown()?;
     let volume = mount.volume.clone();
-    let ready = move |at: &Path| {
-        println!("ready mount={} volume={volume}", at.display());
+    let ready = move |at: &Path, telemetry: Option<SocketAddr>| {
+        println!("ready mount={} volume={volume}{}", at.display(), role::telemetry_field(telemetry));
         // Nobody reading it any more is no reason to stop.
         let _ = std::io::stdout().flush();
     };

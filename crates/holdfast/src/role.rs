@@ -3,12 +3,18 @@
 use crate::signals;
 use anyhow::Result;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
+/// How the line `ready` ends: where telemetry is read, if anywhere.
+pub fn telemetry_field(telemetry: Option<SocketAddr>) -> String {
+    telemetry.map_or(String::new(), |address| format!(" telemetry={address}"))
+}
+
 /// Says on stdout that a server serves. Scripts wait for this line.
-fn say_ready(role: &str, id: u64, address: &str) {
-    println!("ready role={role} id={id} address={address}");
+fn say_ready(role: &str, id: u64, address: &str, telemetry: Option<SocketAddr>) {
+    println!("ready role={role} id={id} address={address}{}", telemetry_field(telemetry));
     // Nobody reading it any more is no reason to stop.
     let _ = std::io::stdout().flush();
 }
@@ -18,7 +24,8 @@ pub async fn metadata(path: &Path) -> Result<ExitCode> {
     let config = holdfast_metadata_server::config::Config::read(path)?;
     let (_stop, stopped) = signals::shutdown()?;
     let id = config.id;
-    holdfast_metadata_server::run(config, stopped, move |address| say_ready("metadata", id, &address)).await?;
+    holdfast_metadata_server::run(config, stopped, move |at| say_ready("metadata", id, &at.address, at.telemetry))
+        .await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -27,6 +34,7 @@ pub async fn storage(path: &Path) -> Result<ExitCode> {
     let config = holdfast_storage_server::config::Config::read(path)?;
     let (_stop, stopped) = signals::shutdown()?;
     let id = config.id;
-    holdfast_storage_server::run(config, stopped, move |address| say_ready("storage", id, &address)).await?;
+    holdfast_storage_server::run(config, stopped, move |at| say_ready("storage", id, &at.address, at.telemetry))
+        .await?;
     Ok(ExitCode::SUCCESS)
 }

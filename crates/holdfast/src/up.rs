@@ -4,11 +4,12 @@
 //! `up` shows is what a cluster does, and its directory can be started as separate processes too.
 
 use crate::cli::Up;
-use crate::{layout, signals};
+use crate::{layout, role, signals};
 use anyhow::{Context, Result, anyhow, bail};
 use holdfast_types::InstanceGeneration;
 use std::fs::{File, TryLockError};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use tokio::sync::{mpsc, watch};
@@ -54,8 +55,9 @@ async fn serve(
     let mut config = holdfast_fuse_client::Config::new(&cluster, "main", mount, options)?;
     // The mount of an earlier run that was killed is over by a greater generation: no TTL has to pass first.
     config.instance = Some(("up".into(), next_generation(data)?));
-    let ready = move |at: &Path| {
-        println!("ready mount={} cluster={}", at.display(), cluster.display());
+    let ready = move |at: &Path, telemetry: Option<SocketAddr>| {
+        let telemetry = role::telemetry_field(telemetry);
+        println!("ready mount={} cluster={}{telemetry}", at.display(), cluster.display());
         // Nobody reading it any more is no reason to stop.
         let _ = std::io::stdout().flush();
     };
@@ -123,14 +125,11 @@ impl Servers {
         let mut tasks = JoinSet::new();
         let mut count = 0;
         let mut storage = 0;
-        let say = |said: &mpsc::UnboundedSender<()>| {
-            let said = said.clone();
-            // Nobody listening any more means that `up` is stopping.
-            move |_: String| said.send(()).unwrap_or_default()
-        };
         for path in layout::servers(data, "metadata")? {
             let config = holdfast_metadata_server::config::Config::read(&path)?;
-            let (stopped, ready) = (metadata_stopped.clone(), say(&said));
+            // Nobody listening any more means that `up` is stopping.
+            let (stopped, said) = (metadata_stopped.clone(), said.clone());
+            let ready = move |_| said.send(()).unwrap_or_default();
             tasks.spawn(async move { Ok(holdfast_metadata_server::run(config, stopped, ready).await?) });
             count += 1;
         }
@@ -138,7 +137,8 @@ impl Servers {
             let mut config = holdfast_storage_server::config::Config::read(&path)?;
             // All stop together: a node that left its views would have to be caught up at the next start.
             config.leave_on_stop = false;
-            let (stopped, ready) = (storage_stopped.clone(), say(&said));
+            let (stopped, said) = (storage_stopped.clone(), said.clone());
+            let ready = move |_| said.send(()).unwrap_or_default();
             tasks.spawn(async move { Ok(holdfast_storage_server::run(config, stopped, ready).await?) });
             count += 1;
             storage += 1;

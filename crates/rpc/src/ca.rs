@@ -67,7 +67,18 @@ impl Authority {
     /// # Errors
     /// [`IdentityError::Issue`].
     pub fn issue(&self, who: PeerIdentity) -> Result<Issued, IdentityError> {
+        self.sign(who, CertificateParams::new(who.names(self.cluster))?)
+    }
+
+    /// A certificate that is over.
+    #[cfg(test)]
+    pub(crate) fn issue_expired(&self, who: PeerIdentity) -> Result<Issued, IdentityError> {
         let mut params = CertificateParams::new(who.names(self.cluster))?;
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2001, 1, 1), rcgen::date_time_ymd(2002, 1, 1));
+        self.sign(who, params)
+    }
+
+    fn sign(&self, who: PeerIdentity, mut params: CertificateParams) -> Result<Issued, IdentityError> {
         params.distinguished_name = name(&who.to_string());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         // Every process dials some and may be dialled by others; the role in the name decides what it may ask for.

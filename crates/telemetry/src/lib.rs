@@ -1,7 +1,12 @@
-//! Logs to standard error, set up once per process.
+//! What a process tells of itself: logs to standard error, set up once per process; metrics and health over HTTP ([`http`], [`metrics`]);
+//! which operations were slow ([`slow`]).
 //!
 //! `HOLDFAST_LOG` chooses what is logged, in the syntax of `tracing-subscriber`'s filters (`info,holdfast_rpc=debug`);
 //! `HOLDFAST_LOG_FORMAT=json` writes one JSON object per line instead of text.
+
+pub mod http;
+pub mod metrics;
+pub mod slow;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;

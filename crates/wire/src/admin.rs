@@ -1,7 +1,9 @@
 //! What administrators ask and see.
 
+use crate::group::KeyRange;
 use holdfast_types::{
-    ClusterId, DiskId, GroupId, Incarnation, LogIndex, MapVersion, NodeId, ServerId, SessionId, Term, VolumeId,
+    ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, LogIndex, MapVersion, MemberId, NodeId, ServerId,
+    SessionId, Term, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,26 @@ use serde::{Deserialize, Serialize};
 pub enum AdminRequest {
     /// A metadata server's own state. Answer: `Server`.
     ServerStatus,
+    /// A metadata server checks its own tables, as of now, in the background. Answer: `Check`. One at a time.
+    CheckBegin,
+    /// How far that check is; who does not ask for 30 s has it dropped. Answer: `Check`.
+    CheckPoll {
+        /// Which check, as `CheckBegin` answered.
+        check: u64,
+    },
+    /// Chunks of a group as one member, a disk of the storage node that is asked, holds them. Answer: `Chunks`.
+    ListChunks {
+        /// The member, in the life that is meant.
+        member: MemberId,
+        /// Which group.
+        group: GroupId,
+        /// Which keys.
+        range: KeyRange,
+        /// Chunks wanted at the most (1 to 1,000).
+        limit: u32,
+        /// Read every block and compare it with its sum.
+        verify: bool,
+    },
 }
 
 /// Answers to [`AdminRequest`].
@@ -19,6 +41,53 @@ pub enum AdminAnswer {
     Server(ServerStatus),
     /// Not understood or not allowed.
     Refused(String),
+    /// A check of tables.
+    Check(TableCheck),
+    /// Chunks, in key order; fewer than wanted only if the range holds no more.
+    Chunks(Vec<ChunkFacts>),
+}
+
+/// How far a metadata server's check of its own tables is, and what it has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableCheck {
+    /// Names the check.
+    pub check: u64,
+    /// Inodes looked at so far, and how many there are by the volumes' totals.
+    pub inodes: (u64, u64),
+    /// Entries of directories looked at so far.
+    pub entries: u64,
+    /// What is wrong; the first thousand.
+    pub findings: Vec<String>,
+    /// How many findings there are in all.
+    pub findings_total: u64,
+    /// It has ended.
+    pub done: bool,
+    /// Why it could not look at everything.
+    pub failed: Option<String>,
+}
+
+/// A chunk as a member holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkFacts {
+    /// Which.
+    pub chunk: ChunkKey,
+    /// Its written bytes, counted from the start.
+    pub length: u32,
+    /// CRC-32 of its block sums: equal contents have equal ones.
+    pub digest: u32,
+    /// Asked to verify, a block did not have its sum, or could not be read.
+    pub damaged: bool,
+}
+
+/// An inode as the check of chunks needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InodeFacts {
+    /// Its generation, and the end of everything that may have been written under it. `None`: there is no such inode.
+    pub content: Option<(Generation, u64)>,
+    /// Generations whose chunks are being removed.
+    pub purging: Vec<Generation>,
+    /// The whole volume is being removed.
+    pub volume_gone: bool,
 }
 
 /// A metadata server about itself.

@@ -37,7 +37,8 @@ pub struct ChunkRequest {
 }
 
 /// What to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum ChunkOp {
     /// Writes the payload at `offset`. The range lies within the chunk. Answer: `Done`.
     Write {

@@ -11,7 +11,7 @@ use crate::map::MapUpdate;
 use crate::namespace::{Attributes, Mutation, NamespaceError, Outcome, Query, VolumeRecord};
 use holdfast_types::{
     DiskId, Epoch, GroupId, Incarnation, InodeId, InstanceGeneration, LogIndex, MapVersion, MemberId, NodeId, Sequence,
-    ServerId, SessionId, ShardId, Term, Timestamp,
+    ServerId, SessionId, ShardId, Term, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,8 @@ pub struct Envelope {
 }
 
 /// What is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Request {
     // ---- shard 0 ----
     /// Opens a session. `nonce` makes a repetition find the first one. Answer: `SessionOpened`.
@@ -131,6 +132,11 @@ pub enum Request {
     Query(Query),
     /// Changes.
     Mutate(Mutation),
+    /// What a check of chunks needs to know of some inodes (up to 1,000), outside of any session. Answer: `Inodes`, in their order.
+    InspectInodes {
+        /// Which.
+        inodes: Vec<(VolumeId, InodeId)>,
+    },
 }
 
 /// A client as administrators know it.
@@ -263,6 +269,8 @@ pub enum Response {
     },
     /// Answer of a namespace operation.
     Outcome(Outcome),
+    /// Inodes, in the order they were asked for.
+    Inodes(Vec<crate::admin::InodeFacts>),
 }
 
 /// Why there is no such answer.

@@ -135,7 +135,8 @@ pub enum XattrMode {
 }
 
 /// Read operations on a namespace; answered from a linearizable read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Query {
     /// One entry. Answer: `Entry`.
     Lookup {
@@ -187,7 +188,8 @@ pub enum Query {
 }
 
 /// Changes of a namespace. Exactly once by `(session, sequence)`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Mutation {
     /// Creates an inode and its entry. Answer: `Created`.
     Create {

@@ -50,7 +50,10 @@ pub enum MountError {
         kind: String,
     },
     /// The device cannot be opened.
-    #[error("cannot open /dev/fuse: {0} (is the fuse module loaded?)")]
+    #[error(
+        "cannot open /dev/fuse: {0}. On a host: modprobe fuse. In a container: give it the device and the right to mount \
+         (docker run --device /dev/fuse --cap-add SYS_ADMIN)"
+    )]
     Device(Errno),
     /// The kernel refuses.
     #[error("mount of {point} failed: {errno}")]

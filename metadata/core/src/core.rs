@@ -428,7 +428,8 @@ fn shard_of(request: &Request) -> ShardId {
         | Request::Renew { .. }
         | Request::StoppedCaching { .. }
         | Request::Query(_)
-        | Request::Mutate(_) => ShardId::VOLUMES,
+        | Request::Mutate(_)
+        | Request::InspectInodes { .. } => ShardId::VOLUMES,
     }
 }
 
@@ -441,6 +442,7 @@ fn is_allowed(from: Caller, request: &Request) -> bool {
         Request::Evict { reporter, .. } => from == Caller::Storage(reporter.node),
         Request::LeaveViews { node } => from == Caller::Storage(*node) || from == Caller::Admin,
         Request::FenceSession { .. } => matches!(from, Caller::Server(_) | Caller::Admin),
+        Request::InspectInodes { .. } => from == Caller::Admin,
         Request::CreateVolume { .. } | Request::DeleteVolume { .. } => matches!(from, Caller::Client | Caller::Admin),
         Request::OpenSession { .. }
         | Request::Attach { .. }

@@ -19,6 +19,7 @@ mod cluster;
 mod command;
 mod core;
 mod error;
+pub mod fsck;
 pub mod inspect;
 pub mod invariants;
 mod machine;

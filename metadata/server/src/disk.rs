@@ -41,6 +41,16 @@ pub enum DiskError {
         /// Who we are.
         expected: String,
     },
+    /// A newer release made it.
+    #[error(
+        "{path} has format {found}, which a newer release wrote; this release knows formats up to {FORMAT}: run the newer one"
+    )]
+    Format {
+        /// Which directory.
+        path: PathBuf,
+        /// What it has.
+        found: u32,
+    },
     /// A log.
     #[error("log of {shard} in {path}: {source}")]
     Log {
@@ -94,7 +104,7 @@ fn open_shard(config: &Config, shard: ShardId, syncing: Syncing) -> Result<Shard
     let path = base.join("table");
     // Most rows are in the volumes' table; the cluster's is small.
     let share = if shard == ShardId::VOLUMES { 7 } else { 1 };
-    let fjall = FjallConfig { cache_bytes: (config.cache_mib << 20) * share / 8, ..FjallConfig::default() };
+    let fjall = FjallConfig { cache_bytes: config.cache.0 * share / 8, ..FjallConfig::default() };
     let table = FjallTable::open(&path, fjall).map_err(|source| DiskError::Table { shard, path, source })?;
     Ok(Shard { log, recovered, table: Arc::new(table) })
 }
@@ -106,6 +116,9 @@ fn check_identity(config: &Config) -> Result<(), DiskError> {
     std::fs::create_dir_all(path).map_err(io)?;
     match std::fs::read_to_string(path.join("IDENTITY")) {
         Ok(found) if found == expected => Ok(()),
+        Ok(found) if format_of(&found).is_some_and(|format| format > FORMAT) => {
+            Err(DiskError::Format { path: path.clone(), found: format_of(&found).unwrap_or_default() })
+        }
         Ok(found) => Err(DiskError::Foreign {
             path: path.clone(),
             found: found.trim().to_owned(),
@@ -114,6 +127,11 @@ fn check_identity(config: &Config) -> Result<(), DiskError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_identity(path, &expected).map_err(io),
         Err(error) => Err(io(error)),
     }
+}
+
+/// The format that an identity begins with.
+fn format_of(identity: &str) -> Option<u32> {
+    identity.strip_prefix("format ")?.split(' ').next()?.parse().ok()
 }
 
 fn write_identity(path: &Path, text: &str) -> std::io::Result<()> {

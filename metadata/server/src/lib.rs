@@ -6,13 +6,15 @@
 //! * An effect is started in the order in which the core asked for it.
 //! * A log that cannot be written stops its shard on this server, and nothing else; the others go on.
 
+mod check;
 pub mod config;
 mod disk;
 pub mod log_store;
 mod log_writer;
+mod metrics;
 mod node;
 mod peers;
 mod run;
 mod service;
 
-pub use run::{Error, run};
+pub use run::{Error, Listening, run};

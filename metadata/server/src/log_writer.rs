@@ -1,11 +1,14 @@
 //! The thread that writes one shard's log: takes all that waits, writes it, syncs once, confirms all.
 
 use crate::log_store::{LogError, LogStore};
+use crate::metrics::Metrics;
 use holdfast_journal::disk::Disk;
 use holdfast_metadata_core::{Input, LogPosition, LogRecord};
 use holdfast_types::ShardId;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// What the thread is asked to do, in order.
 pub enum Job {
@@ -29,19 +32,27 @@ pub enum Job {
 pub fn start<D: Disk>(
     shard: ShardId,
     log: LogStore<D>,
+    metrics: Arc<Metrics>,
     confirm: impl Fn(Input) + Send + 'static,
 ) -> std::io::Result<(Sender<Job>, JoinHandle<()>)> {
     let (jobs, queue) = channel();
     let thread = std::thread::Builder::new()
         .name(format!("log-{}", shard.0))
-        .spawn(move || write(shard, log, &queue, &confirm))?;
+        .spawn(move || write(shard, log, &queue, &metrics, &confirm))?;
     Ok((jobs, thread))
 }
 
-fn write<D: Disk>(shard: ShardId, mut log: LogStore<D>, queue: &Receiver<Job>, confirm: &impl Fn(Input)) {
+fn write<D: Disk>(
+    shard: ShardId,
+    mut log: LogStore<D>,
+    queue: &Receiver<Job>,
+    metrics: &Metrics,
+    confirm: &impl Fn(Input),
+) {
     while let Ok(first) = queue.recv() {
         let mut tickets = Vec::new();
         let mut must_sync = false;
+        let begun = Instant::now();
         let result = std::iter::once(first).chain(queue.try_iter()).try_for_each(|job| match job {
             Job::Append { ticket, records, must_sync: durable } => {
                 tickets.push(ticket);
@@ -53,7 +64,12 @@ fn write<D: Disk>(shard: ShardId, mut log: LogStore<D>, queue: &Receiver<Job>, c
                 log.cut(base)
             }
         });
+        let appended = Instant::now();
+        metrics.stage("log_append", appended - begun);
         let result = result.and_then(|()| if must_sync { log.sync() } else { Ok(()) });
+        if must_sync {
+            metrics.stage("log_sync", appended.elapsed());
+        }
         if let Err(error) = result {
             return fail(shard, &error, confirm);
         }

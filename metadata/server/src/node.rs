@@ -11,6 +11,7 @@
 //! * A panic while at work leaves the core in doubt: the node is dead from then on, and the server stops.
 
 use crate::log_writer::Job;
+use crate::metrics::{Journeys, Metrics};
 use crate::peers::Peers;
 use holdfast_metadata_core::{Effect, Input, MetadataCore};
 use holdfast_rpc::Responder;
@@ -36,6 +37,8 @@ pub enum Arrival {
         from: holdfast_metadata_core::Caller,
         /// What.
         envelope: Box<Envelope>,
+        /// When it arrived.
+        arrived: std::time::Instant,
         /// When the caller stops waiting.
         deadline: std::time::Instant,
         /// Where the answer goes.
@@ -111,6 +114,8 @@ struct Machine {
     waiting: BTreeMap<u64, Responder>,
     next_request: u64,
     effects: Vec<Effect>,
+    metrics: Arc<Metrics>,
+    journeys: Journeys,
 }
 
 /// Declares the node dead unless the work ended as it should.
@@ -130,9 +135,16 @@ impl Drop for Work<'_> {
 
 impl Node {
     /// Puts the parts together; from now on `inlet` leads here. Must be called within a tokio runtime.
-    pub fn new(core: MetadataCore, workers: Workers, inlet: &Inlet) -> Arc<Self> {
-        let (waiting, effects) = (BTreeMap::new(), Vec::new());
-        let machine = Machine { core, workers: Some(workers), waiting, next_request: 1, effects };
+    pub fn new(core: MetadataCore, workers: Workers, metrics: Arc<Metrics>, inlet: &Inlet) -> Arc<Self> {
+        let machine = Machine {
+            core,
+            workers: Some(workers),
+            waiting: BTreeMap::new(),
+            next_request: 1,
+            effects: Vec::new(),
+            metrics,
+            journeys: Journeys::default(),
+        };
         let node = Arc::new_cyclic(|me| Self {
             inbox: Mutex::default(),
             machine: Mutex::new(machine),
@@ -217,12 +229,19 @@ impl Node {
 
 impl Machine {
     fn take(&mut self, arrival: Arrival) {
+        let ticked = matches!(arrival, Arrival::Tick);
         let input = match arrival {
-            Arrival::Input(input) => input,
-            Arrival::Request { from, envelope, deadline, respond } => {
+            Arrival::Input(input) => {
+                if let Input::Persisted { shard, ticket } = &input {
+                    self.journeys.written(*shard, *ticket);
+                }
+                input
+            }
+            Arrival::Request { from, envelope, arrived, deadline, respond } => {
                 let request = self.next_request;
                 self.next_request += 1;
                 self.waiting.insert(request, respond);
+                self.journeys.taken(request, &envelope.request, envelope.shard, arrived);
                 let left = deadline.saturating_duration_since(std::time::Instant::now());
                 Input::Request { request, from, envelope: *envelope, deadline: now() + left }
             }
@@ -234,7 +253,12 @@ impl Machine {
                 Input::Tick { wall: wall() }
             }
         };
+        let begun = std::time::Instant::now();
         self.core.step(now(), input, &mut self.effects);
+        self.metrics.stage("step", begun.elapsed());
+        if ticked {
+            self.metrics.heard(self.status(), &self.core.counters(), self.waiting.len());
+        }
     }
 
     fn status(&self) -> ServerStatus {
@@ -251,6 +275,7 @@ impl Machine {
             self.waiting.iter().filter(|(_, respond)| respond.cancelled()).map(|(id, _)| *id).collect();
         for request in gone {
             self.waiting.remove(&request);
+            self.journeys.gone(request);
             self.core.step(now(), Input::Cancelled { request }, &mut self.effects);
         }
     }
@@ -260,6 +285,7 @@ impl Machine {
         for effect in self.effects.drain(..) {
             match effect {
                 Effect::Persist { shard, ticket, records, must_sync } => {
+                    self.journeys.writes(shard, ticket);
                     // A writer that is gone has reported its failure already.
                     let _ = log_of(&workers.logs, shard).send(Job::Append { ticket, records, must_sync });
                 }
@@ -271,6 +297,7 @@ impl Machine {
                 }
                 Effect::Send { to, message } => workers.peers.send(to, &message),
                 Effect::Answer { request, answer } => {
+                    self.journeys.answered(request, answer.result.as_ref().err(), &self.metrics);
                     if let Some(respond) = self.waiting.remove(&request) {
                         respond.send(codec::encode(&answer), bytes::Bytes::new());
                     }

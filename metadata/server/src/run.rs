@@ -1,8 +1,10 @@
 //! A metadata server from its start to its stop.
 
+use crate::check::Checks;
 use crate::config::Config;
 use crate::disk::{self, DiskError, Shard};
 use crate::log_writer;
+use crate::metrics::Metrics;
 use crate::node::{Arrival, Inlet, Node, Workers, now};
 use crate::peers::Peers;
 use crate::service::Service;
@@ -10,6 +12,8 @@ use holdfast_metadata_core::api::TICK;
 use holdfast_metadata_core::{Config as CoreConfig, Input, MetadataCore, Recovered, RecoveredShard, StartError};
 use holdfast_rpc::{Address, ConnectError, Identity, IdentityError, Server, ServerOptions, Transport};
 use holdfast_store::Table;
+use holdfast_telemetry::http::{self, ListenError};
+use holdfast_telemetry::metrics::Registry;
 use holdfast_types::{LogIndex, ServerId, ShardId, prng};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -43,6 +47,9 @@ pub enum Error {
     /// The address.
     #[error("cannot listen: {0}")]
     Listen(#[from] ConnectError),
+    /// The telemetry address.
+    #[error(transparent)]
+    Telemetry(#[from] ListenError),
     /// An address in the configuration.
     #[error("configuration: {0}")]
     Address(String),
@@ -54,14 +61,23 @@ pub enum Error {
     Died,
 }
 
-/// Runs a metadata server until `shutdown` becomes true. `ready` is called once, with the address, when it listens.
+/// Where a running server is reached.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    /// By its peers.
+    pub address: String,
+    /// By whoever watches it; `None`: it was told not to listen.
+    pub telemetry: Option<std::net::SocketAddr>,
+}
+
+/// Runs a metadata server until `shutdown` becomes true. `ready` is called once, with its addresses, when it listens.
 ///
 /// # Errors
 /// [`Error`]
 pub async fn run(
     config: Config,
     mut shutdown: watch::Receiver<bool>,
-    ready: impl FnOnce(String) + Send,
+    ready: impl FnOnce(Listening) + Send,
 ) -> Result<(), Error> {
     let identity = identity(&config)?;
     let opened = {
@@ -69,9 +85,13 @@ pub async fn run(
         // Opening replays logs and may take a while: not on the runtime's threads.
         tokio::task::spawn_blocking(move || disk::open(&config)).await.map_err(|_| Error::Died)??
     };
-    let (node, inlet, threads) = assemble(&config, &identity, opened)?;
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::register(&mut registry, config.slow_operation.0));
+    let endpoint = http::serve(&config.telemetry_address, registry, metrics.clone()).await?;
+    let checks = Checks::new(opened.each_ref().map(|shard| Arc::clone(&shard.table)));
+    let (node, inlet, threads) = assemble(&config, &identity, opened, &metrics)?;
     let address: Address = config.address.parse()?;
-    let handler = Arc::new(Service { inlet: inlet.clone() });
+    let handler = Arc::new(Service { inlet: inlet.clone(), checks });
     let options = ServerOptions { local: true, ..ServerOptions::default() };
     let server = match Server::bind(Transport::Quic, &address, identity, handler, options).await {
         Ok(server) => server,
@@ -80,7 +100,8 @@ pub async fn run(
             return Err(error.into());
         }
     };
-    ready(server.local_address().to_string());
+    let telemetry = endpoint.as_ref().map(http::Endpoint::address);
+    ready(Listening { address: server.local_address().to_string(), telemetry });
     let ticks = tokio::spawn(tick(inlet));
     let mut dead = node.dead();
     let died = tokio::select! {
@@ -125,7 +146,12 @@ fn identity(config: &Config) -> Result<Identity, Error> {
 /// The node, the way to it, and the threads of its logs.
 type Assembled = (Arc<Node>, Inlet, Vec<JoinHandle<()>>);
 
-fn assemble(config: &Config, identity: &Identity, opened: [Shard; 2]) -> Result<Assembled, Error> {
+fn assemble(
+    config: &Config,
+    identity: &Identity,
+    opened: [Shard; 2],
+    metrics: &Arc<Metrics>,
+) -> Result<Assembled, Error> {
     let inlet = Inlet::default();
     let [cluster, volumes] = opened;
     let tables = [cluster.table.clone(), volumes.table.clone()];
@@ -143,13 +169,13 @@ fn assemble(config: &Config, identity: &Identity, opened: [Shard; 2]) -> Result<
         let inlet = inlet.clone();
         move |input: Input| inlet.send(Arrival::Input(input))
     };
-    let (log_0, thread_0) = log_writer::start(ShardId::CLUSTER, cluster.log, confirm())?;
-    let (log_1, thread_1) = log_writer::start(ShardId::VOLUMES, volumes.log, confirm())?;
+    let (log_0, thread_0) = log_writer::start(ShardId::CLUSTER, cluster.log, metrics.clone(), confirm())?;
+    let (log_1, thread_1) = log_writer::start(ShardId::VOLUMES, volumes.log, metrics.clone(), confirm())?;
     let [table_0, table_1] = tables;
-    let (persist_0, thread_2) = table_persister(ShardId::CLUSTER, table_0, confirm())?;
-    let (persist_1, thread_3) = table_persister(ShardId::VOLUMES, table_1, confirm())?;
+    let (persist_0, thread_2) = table_persister(ShardId::CLUSTER, table_0, metrics.clone(), confirm())?;
+    let (persist_1, thread_3) = table_persister(ShardId::VOLUMES, table_1, metrics.clone(), confirm())?;
     let workers = Workers { logs: [log_0, log_1], tables: [persist_0, persist_1], peers };
-    let node = Node::new(core, workers, &inlet);
+    let node = Node::new(core, workers, Arc::clone(metrics), &inlet);
     Ok((node, inlet, vec![thread_0, thread_1, thread_2, thread_3]))
 }
 
@@ -169,13 +195,17 @@ fn core_config(config: &Config) -> CoreConfig {
 fn table_persister(
     shard: ShardId,
     table: Arc<dyn Table>,
+    metrics: Arc<Metrics>,
     confirm: impl Fn(Input) + Send + 'static,
 ) -> Result<(Sender<LogIndex>, JoinHandle<()>), std::io::Error> {
     let (sender, queue) = channel::<LogIndex>();
     let thread = std::thread::Builder::new().name(format!("table-{}", shard.0)).spawn(move || {
         while let Ok(first) = queue.recv() {
             let waiting: Vec<LogIndex> = std::iter::once(first).chain(queue.try_iter()).collect();
-            if let Err(error) = table.persist() {
+            let begun = std::time::Instant::now();
+            let result = table.persist();
+            metrics.stage("table_persist", begun.elapsed());
+            if let Err(error) = result {
                 tracing::error!(%shard, %error, "table cannot be persisted; this shard stops on this server");
                 return confirm(Input::PersistFailed { shard, reason: error.to_string() });
             }

@@ -1,5 +1,6 @@
 //! What arrives over the control transport becomes an [`Arrival`] of the node. Runs on the connections' tasks.
 
+use crate::check::Checks;
 use crate::node::{Arrival, Inlet};
 use holdfast_metadata_core::{Caller, Input};
 use holdfast_rpc::{Handler, Incoming, PeerIdentity, Refusal, Responder, Role};
@@ -13,6 +14,8 @@ use holdfast_wire::metadata::Envelope;
 pub struct Service {
     /// Where they go.
     pub inlet: Inlet,
+    /// Checks of this server's tables.
+    pub checks: Checks,
 }
 
 fn caller(peer: &PeerIdentity) -> Caller {
@@ -31,6 +34,7 @@ impl Handler for Service {
                 Ok(envelope) => Arrival::Request {
                     from: caller(from),
                     envelope: Box::new(envelope),
+                    arrived: std::time::Instant::now(),
                     deadline: request.deadline,
                     respond,
                 },
@@ -41,8 +45,18 @@ impl Handler for Service {
             },
             Some(Kind::Admin) => match codec::decode::<AdminRequest>(&request.message) {
                 Ok(AdminRequest::ServerStatus) => Arrival::Status(respond),
-                Err(error) => {
-                    let answer = AdminAnswer::Refused(error.to_string());
+                other => {
+                    let answer = match other {
+                        Err(error) => AdminAnswer::Refused(error.to_string()),
+                        Ok(_) if from.role != Role::Admin => {
+                            AdminAnswer::Refused("this needs the administrator's certificate (admin/cert.pem)".into())
+                        }
+                        Ok(AdminRequest::CheckBegin) => self.checks.begin(),
+                        Ok(AdminRequest::CheckPoll { check }) => self.checks.poll(check),
+                        Ok(AdminRequest::ServerStatus | AdminRequest::ListChunks { .. }) => {
+                            AdminAnswer::Refused("a storage node answers this".into())
+                        }
+                    };
                     return respond.send(codec::encode(&answer), bytes::Bytes::new());
                 }
             },

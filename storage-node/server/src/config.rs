@@ -2,9 +2,14 @@
 //!
 //! Relative paths are relative to the directory of the file, so that the directory can be copied to its host as it is.
 
+use holdfast_config::{Checked, Nonsense, Size, Span, nonsense};
+use holdfast_telemetry::http::OFF;
 use holdfast_types::{ClusterId, DiskId, NodeId};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use holdfast_config::ConfigError;
 
 /// `config.toml` of a storage node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,11 +27,18 @@ pub struct Config {
     pub certificate: PathBuf,
     /// The key of its certificate (PEM).
     pub key: PathBuf,
-    /// Memory for cached blocks of each disk's index, in MiB.
-    #[serde(default = "default_cache_mib")]
-    pub cache_mib: u64,
+    /// Memory for cached blocks of each disk's index. Default "32 MiB", at least "1 MiB".
+    #[serde(default = "default_cache")]
+    pub cache: Size,
+    /// `HOST:PORT` of `/healthz`, `/readyz` and `/metrics` (HTTP, in the clear), or "off". Default "127.0.0.1:0": a free port, which the
+    /// line `ready` names; `holdfast init` chooses one that stays.
+    #[serde(default = "default_telemetry_address")]
+    pub telemetry_address: String,
+    /// Requests that take so long are logged with where the time went. Default "1 s".
+    #[serde(default = "default_slow_operation")]
+    pub slow_operation: Span,
     /// Leave the views at a planned stop, so that the others go on at once. False where all nodes stop together (`up`): then nobody
-    /// has to be caught up at the next start.
+    /// has to be caught up at the next start. Default true.
     #[serde(default = "default_leave_on_stop")]
     pub leave_on_stop: bool,
     /// For tests of the tests only: acknowledge without syncing. Loses data at a power cut.
@@ -65,48 +77,25 @@ fn default_leave_on_stop() -> bool {
     true
 }
 
-fn default_cache_mib() -> u64 {
-    32
+fn default_cache() -> Size {
+    Size(32 << 20)
 }
 
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// It cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is not TOML, has an unknown key, or lacks one.
-    #[error("{path}: {source}")]
-    Parse {
-        /// Which file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// A value makes no sense.
-    #[error("{key}: {reason}")]
-    Invalid {
-        /// Which key.
-        key: &'static str,
-        /// What is wrong and what would be right.
-        reason: String,
-    },
+fn default_telemetry_address() -> String {
+    holdfast_telemetry::http::ADDRESS_DEFAULT.into()
+}
+
+fn default_slow_operation() -> Span {
+    Span(Duration::from_secs(1))
 }
 
 impl Config {
     /// Reads and checks a file; relative paths become absolute.
     ///
     /// # Errors
-    /// [`ConfigError`], naming file, key and reason.
+    /// [`ConfigError`], naming file, line, key and reason.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        let mut config: Self = toml::from_str(&text)
-            .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
+        let mut config: Self = holdfast_config::read(path)?;
         let base = path.parent().unwrap_or(Path::new(".")).to_path_buf();
         for entry in [&mut config.authority, &mut config.certificate, &mut config.key] {
             *entry = base.join(&*entry);
@@ -114,34 +103,7 @@ impl Config {
         for disk in &mut config.disks {
             disk.path = base.join(&disk.path);
         }
-        config.validate()?;
         Ok(config)
-    }
-
-    /// Checks values and their relations.
-    ///
-    /// # Errors
-    /// [`ConfigError::Invalid`]
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let invalid = |key, reason: String| Err(ConfigError::Invalid { key, reason });
-        if u128::from_str_radix(&self.cluster, 16).is_err() {
-            return invalid("cluster", format!("{:?} is not a hexadecimal number", self.cluster));
-        }
-        if self.id == 0 {
-            return invalid("id", "0 is nobody; ids begin at 1".into());
-        }
-        if self.disks.is_empty() {
-            return invalid("disks", "a storage node needs at least one disk".into());
-        }
-        for (at, disk) in self.disks.iter().enumerate() {
-            if self.disks[..at].iter().any(|other| other.id == disk.id || other.path == disk.path) {
-                return invalid("disks", format!("disk {} ({}) is there twice", disk.id, disk.path.display()));
-            }
-        }
-        if self.metadata.is_empty() || self.metadata.iter().any(|server| server.id == 0) {
-            return invalid("metadata", "at least one server, each with an id above 0".into());
-        }
-        Ok(())
     }
 
     /// The cluster's id.
@@ -152,6 +114,49 @@ impl Config {
     /// This node's id.
     pub fn node_id(&self) -> NodeId {
         NodeId(self.id)
+    }
+}
+
+impl Checked for Config {
+    fn validate(&self) -> Result<(), Nonsense> {
+        if self.cluster.len() != 32 || !self.cluster.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return nonsense("cluster", format!("{:?} is not 32 hexadecimal digits", self.cluster));
+        }
+        if self.id == 0 {
+            return nonsense("id", "0 is nobody; ids begin at 1");
+        }
+        let port = |address: &str| address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        if port(&self.address).is_none() {
+            return nonsense("address", format!("{:?} is not HOST:PORT", self.address));
+        }
+        if self.address.starts_with("0.0.0.0:") || self.address.starts_with("[::]:") {
+            return nonsense(
+                "address",
+                "others are told this address, and nobody can reach that one: name this host's own",
+            );
+        }
+        if self.telemetry_address != OFF && port(&self.telemetry_address).is_none() {
+            let given = &self.telemetry_address;
+            return nonsense("telemetry-address", format!("{given:?} is neither HOST:PORT nor \"off\""));
+        }
+        if self.cache < Size(1 << 20) {
+            return nonsense("cache", format!("{} is less than 1 MiB", self.cache));
+        }
+        if self.disks.is_empty() {
+            return nonsense("disks", "a storage node needs at least one disk");
+        }
+        for (at, disk) in self.disks.iter().enumerate() {
+            if self.disks[..at].iter().any(|other| other.id == disk.id || other.path == disk.path) {
+                return nonsense("disks", format!("disk {} ({}) is there twice", disk.id, disk.path.display()));
+            }
+        }
+        if self.metadata.is_empty() || self.metadata.iter().any(|server| server.id == 0) {
+            return nonsense("metadata", "at least one server, each with an id above 0");
+        }
+        if let Some(server) = self.metadata.iter().find(|server| port(&server.address).is_none()) {
+            return nonsense("metadata", format!("{:?} is not HOST:PORT", server.address));
+        }
+        Ok(())
     }
 }
 
@@ -174,7 +179,9 @@ mod tests {
             authority: "ca.pem".into(),
             certificate: "cert.pem".into(),
             key: "key.pem".into(),
-            cache_mib: 32,
+            cache: default_cache(),
+            telemetry_address: default_telemetry_address(),
+            slow_operation: default_slow_operation(),
             leave_on_stop: true,
             test_skip_sync: false,
             labels: Vec::new(),
@@ -186,23 +193,24 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_an_unknown_key_is_named() {
         let text = toml::to_string(&sample()).expect("encodes");
-        assert_eq!(toml::from_str::<Config>(&text).expect("decodes"), sample());
-        let error = toml::from_str::<Config>(&format!("sisk = 1\n{text}")).expect_err("unknown key").to_string();
-        assert!(error.contains("sisk"), "{error}");
+        let path = Path::new("s/config.toml");
+        assert_eq!(holdfast_config::parse::<Config>(&text, path).expect("decodes"), sample());
+        let error = holdfast_config::parse::<Config>(&format!("sisk = 1\n{text}"), path).expect_err("unknown key");
+        assert_eq!(error.to_string(), "s/config.toml:1: unknown key \"sisk\"; did you mean \"disks\"?");
     }
 
     #[test]
     fn nonsense_is_refused_by_its_key() {
-        let key = |config: Config| match config.validate() {
-            Err(ConfigError::Invalid { key, .. }) => key,
-            other => panic!("{other:?}"),
-        };
+        let key = |config: Config| config.validate().expect_err("nonsense").key;
         assert_eq!(key(Config { cluster: "xyz".into(), ..sample() }), "cluster");
         assert_eq!(key(Config { id: 0, ..sample() }), "id");
+        assert_eq!(key(Config { address: "0.0.0.0:4000".into(), ..sample() }), "address");
+        assert_eq!(key(Config { telemetry_address: "x".into(), ..sample() }), "telemetry-address");
+        assert_eq!(key(Config { cache: Size(9), ..sample() }), "cache");
         assert_eq!(key(Config { disks: Vec::new(), ..sample() }), "disks");
         let twice = [sample().disks, sample().disks].concat();
         assert_eq!(key(Config { disks: twice, ..sample() }), "disks");
         assert_eq!(key(Config { metadata: Vec::new(), ..sample() }), "metadata");
-        sample().validate().expect("the sample is valid");
+        assert_eq!(sample().validate(), Ok(()));
     }
 }

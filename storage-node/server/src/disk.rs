@@ -84,6 +84,11 @@ pub(crate) struct Threads {
 }
 
 impl Disk {
+    /// Another reader of its store.
+    pub fn reader(&self) -> Reader<DirectoryDisk> {
+        self.reader.clone()
+    }
+
     /// Starts a command; its outcome is reported.
     pub fn start(&self, ticket: Ticket, command: LocalCommand) {
         // Sending fails only when the threads have ended, and then nobody waits for the outcome.
@@ -160,10 +165,12 @@ fn serve_reads(queue: &Mutex<Receiver<ReadJob>>, report: &Report, metrics: &Metr
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(ReadJob { reader, ticket, command }) = job else { return };
+        let begun = std::time::Instant::now();
         let result = reader.serve(&command);
-        add(&metrics.reads_total, 1);
+        metrics.stage("local_read", begun.elapsed());
+        add(&metrics.counters.local_reads, 1);
         if let Err(error) = &result {
-            add(&metrics.failures_total, 1);
+            add(&metrics.counters.local_failures, 1);
             tracing::warn!(%error, ?command, "local read failed");
         }
         report(vec![Input::LocalDone { ticket, result }]);
@@ -230,13 +237,15 @@ impl Writer {
 
     fn apply(&mut self, tickets: &[Ticket], ops: &[LocalOp], bytes: usize) {
         self.vitals.busy_since.store(now().0, Ordering::Relaxed);
+        let begun = std::time::Instant::now();
         let results = self.store.apply(ops);
+        self.metrics.stage("batch", begun.elapsed());
         self.vitals.busy_since.store(0, Ordering::Relaxed);
         let failures = results.iter().filter(|result| result.is_err()).count();
-        add(&self.metrics.batches_total, 1);
-        add(&self.metrics.changes_total, (ops.len() - failures) as u64);
-        add(&self.metrics.write_bytes_total, bytes as u64);
-        add(&self.metrics.failures_total, failures as u64);
+        add(&self.metrics.counters.batches, 1);
+        add(&self.metrics.counters.changes, (ops.len() - failures) as u64);
+        add(&self.metrics.counters.write_bytes, bytes as u64);
+        add(&self.metrics.counters.local_failures, failures as u64);
         if results.contains(&Err(LocalError::Failed)) {
             self.tell_fault();
         }
@@ -291,7 +300,10 @@ impl Writer {
     fn checkpoint_ran(&mut self, job: &CheckpointJob<DirectoryDisk>, result: Result<(), LocalError>) {
         self.checkpoint = None;
         match result.and_then(|()| self.store.end_checkpoint(job)) {
-            Ok(()) => add(&self.metrics.checkpoints_total, 1),
+            Ok(()) => {
+                add(&self.metrics.counters.checkpoints, 1);
+                self.metrics.stage("checkpoint", now().since(self.last_checkpoint));
+            }
             Err(_) => self.tell_fault(),
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::clock::now;
 use crate::control::Control;
+use crate::metrics::Metrics;
 use crate::owner::Owner;
 use crate::shell::{Standing, fetch_map, take_map};
 use holdfast_storage_core::Input;
@@ -31,6 +32,7 @@ pub(crate) struct Beat {
     pub standing: Arc<Standing>,
     pub owner: Weak<Owner>,
     pub fetching: Arc<AtomicBool>,
+    pub metrics: Arc<Metrics>,
     /// Becomes true with the first answer.
     pub heard: watch::Sender<bool>,
 }
@@ -80,6 +82,7 @@ impl Beat {
         let sent_at = now();
         match self.control.ask(Request::Heartbeat(self.message()), NODE_TTL, PATIENCE).await {
             Ok(Response::Heard { version, .. }) => {
+                self.metrics.leader_heard();
                 self.heard.send_if_modified(|heard| !std::mem::replace(heard, true));
                 if let Some(owner) = self.owner.upgrade() {
                     owner.submit([Input::LeaderHeard { sent_at }]);

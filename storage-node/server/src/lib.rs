@@ -12,11 +12,12 @@ mod clock;
 mod control;
 mod disk;
 mod heartbeat;
-pub mod metrics;
+mod inspect;
+mod metrics;
 mod owner;
 mod peers;
 mod run;
 mod service;
 mod shell;
 
-pub use run::{Error, run};
+pub use run::{Error, Listening, run};

@@ -1,67 +1,333 @@
-//! What a storage node counts. Each is a total since its start.
+//! What a storage node counts: every name with its unit and meaning, and where the time of a slow request went.
+//!
+//! ```text
+//! arrives ──queue──▶ taken by the core ──turn──▶ given to the disk ──disk──▶ durable here ──members──▶ durable everywhere, answered
+//! ```
 
+use crate::shell::Standing;
+use holdfast_storage_core::Input;
+use holdfast_storage_core::local::{LocalCommand, Ticket};
+use holdfast_telemetry::http::Health;
+use holdfast_telemetry::metrics::{Counter, Gauge, Registry, Times, Unit};
+use holdfast_telemetry::slow::SlowLog;
+use holdfast_wire::chunk::{ChunkAnswer, ChunkOp};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use strum::VariantNames;
 
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+    ($($name:ident, $help:literal;)+) => {
         /// Counters of one node.
         #[derive(Debug, Default)]
-        pub struct Metrics {
-            $($(#[doc = $doc])+ pub $name: AtomicU64,)+
+        pub struct Counters {
+            $(#[doc = $help] pub $name: Counter,)+
         }
 
-        impl Metrics {
-            /// Name, meaning and value of each.
-            pub fn read(&self) -> Vec<(&'static str, &'static str, u64)> {
-                vec![$((
-                    concat!("holdfast_storage_", stringify!($name)),
-                    concat!($($doc),+),
-                    self.$name.load(Ordering::Relaxed),
-                ),)+]
+        impl Counters {
+            fn register(registry: &mut Registry) -> Self {
+                let counters = Self::default();
+                $(registry.register(
+                    concat!("holdfast_storage_", stringify!($name)), $help, counters.$name.clone()
+                );)+
+                counters
             }
         }
     };
 }
 
 counters! {
-    /// Changes made durable.
-    changes_total,
-    /// Batches of changes: each cost one sync of the journal.
-    batches_total,
-    /// Bytes of writes made durable.
-    write_bytes_total,
-    /// Reads of any kind that the stores served.
-    reads_total,
-    /// Changes and reads that failed.
-    failures_total,
-    /// Checkpoints ended.
-    checkpoints_total,
-    /// Requests of clients.
-    requests_total,
-    /// Messages from other nodes.
-    messages_total,
+    changes, "Changes made durable";
+    batches, "Batches of changes: each cost one sync of the journal";
+    write_bytes, "Bytes of writes made durable";
+    local_reads, "Reads of any kind that the stores served";
+    local_failures, "Changes and reads that a disk failed or refused";
+    checkpoints, "Checkpoints ended";
+    messages, "Messages from other nodes";
 }
 
-pub(crate) fn add(counter: &AtomicU64, amount: u64) {
-    counter.fetch_add(amount, Ordering::Relaxed);
+/// Stages of a request, and work of the disks' threads.
+const STAGES: &[&str] = &["queue", "turn", "disk", "members", "batch", "local_read", "checkpoint"];
+
+/// Everything a storage node counts.
+pub struct Metrics {
+    /// Plain totals.
+    pub counters: Counters,
+    requests: Times,
+    stages: Times,
+    waiting: Gauge,
+    slow: SlowLog,
+    heard_ms: AtomicU64,
+    started: Instant,
+    standing: OnceLock<Arc<Standing>>,
+}
+
+impl Metrics {
+    /// Registers everything; requests that take `slow` or longer are logged.
+    pub fn register(registry: &mut Registry, slow: Duration) -> Self {
+        let waiting = Gauge::default();
+        registry.register("holdfast_storage_requests_waiting", "Requests taken and not answered yet", waiting.clone());
+        let start = Gauge::<i64>::default();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        start.set(i64::try_from(now.as_secs()).unwrap_or(0));
+        registry.register_with_unit(
+            "holdfast_storage_start_time",
+            "When this node was started, since 1970",
+            Unit::Seconds,
+            start,
+        );
+        Self {
+            counters: Counters::register(registry),
+            requests: Times::register(
+                registry,
+                "holdfast_storage_request",
+                "From a request's arrival to its answer",
+                "operation",
+                ChunkOp::VARIANTS.iter().copied(),
+            ),
+            stages: Times::register(
+                registry,
+                "holdfast_storage_stage",
+                "Where requests spend their time, and how long the disks' threads take",
+                "stage",
+                STAGES.iter().copied(),
+            ),
+            waiting,
+            slow: SlowLog::new(slow),
+            heard_ms: AtomicU64::new(0),
+            started: Instant::now(),
+            standing: OnceLock::new(),
+        }
+    }
+
+    /// How long a stage, or a piece of work, took.
+    pub fn stage(&self, stage: &'static str, took: Duration) {
+        self.stages.observe(stage, took, false);
+    }
+
+    /// The node's standing, once there is one.
+    pub(crate) fn stands(&self, standing: Arc<Standing>) {
+        // Set once, when the node is put together.
+        let _ = self.standing.set(standing);
+    }
+
+    /// The leader answered a heartbeat.
+    pub(crate) fn leader_heard(&self) {
+        self.heard_ms.store(self.started.elapsed().as_millis().max(1) as u64, Ordering::Relaxed);
+    }
+}
+
+/// A node that the leader has not answered for so long cannot serve for long.
+const LEADER_SILENT_MAX: Duration = Duration::from_secs(5);
+/// A disk that works on one batch for so long hangs.
+const DISK_HANGS: Duration = Duration::from_secs(30);
+
+impl Health for Metrics {
+    fn alive(&self) -> Result<(), String> {
+        let Some(standing) = self.standing.get() else { return Ok(()) };
+        if standing.disks.iter().all(|(.., vitals)| vitals.failed.load(Ordering::Relaxed)) {
+            return Err("all disks failed; replace them".into());
+        }
+        Ok(())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let standing = self.standing.get().ok_or("starting: disks are being opened")?;
+        let heard = self.heard_ms.load(Ordering::Relaxed);
+        let silent = self.started.elapsed().saturating_sub(Duration::from_millis(heard));
+        if heard == 0 || silent > LEADER_SILENT_MAX {
+            return Err(format!(
+                "no metadata leader has answered for {} s: are the metadata servers up and reachable?",
+                silent.as_secs()
+            ));
+        }
+        for (disk, _, vitals) in &standing.disks {
+            if vitals.failed.load(Ordering::Relaxed) {
+                return Err(format!("disk {} failed; replace it", disk.0));
+            }
+            if vitals.oldest() > DISK_HANGS {
+                return Err(format!("disk {} has not answered for {} s", disk.0, vitals.oldest().as_secs()));
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn add(counter: &Counter, amount: u64) {
+    counter.inc_by(amount);
+}
+
+/// What is known of a request when it arrives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrived {
+    pub name: &'static str,
+    pub group: u32,
+    pub at: Instant,
+}
+
+/// A request in the core.
+struct OnItsWay {
+    taken: Instant,
+    to_disk: Option<Instant>,
+    local: Option<Instant>,
+}
+
+/// Follows requests through the core. Owned by whoever steps it.
+pub(crate) struct Journeys {
+    metrics: Arc<Metrics>,
+    requests: BTreeMap<u64, OnItsWay>,
+    tickets: BTreeMap<Ticket, u64>,
+    /// The request that is being stepped: what the core gives to the disk now is for it.
+    stepping: Option<u64>,
+}
+
+impl Journeys {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, requests: BTreeMap::new(), tickets: BTreeMap::new(), stepping: None }
+    }
+
+    /// An input is about to be stepped.
+    pub fn steps(&mut self, input: &Input) {
+        self.stepping = None;
+        match input {
+            Input::Request { id, .. } => {
+                self.requests.insert(*id, OnItsWay { taken: Instant::now(), to_disk: None, local: None });
+                self.stepping = Some(*id);
+            }
+            Input::Cancelled { id } => drop(self.requests.remove(id)),
+            Input::LocalDone { ticket, .. } => {
+                if let Some(journey) = self.tickets.remove(ticket).and_then(|id| self.requests.get_mut(&id)) {
+                    journey.local = Some(Instant::now());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The core gives a command to a disk.
+    pub fn given(&mut self, ticket: Ticket, command: &LocalCommand) {
+        let counts =
+            matches!(command, LocalCommand::Apply(_) | LocalCommand::Read { .. } | LocalCommand::Highest { .. });
+        if let Some(id) = self.stepping.filter(|_| counts)
+            && let Some(journey) = self.requests.get_mut(&id)
+        {
+            journey.to_disk.get_or_insert_with(Instant::now);
+            self.tickets.insert(ticket, id);
+        }
+    }
+
+    /// The core answers.
+    pub fn answered(&mut self, id: u64, answer: &ChunkAnswer, arrived: Option<Arrived>) {
+        let journey = self.requests.remove(&id);
+        self.metrics.waiting.set(i64::try_from(self.requests.len()).unwrap_or(i64::MAX));
+        let (Some(journey), Some(arrived)) = (journey, arrived) else { return };
+        let now = Instant::now();
+        let total = now - arrived.at;
+        let refused = match answer {
+            ChunkAnswer::Refused(refusal) => Some(refusal),
+            ChunkAnswer::Done { .. }
+            | ChunkAnswer::Data { .. }
+            | ChunkAnswer::Highest { .. }
+            | ChunkAnswer::Made { .. } => None,
+        };
+        let OnItsWay { taken, to_disk, local } = journey;
+        let queue = taken.saturating_duration_since(arrived.at);
+        let turn = to_disk.map(|to_disk| to_disk - taken);
+        let disk = to_disk.zip(local).map(|(to_disk, local)| local.saturating_duration_since(to_disk));
+        let members = local.map(|local| now - local);
+        self.metrics.requests.observe(arrived.name, total, refused.is_some());
+        self.metrics.stage("queue", queue);
+        for (stage, took) in [("turn", turn), ("disk", disk), ("members", members)] {
+            if let Some(took) = took {
+                self.metrics.stage(stage, took);
+            }
+        }
+        if let Some(suppressed) = self.metrics.slow.wants(total) {
+            let ms = |took: Duration| took.as_millis() as u64;
+            tracing::warn!(
+                operation = arrived.name,
+                group = arrived.group,
+                total_ms = ms(total),
+                queue_ms = ms(queue),
+                turn_ms = turn.map(ms),
+                disk_ms = disk.map(ms),
+                members_ms = members.map(ms),
+                error = refused.map(tracing::field::display),
+                suppressed,
+                "slow request"
+            );
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use holdfast_storage_core::local::LocalOutcome;
+    use holdfast_telemetry::metrics::{offences, text};
+    use holdfast_types::limits::CHUNK_BYTES;
+    use holdfast_types::{
+        ChunkIndex, ChunkKey, Epoch, Generation, GroupId, InodeId, MapVersion, OpNumber, Sequence, SessionId,
+        SnapshotNumber, Term, VolumeId,
+    };
+    use holdfast_wire::chunk::ChunkRequest;
 
     #[test]
-    fn names_are_unique_and_values_are_those_counted() {
-        let metrics = Metrics::default();
-        add(&metrics.batches_total, 3);
-        let mut names: Vec<_> = metrics.read().into_iter().map(|(name, ..)| name).collect();
-        assert!(metrics.read().contains(&(
-            "holdfast_storage_batches_total",
-            " Batches of changes: each cost one sync of the journal.",
-            3
-        )));
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), metrics.read().len());
+    fn names_are_unique_and_have_a_meaning() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry, Duration::from_secs(1));
+        add(&metrics.counters.batches, 3);
+        assert_eq!(offences(&registry, "holdfast_storage_"), Vec::<String>::new());
+        assert!(text(&registry).contains("holdfast_storage_batches_total 3\n"));
+        assert!(metrics.ready().is_err_and(|reason| reason.contains("starting")));
+    }
+
+    #[test]
+    fn a_request_is_followed_through_queue_disk_and_members() {
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::register(&mut registry, Duration::from_secs(1)));
+        let mut journeys = Journeys::new(Arc::clone(&metrics));
+        let chunk = ChunkKey {
+            volume: VolumeId(1),
+            inode: InodeId(1),
+            generation: Generation(1),
+            index: ChunkIndex(0),
+            born: SnapshotNumber(0),
+        };
+        let request = ChunkRequest {
+            session: SessionId(1),
+            sequence: Sequence(0),
+            floor: Sequence(0),
+            map_min: MapVersion(0),
+            term: Term(0),
+            snapshot: SnapshotNumber(0),
+            group: GroupId(1),
+            epoch: Epoch(1),
+            contended: false,
+            repeated: false,
+            op: ChunkOp::Read { chunk, offset: 0, length: CHUNK_BYTES as u32 },
+        };
+        let arrived = Arrived { name: (&request.op).into(), group: 1, at: Instant::now() };
+        let deadline = holdfast_types::Instant(0);
+        journeys.steps(&Input::Request { id: 5, request, payload: Bytes::new(), deadline });
+        let read = LocalCommand::Read { group: GroupId(1), chunk, offset: 0, length: 1 };
+        journeys.given(Ticket(9), &read);
+        journeys.steps(&Input::Tick);
+        // Of the core's own, while no request is stepped.
+        journeys.given(Ticket(10), &read);
+        journeys.steps(&Input::LocalDone { ticket: Ticket(9), result: Ok(LocalOutcome::Applied) });
+        journeys.answered(5, &ChunkAnswer::Done { number: OpNumber::default() }, Some(arrived));
+        let text = text(&registry);
+        for line in [
+            "holdfast_storage_request_seconds_count{operation=\"read\"} 1",
+            "holdfast_storage_stage_seconds_count{stage=\"queue\"} 1",
+            "holdfast_storage_stage_seconds_count{stage=\"disk\"} 1",
+            "holdfast_storage_stage_seconds_count{stage=\"members\"} 1",
+        ] {
+            assert!(text.lines().any(|other| other == line), "no {line} in\n{text}");
+        }
+        assert!(journeys.requests.is_empty() && journeys.tickets.is_empty());
     }
 }

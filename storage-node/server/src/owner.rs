@@ -135,6 +135,7 @@ impl Owner {
 impl Machine {
     fn run(&mut self, inputs: &mut VecDeque<Input>) {
         for input in inputs.drain(..) {
+            self.shell.journeys.steps(&input);
             self.core.step(now(), input, &mut self.effects);
             for effect in self.effects.drain(..) {
                 self.shell.start(effect);

@@ -13,7 +13,8 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::disk::{self, Report, Store, Threads};
 use crate::heartbeat::Beat;
-use crate::metrics::Metrics;
+use crate::inspect::Inspector;
+use crate::metrics::{Journeys, Metrics};
 use crate::owner::Owner;
 use crate::peers::Peers;
 use crate::service::{Requests, Service};
@@ -23,6 +24,8 @@ use holdfast_rpc::{Address, ConnectError, Identity, IdentityError, Role, Server,
 use holdfast_storage_core::local::GroupState;
 use holdfast_storage_core::{Config as CoreConfig, Input, Limits, Mutations, StorageCore};
 use holdfast_store::{FjallConfig, FjallTable};
+use holdfast_telemetry::http::{self, ListenError};
+use holdfast_telemetry::metrics::Registry;
 use holdfast_types::{DiskId, prng};
 use holdfast_wire::metadata::Request;
 use std::path::PathBuf;
@@ -68,6 +71,9 @@ pub enum Error {
         /// Why, with all causes.
         reason: String,
     },
+    /// The telemetry address.
+    #[error(transparent)]
+    Telemetry(#[from] ListenError),
     /// An address.
     #[error("cannot listen or connect: {0}")]
     Address(#[from] ConnectError),
@@ -79,7 +85,16 @@ pub enum Error {
     Died,
 }
 
-/// Runs a storage node until `shutdown` becomes true. `ready` is called once, with the address, when the node listens and
+/// Where a running node is reached.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    /// By clients and other nodes.
+    pub address: String,
+    /// By whoever watches it; `None`: it was told not to listen.
+    pub telemetry: Option<std::net::SocketAddr>,
+}
+
+/// Runs a storage node until `shutdown` becomes true. `ready` is called once, with its addresses, when the node listens and
 /// the leader has heard of it.
 ///
 /// At a stop the node leaves its views first, as far as the leader answers and somebody else can go on; this is bounded.
@@ -89,18 +104,26 @@ pub enum Error {
 pub async fn run(
     config: Config,
     shutdown: watch::Receiver<bool>,
-    ready: impl FnOnce(String) + Send,
+    ready: impl FnOnce(Listening) + Send,
 ) -> Result<(), Error> {
     let identity = identity(&config)?;
+    let mut registry = Registry::default();
+    let metrics = Arc::new(Metrics::register(&mut registry, config.slow_operation.0));
+    let endpoint = http::serve(&config.telemetry_address, registry, metrics.clone()).await?;
+    let telemetry = endpoint.as_ref().map(http::Endpoint::address);
     let stores = {
         let config = config.clone();
         // Opening replays journals and may take a while: not on the runtime's threads.
         tokio::task::spawn_blocking(move || open_disks(&config)).await.map_err(|_| Error::Died)??
     };
-    let node = Node::assemble(&config, &identity, stores)?;
+    let node = Node::assemble(&config, &identity, stores, metrics)?;
     let address: Address = config.address.parse()?;
-    let service =
-        Service { owner: Arc::clone(&node.owner), requests: node.requests.clone(), metrics: node.metrics.clone() };
+    let service = Service {
+        owner: Arc::clone(&node.owner),
+        requests: node.requests.clone(),
+        metrics: node.metrics.clone(),
+        inspector: Arc::clone(&node.inspector),
+    };
     let options = ServerOptions { local: true, ..ServerOptions::default() };
     let server = match Server::bind(Transport::Tls, &address, identity, Arc::new(service), options).await {
         Ok(server) => server,
@@ -110,6 +133,7 @@ pub async fn run(
         }
     };
     let said = said_address(&config.address, &server);
+    let ready = |address| ready(Listening { address, telemetry });
     let result = node.serve(&config, said, shutdown, ready).await;
     server.shutdown(GRACE).await;
     node.end().await;
@@ -159,7 +183,7 @@ fn open_disk(config: &Config, disk: &crate::config::DiskConfig) -> Result<Store,
         tracing::warn!("test-skip-sync is set: NOTHING IS DURABLE, a power cut loses data");
     }
     let directory = DirectoryDisk::open(&disk.path, syncing)?;
-    let tables = FjallConfig { cache_bytes: config.cache_mib << 20, ..FjallConfig::default() };
+    let tables = FjallConfig { cache_bytes: config.cache.0, ..FjallConfig::default() };
     let table = Arc::new(FjallTable::open(&disk.path.join(INDEX), tables)?);
     let owner = DiskIdentity { cluster: config.cluster_id(), node: config.node_id(), disk: disk.disk_id() };
     let options = StoreOptions::for_disk(directory.space()?);
@@ -174,16 +198,21 @@ struct Node {
     control: Arc<Control>,
     standing: Arc<Standing>,
     fetching: Arc<AtomicBool>,
+    inspector: Arc<Inspector>,
     threads: Threads,
 }
 
 impl Node {
     /// Puts core, disks and connections together. Must be called within a tokio runtime.
-    fn assemble(config: &Config, identity: &Identity, stores: Vec<(DiskId, Store)>) -> Result<Self, Error> {
+    fn assemble(
+        config: &Config,
+        identity: &Identity,
+        stores: Vec<(DiskId, Store)>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
         let lives = stores.iter().map(|(id, store)| (*id, store.incarnation())).collect();
         let groups: Vec<(DiskId, GroupState)> =
             stores.iter().flat_map(|(id, store)| store.groups().into_iter().map(|group| (*id, group))).collect();
-        let metrics = Arc::new(Metrics::default());
         // Disks report to an owner that does not exist yet; nothing is reported before the first command.
         let late: Arc<OnceLock<std::sync::Weak<Owner>>> = Arc::new(OnceLock::new());
         let report: Report = {
@@ -195,6 +224,7 @@ impl Node {
             })
         };
         let (disks, threads) = disk::start(stores, &report, &metrics)?;
+        let inspector = Arc::new(Inspector::new(config.node_id(), &disks));
         let control = Arc::new(Control::new(identity, &config.metadata)?);
         let standing = Arc::new(Standing {
             map_version: AtomicU64::new(0),
@@ -204,6 +234,7 @@ impl Node {
             news: Notify::new(),
             shared_views: watch::channel(0).0,
         });
+        metrics.stands(Arc::clone(&standing));
         let requests = Arc::new(Requests::default());
         let fetching = Arc::new(AtomicBool::new(false));
         let core = StorageCore::new(
@@ -228,11 +259,12 @@ impl Node {
                 owner: owner.clone(),
                 runtime: tokio::runtime::Handle::current(),
                 fetching: Arc::clone(&fetching),
+                journeys: Journeys::new(Arc::clone(&metrics)),
             };
             Owner::new(core, shell, owner)
         });
         late.set(Arc::downgrade(&owner)).expect("set once");
-        Ok(Self { owner, requests, metrics, control, standing, fetching, threads })
+        Ok(Self { owner, requests, metrics, control, standing, fetching, inspector, threads })
     }
 
     /// Beats, ticks and follows the map until told to stop; then leaves the views.
@@ -252,6 +284,7 @@ impl Node {
             standing: Arc::clone(&self.standing),
             owner: Arc::downgrade(&self.owner),
             fetching: Arc::clone(&self.fetching),
+            metrics: Arc::clone(&self.metrics),
             heard,
         });
         let mut tasks = JoinSet::new();
@@ -295,13 +328,10 @@ impl Node {
 
     /// Ends threads and connections, with a last checkpoint of each disk.
     async fn end(self) {
-        let Self { owner, control, threads, metrics, .. } = self;
+        let Self { owner, control, threads, .. } = self;
         owner.close();
         control.close().await;
         let joined = tokio::task::spawn_blocking(move || threads.join()).await;
-        for (name, _, value) in metrics.read() {
-            tracing::debug!(name, value, "total");
-        }
         if joined.is_err() {
             tracing::error!("a disk's thread panicked");
         }

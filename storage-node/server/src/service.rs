@@ -1,7 +1,8 @@
 //! What arrives over the data transport becomes inputs of the core. Runs on the connections' tasks and never blocks.
 
 use crate::clock::from_runtime;
-use crate::metrics::{Metrics, add};
+use crate::inspect::Inspector;
+use crate::metrics::{Arrived, Metrics, add};
 use crate::owner::Owner;
 use bytes::Bytes;
 use holdfast_rpc::{Handler, Incoming, Link, PeerIdentity, Refusal as RpcRefusal, Responder, Role};
@@ -14,18 +15,19 @@ use holdfast_wire::kind::Kind;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Requests that wait for their answer, and the connections of sessions.
 #[derive(Default)]
 pub(crate) struct Requests {
     next: AtomicU64,
-    waiting: Mutex<BTreeMap<u64, Responder>>,
+    waiting: Mutex<BTreeMap<u64, (Responder, Arrived)>>,
     /// Connections that a session's requests came over.
     links: Mutex<BTreeMap<SessionId, Vec<Link>>>,
 }
 
 impl Requests {
-    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, Responder>> {
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<u64, (Responder, Arrived)>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -33,7 +35,7 @@ impl Requests {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, session: SessionId, respond: Responder) -> u64 {
+    fn enter(&self, session: SessionId, arrived: Arrived, respond: Responder) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         if session != SessionId::SERVICE {
             let link = respond.link();
@@ -43,22 +45,22 @@ impl Requests {
                 known.push(link);
             }
         }
-        self.waiting().insert(id, respond);
+        self.waiting().insert(id, (respond, arrived));
         id
     }
 
-    /// Answers a request, unless its caller has left.
-    pub fn answer(&self, id: u64, answer: &ChunkAnswer, payload: Bytes) {
-        let respond = self.waiting().remove(&id);
-        if let Some(respond) = respond {
-            respond.send(codec::encode(answer), payload);
-        }
+    /// Answers a request, unless its caller has left. Returns how it arrived.
+    pub fn answer(&self, id: u64, answer: &ChunkAnswer, payload: Bytes) -> Option<Arrived> {
+        let (respond, arrived) = self.waiting().remove(&id)?;
+        respond.send(codec::encode(answer), payload);
+        Some(arrived)
     }
 
     /// Requests whose callers have left; they are forgotten.
     pub fn take_cancelled(&self) -> Vec<u64> {
         let mut waiting = self.waiting();
-        let left: Vec<u64> = waiting.iter().filter(|(_, respond)| respond.cancelled()).map(|(id, _)| *id).collect();
+        let left: Vec<u64> =
+            waiting.iter().filter(|(_, (respond, _))| respond.cancelled()).map(|(id, _)| *id).collect();
         for id in &left {
             waiting.remove(id);
         }
@@ -85,6 +87,7 @@ pub(crate) struct Service {
     pub owner: Arc<Owner>,
     pub requests: Arc<Requests>,
     pub metrics: Arc<Metrics>,
+    pub inspector: Arc<Inspector>,
 }
 
 /// Whether a peer may speak for a session: the service's own is the metadata servers', all others are clients'.
@@ -98,8 +101,10 @@ fn may_speak_for(peer: &PeerIdentity, session: SessionId) -> bool {
 
 impl Handler for Service {
     fn handle(&self, from: &PeerIdentity, incoming: Incoming, respond: Responder) {
-        if Kind::from_u16(incoming.kind) != Some(Kind::Chunk) {
-            return respond.refuse(RpcRefusal::Unhandled);
+        match Kind::from_u16(incoming.kind) {
+            Some(Kind::Chunk) => {}
+            Some(Kind::Admin) => return self.inspector.handle(from, &incoming.message, respond),
+            Some(Kind::Metadata | Kind::Group | Kind::Peer) | None => return respond.refuse(RpcRefusal::Unhandled),
         }
         let request = match codec::decode::<ChunkRequest>(&incoming.message) {
             Ok(request) => request,
@@ -112,9 +117,9 @@ impl Handler for Service {
             tracing::warn!(%from, session = %request.session, "request for a session that is not the caller's");
             return respond.send(codec::encode(&ChunkAnswer::Refused(Refusal::Forbidden)), Bytes::new());
         }
-        add(&self.metrics.requests_total, 1);
+        let arrived = Arrived { name: (&request.op).into(), group: request.group.0, at: Instant::now() };
         let deadline = from_runtime(incoming.deadline);
-        let id = self.requests.enter(request.session, respond);
+        let id = self.requests.enter(request.session, arrived, respond);
         self.owner.submit([Input::Request { id, request, payload: incoming.payload, deadline }]);
     }
 
@@ -124,7 +129,7 @@ impl Handler for Service {
         }
         match codec::decode::<GroupMessage>(&incoming.message) {
             Ok(message) if message.from.node == NodeId(from.id) => {
-                add(&self.metrics.messages_total, 1);
+                add(&self.metrics.counters.messages, 1);
                 self.owner.submit([Input::Peer { from: NodeId(from.id), message, payload: incoming.payload }]);
             }
             Ok(message) => tracing::warn!(%from, claimed = %message.from, "message in another node's name"),

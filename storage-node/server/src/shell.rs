@@ -2,6 +2,7 @@
 
 use crate::control::Control;
 use crate::disk::{Disk, Vitals};
+use crate::metrics::Journeys;
 use crate::owner::Owner;
 use crate::peers::Peers;
 use crate::service::Requests;
@@ -49,6 +50,7 @@ pub(crate) struct Shell {
     pub runtime: tokio::runtime::Handle,
     /// A question for the map is under way.
     pub fetching: Arc<AtomicBool>,
+    pub journeys: Journeys,
 }
 
 impl Shell {
@@ -74,12 +76,18 @@ impl Shell {
     /// Starts one effect.
     pub fn start(&mut self, effect: Effect) {
         match effect {
-            Effect::Local { disk, ticket, command } => match self.disks.get(&disk) {
-                Some(disk) => disk.start(ticket, command),
-                None => self.tell(Input::LocalDone { ticket, result: Err(LocalError::Failed) }),
-            },
+            Effect::Local { disk, ticket, command } => {
+                self.journeys.given(ticket, &command);
+                match self.disks.get(&disk) {
+                    Some(disk) => disk.start(ticket, command),
+                    None => self.tell(Input::LocalDone { ticket, result: Err(LocalError::Failed) }),
+                }
+            }
             Effect::SendPeer { to, message, payload } => self.peers.send(to, &message, payload),
-            Effect::Answer { id, answer, payload } => self.requests.answer(id, &answer, payload),
+            Effect::Answer { id, answer, payload } => {
+                let arrived = self.requests.answer(id, &answer, payload);
+                self.journeys.answered(id, &answer, arrived);
+            }
             Effect::AskView { token, request } => self.ask(token, request),
             Effect::FetchMap { .. } => {
                 fetch_map(&self.control, &self.standing, &self.owner, &self.fetching, &self.runtime)

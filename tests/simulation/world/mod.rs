@@ -27,6 +27,8 @@ mod stats;
 mod story;
 mod truth;
 
+#[allow(unused_imports, reason = "of tests/simulation/orders.rs")]
+pub use run::orders::{Start, all_orders, run_in_order};
 pub use run::{Failure, Outcome, run};
 pub use setup::Mutation;
 pub use stats::{Stats, Totals};

@@ -1,5 +1,8 @@
 //! A run from its seed to its verdict.
 
+#[allow(dead_code, reason = "the simulator's program runs seeds; tests/simulation/orders.rs runs these")]
+pub(super) mod orders;
+
 use super::script::State;
 use super::setup::{Mutation, Setup};
 use super::{AUDITOR, Local, Phase, Sim, Totals};
@@ -69,17 +72,24 @@ fn catch_panics() {
 /// # Errors
 /// [`Failure`]: something that must not be was so.
 pub fn run(seed: u64, planted: Option<Mutation>, keep: usize) -> Result<Outcome, Failure> {
+    judged(Sim::new(seed, Setup::of(seed, planted), keep), |sim| {
+        sim.begin_all();
+        sim.run_to_the_end()
+    })
+}
+
+/// Runs a world; a panic is a verdict like others.
+fn judged(mut sim: Sim, run: impl FnOnce(&mut Sim) -> Result<(), String>) -> Result<Outcome, Failure> {
     catch_panics();
-    let mut sim = Sim::new(seed, Setup::of(seed, planted), keep);
     WITHIN.with(|within| *within.borrow_mut() = true);
-    let result = std::panic::catch_unwind(AssertUnwindSafe(|| sim.run()));
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| run(&mut sim)));
     WITHIN.with(|within| *within.borrow_mut() = false);
     let result = result.unwrap_or_else(|_| {
         let panic = PANIC.with(|panic| panic.borrow_mut().take());
         Err(panic.unwrap_or_else(|| "a panic".into()))
     });
     let trace = sim.world.trace().hash();
-    let tail = if keep > 0 { sim.world.trace().to_string() } else { String::new() };
+    let tail = if sim.careful { sim.world.trace().to_string() } else { String::new() };
     match result {
         Ok(()) => Ok(Outcome { totals: sim.totals, trace }),
         Err(reason) => {
@@ -90,8 +100,8 @@ pub fn run(seed: u64, planted: Option<Mutation>, keep: usize) -> Result<Outcome,
 }
 
 impl Sim {
-    fn run(&mut self) -> Result<(), String> {
-        self.begin_all();
+    /// From the first phase to the last check.
+    fn run_to_the_end(&mut self) -> Result<(), String> {
         while !self.phase_done()? {
             self.advance(SLICE)?;
         }

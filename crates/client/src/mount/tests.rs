@@ -5,7 +5,7 @@ use crate::transport::{Boxed, Transport};
 use crate::{Call, ClientError, Config, Notice};
 use holdfast_client_core::{ChunkCall, ChunkReply, Failure};
 use holdfast_types::{
-    FileName, Generation, InodeId, LogIndex, MapVersion, ServerId, SessionId, ShardId, SnapshotNumber,
+    FileName, Generation, InodeId, LogIndex, MapVersion, NodeId, ServerId, SessionId, ShardId, SnapshotNumber,
 };
 use holdfast_types::{Term, Timestamp, VolumeId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest};
@@ -115,6 +115,10 @@ impl Transport for StubTransport {
     }
 
     fn admin(&self, _: ServerId, _: AdminRequest, _: Duration) -> Boxed<Result<AdminAnswer, Failure>> {
+        Box::pin(async { Err(Failure::Unreachable) })
+    }
+
+    fn admin_storage(&self, _: NodeId, _: &str, _: AdminRequest, _: Duration) -> Boxed<Result<AdminAnswer, Failure>> {
         Box::pin(async { Err(Failure::Unreachable) })
     }
 

@@ -13,6 +13,7 @@ contract!(
     another_cluster_is_refused,
     another_authority_is_refused_with_a_clear_error,
     another_server_than_expected_is_refused,
+    an_expired_certificate_is_refused_and_named,
     garbage_on_the_port_disturbs_nobody,
     a_broken_frame_costs_its_connection_alone,
 );
@@ -85,6 +86,18 @@ async fn another_server_than_expected_is_refused(way: Way) {
     for right in [Expect::Exactly(who(Role::Storage, 4)), Expect::Role(Role::Storage), Expect::Anyone] {
         echo(&stranger(&world, client_identity(), right), "hello").await.expect("answered");
     }
+}
+
+async fn an_expired_certificate_is_refused_and_named(way: Way) {
+    if !proves(way) {
+        return;
+    }
+    let world = World::start(way).await;
+    let expired = super::AUTHORITY.issue_expired(who(Role::Client, 9)).expect("issued");
+    let error = refusal(&stranger(&world, expired.identity().expect("usable"), Expect::Anyone)).await;
+    let text = error.to_string().to_lowercase();
+    assert!(matches!(&*error, ConnectError::Tls { .. }) && text.contains("expired"), "{error}");
+    assert!(world.recorder.see(|seen| seen.connected.is_empty()), "it was served");
 }
 
 async fn garbage_on_the_port_disturbs_nobody(way: Way) {

@@ -136,7 +136,8 @@ impl MetadataCore {
             | Request::Renew { .. }
             | Request::StoppedCaching { .. }
             | Request::Query(_)
-            | Request::Mutate(_) => unreachable!("requests of shard 1 are not given to shard 0"),
+            | Request::Mutate(_)
+            | Request::InspectInodes { .. } => unreachable!("requests of shard 1 are not given to shard 0"),
         }
     }
 

@@ -467,6 +467,9 @@ impl World {
                 let shard = ShardId(number as u32);
                 let found = crate::invariants::check(shard, &disk.table);
                 assert_eq!(found.unwrap(), Vec::<String>::new(), "server {id}, {shard}");
+                if shard == ShardId::VOLUMES {
+                    assert_eq!(crate::fsck::found_in(&disk.table), Vec::<String>::new(), "server {id}: fsck");
+                }
                 let core = self.core(*id);
                 let applied = core.shards()[number].applied.0;
                 let rows: Vec<_> = holdfast_store::View::range(&disk.table, holdfast_store::KeyRange::all())

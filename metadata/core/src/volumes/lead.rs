@@ -11,7 +11,7 @@ use crate::error::{Applied, Fail};
 use crate::replica::{Event, Outcome, Token, describe};
 use crate::txn::Txn;
 use holdfast_store::Batch;
-use holdfast_types::{InodeId, Sequence, SessionId, ShardId};
+use holdfast_types::{InodeId, Sequence, SessionId, ShardId, VolumeId};
 use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Mutation, Query};
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +52,7 @@ pub(super) enum Work {
 enum ReadFor {
     Query(Waiter, SessionId, Query),
     Renewal { waiter: Waiter, session: SessionId, seen: u64, wait: bool },
+    Inspection(Waiter, Vec<(VolumeId, InodeId)>),
 }
 
 /// A mutation that waits until bytes of a file are gone.
@@ -88,6 +89,9 @@ impl VolumesLead {
 impl MetadataCore {
     pub(crate) fn volumes_request(&mut self, waiter: Waiter, envelope: Envelope) {
         let Envelope { session, sequence, answered_below, term, request, .. } = envelope;
+        if let Request::InspectInodes { inodes } = request {
+            return self.volumes_read(ReadFor::Inspection(waiter, inodes));
+        }
         if session == SessionId::NONE || session == SessionId::SERVICE {
             let reason = "a request to a volume needs a session".into();
             return self.refuse(waiter.asker, SHARD, MetadataError::Invalid { reason });
@@ -129,7 +133,8 @@ impl MetadataCore {
             | Request::CreateVolume { .. }
             | Request::DeleteVolume { .. }
             | Request::ListVolumes
-            | Request::Status => unreachable!("requests of shard 0 are not given to shard 1"),
+            | Request::Status
+            | Request::InspectInodes { .. } => unreachable!("answered before, or not given to shard 1"),
         }
     }
 
@@ -267,6 +272,7 @@ impl MetadataCore {
     fn volumes_read_ready(&mut self, read: ReadFor, leads: bool) {
         let (waiter, session) = match &read {
             ReadFor::Query(waiter, session, _) | ReadFor::Renewal { waiter, session, .. } => (*waiter, *session),
+            ReadFor::Inspection(waiter, _) => (*waiter, SessionId::NONE),
         };
         if !leads {
             let hint = self.volumes.leader();
@@ -288,6 +294,11 @@ impl MetadataCore {
                 }
             },
             ReadFor::Renewal { seen, wait, .. } => self.renewal(waiter, session, seen, wait),
+            ReadFor::Inspection(_, inodes) => {
+                let result = crate::fsck::inodes(&**self.volumes.table(), &inodes);
+                let result = result.map(Response::Inodes).map_err(|reason| MetadataError::Unavailable { reason });
+                self.answer(waiter.asker, SHARD, None, result);
+            }
         }
     }
 

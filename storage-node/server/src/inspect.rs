@@ -1,0 +1,93 @@
+//! What `holdfast admin fsck` asks of a node: chunks as one of its disks holds them, read and verified on request.
+//!
+//! Beside the core, on threads of its own: nothing here changes anything or is waited for by a client, and one question at a time is
+//! worked on, so that a check takes one reader's share of the disks and no more.
+
+use crate::chunk_store::Reader;
+use crate::disk::Disk;
+use holdfast_journal::DirectoryDisk;
+use holdfast_rpc::{PeerIdentity, Responder, Role};
+use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOutcome};
+use holdfast_types::{DiskId, Incarnation, NodeId};
+use holdfast_wire::admin::{AdminAnswer, AdminRequest, ChunkFacts};
+use holdfast_wire::codec;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Chunks listed in one answer at the most.
+const CHUNKS_MAX: u32 = 1000;
+
+/// Answers questions about this node's chunks.
+pub(crate) struct Inspector {
+    node: NodeId,
+    disks: Vec<(DiskId, Incarnation, Reader<DirectoryDisk>)>,
+    turn: Mutex<()>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Inspector {
+    /// Must be called within a tokio runtime.
+    pub fn new(node: NodeId, disks: &[Disk]) -> Self {
+        Self {
+            node,
+            disks: disks.iter().map(|disk| (disk.id, disk.incarnation, disk.reader())).collect(),
+            turn: Mutex::new(()),
+            runtime: tokio::runtime::Handle::current(),
+        }
+    }
+
+    /// Answers later, from a thread that may wait. Administrators only.
+    pub fn handle(self: &Arc<Self>, from: &PeerIdentity, message: &[u8], respond: Responder) {
+        let send = |answer: &AdminAnswer, respond: Responder| respond.send(codec::encode(answer), bytes::Bytes::new());
+        if from.role != Role::Admin {
+            let answer = AdminAnswer::Refused("this needs the administrator's certificate (admin/cert.pem)".into());
+            return send(&answer, respond);
+        }
+        match codec::decode::<AdminRequest>(message) {
+            Err(error) => send(&AdminAnswer::Refused(error.to_string()), respond),
+            Ok(request) => {
+                let inspector = Arc::clone(self);
+                self.runtime.spawn_blocking(move || {
+                    let _turn = inspector.turn.lock().unwrap_or_else(PoisonError::into_inner);
+                    if !respond.cancelled() {
+                        send(&inspector.answer(&request), respond);
+                    }
+                });
+            }
+        }
+    }
+
+    fn answer(&self, request: &AdminRequest) -> AdminAnswer {
+        match *request {
+            AdminRequest::ListChunks { member, group, range, limit, verify } => {
+                let found = self.disks.iter().find(|(id, life, _)| (*id, *life) == (member.disk, member.incarnation));
+                let Some((.., reader)) = found.filter(|_| member.node == self.node) else {
+                    return AdminAnswer::Refused(format!("{member} is not in service here"));
+                };
+                let limit = limit.clamp(1, CHUNKS_MAX);
+                match list(reader, &LocalCommand::List { group, range, limit }, verify) {
+                    Ok(chunks) => AdminAnswer::Chunks(chunks),
+                    Err(error) => AdminAnswer::Refused(format!("{member}: {error}")),
+                }
+            }
+            AdminRequest::ServerStatus | AdminRequest::CheckBegin | AdminRequest::CheckPoll { .. } => {
+                AdminAnswer::Refused("a metadata server answers this".into())
+            }
+        }
+    }
+}
+
+fn list(reader: &Reader<DirectoryDisk>, command: &LocalCommand, verify: bool) -> Result<Vec<ChunkFacts>, LocalError> {
+    let LocalOutcome::Chunks { chunks } = reader.serve(command)? else { unreachable!("a listing lists") };
+    let LocalCommand::List { group, .. } = *command else { unreachable!("called with a listing") };
+    let mut facts = Vec::with_capacity(chunks.len());
+    for summary in chunks {
+        let (chunk, length) = (summary.chunk, summary.length);
+        let damaged = match verify.then(|| reader.serve(&LocalCommand::Read { group, chunk, offset: 0, length })) {
+            None | Some(Ok(_)) => false,
+            Some(Err(LocalError::BadBlock)) => true,
+            Some(Err(error)) => return Err(error),
+        };
+        facts.push(ChunkFacts { chunk, length, digest: summary.digest, damaged });
+    }
+    Ok(facts)
+}

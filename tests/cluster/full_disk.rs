@@ -1,0 +1,101 @@
+//! Full disks: a clear error, nothing lost, nothing down, and it goes on when there is room again.
+
+use holdfast_tests::command::shell;
+use holdfast_tests::{Cluster, Options, can_mount, until};
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(90);
+const DISK_BYTES: u64 = 512 << 20;
+const FILE_BYTES: usize = 4 << 20;
+
+/// Writes a file whose content follows from its number, durably.
+fn write(at: &Path, number: usize) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(at.join(format!("f{number}")))?;
+    file.write_all(&content(number))?;
+    file.sync_all()
+}
+
+fn content(number: usize) -> Vec<u8> {
+    (0..FILE_BYTES).map(|at| (at / 512 + number) as u8).collect()
+}
+
+fn fill_storage(full: &[&str]) {
+    let names = full.iter().map(ToString::to_string).collect();
+    let options = Options { small_disks: Some((names, DISK_BYTES)), ..Options::default() };
+    let mut cluster = Cluster::start(&options).expect("healthy");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let mut acknowledged = 0;
+    let error = (0..3 * DISK_BYTES as usize / FILE_BYTES).find_map(|number| match write(&at, number) {
+        Ok(()) => {
+            acknowledged += 1;
+            None
+        }
+        Err(error) => Some(error),
+    });
+    let error = error.expect("more than the disks hold was written");
+    assert_eq!(error.kind(), ErrorKind::StorageFull, "after {acknowledged} files: {error}");
+    assert!(acknowledged > 10, "only {acknowledged} files fit");
+    for number in 0..acknowledged {
+        let read = std::fs::read(at.join(format!("f{number}"))).expect("acknowledged, so it is there");
+        assert!(read == content(number), "f{number} is not what was acknowledged");
+    }
+    assert!(cluster.servers().iter_mut().all(|server| server.is_running()), "a server is down");
+    assert!(!cluster.log_tails().contains("panicked"), "{}", cluster.log_tails());
+    for number in 0..acknowledged / 2 {
+        std::fs::remove_file(at.join(format!("f{number}"))).expect("removing always works");
+    }
+    until("room again", LIMIT, || Ok(write(&at, 0)?)).expect("what was removed is room");
+    assert!(std::fs::read(at.join("f0")).expect("read") == content(0));
+    cluster.wait_healthy(LIMIT).expect("whole");
+    // What did not fit is still in no file's way.
+    let _ = std::fs::remove_file(at.join(format!("f{acknowledged}")));
+    cluster.mounted(mount).unmount().expect("unmounts");
+}
+
+#[test]
+fn a_full_disk_of_one_storage_node_is_an_error_and_nothing_more() {
+    if can_mount("a_full_disk_of_one_storage_node_is_an_error_and_nothing_more", &["losetup", "mkfs.ext4"]) {
+        fill_storage(&["storage-2"]);
+    }
+}
+
+#[test]
+fn full_disks_of_all_storage_nodes_are_an_error_and_nothing_more() {
+    if can_mount("full_disks_of_all_storage_nodes_are_an_error_and_nothing_more", &["losetup", "mkfs.ext4"]) {
+        fill_storage(&["storage-1", "storage-2", "storage-3"]);
+    }
+}
+
+#[test]
+fn a_full_disk_of_one_metadata_server_stops_nobody() {
+    if !can_mount("a_full_disk_of_one_metadata_server_stops_nobody", &["losetup", "mkfs.ext4"]) {
+        return;
+    }
+    let small_disks = Some((vec!["metadata-2".to_owned()], DISK_BYTES));
+    let mut cluster =
+        Cluster::start(&Options { storage: 1, replicas: 1, small_disks, ..Options::default() }).expect("healthy");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let filler = cluster.folder().join("cluster/metadata-2/filler");
+    let line = format!("dd if=/dev/zero of={} bs=1M 2>/dev/null || true; sync -f {0}", filler.display());
+    shell(&line, LIMIT).expect("filled");
+    // More than the log has room for in what is preallocated.
+    let value = vec![7u8; 60_000];
+    for number in 0..1200 {
+        let path = at.join(format!("f{number}"));
+        std::fs::write(&path, b"").expect("created");
+        rustix::fs::setxattr(&path, "user.filler", &value, rustix::fs::XattrFlags::empty()).expect("set");
+    }
+    assert!(cluster.servers().iter_mut().all(|server| server.is_running()), "a server is down");
+    std::fs::remove_file(&filler).expect("removed");
+    cluster.restart("metadata-2").expect("with room it starts");
+    cluster.wait_healthy(LIMIT).expect("whole again");
+    for number in 0..1200 {
+        assert!(at.join(format!("f{number}")).exists(), "f{number} is gone");
+    }
+    assert!(!cluster.log_tails().contains("panicked"), "{}", cluster.log_tails());
+    cluster.mounted(mount).unmount().expect("unmounts");
+}
