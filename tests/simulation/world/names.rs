@@ -111,6 +111,8 @@ pub(super) struct Names {
     sessions: BTreeMap<SessionId, Session>,
     ended: BTreeSet<SessionId>,
     floors: BTreeMap<SessionId, Sequence>,
+    /// How many answers of an ending session are gone already, since one step takes a bounded number.
+    answers_gone: BTreeMap<SessionId, usize>,
     /// Never forgotten: a mutation takes effect once.
     pub(super) first: BTreeMap<(SessionId, Sequence), First>,
     /// Inodes that the last entry may have changed.
@@ -225,10 +227,13 @@ impl Names {
                 left -= 1;
             }
         }
-        let answers = self.first.keys().filter(|(of, sequence)| {
-            *of == session && *sequence >= self.floors.get(&session).copied().unwrap_or_default()
-        });
-        if left > answers.count() {
+        let floor = self.floors.get(&session).copied().unwrap_or_default();
+        let answers = self.first.keys().filter(|(of, sequence)| *of == session && *sequence >= floor).count();
+        let gone = self.answers_gone.entry(session).or_default();
+        let taken = left.min(answers - *gone);
+        *gone += taken;
+        if left > taken {
+            self.answers_gone.remove(&session);
             self.sessions.remove(&session);
             self.ended.insert(session);
         }
