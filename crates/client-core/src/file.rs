@@ -134,6 +134,8 @@ pub(crate) struct File {
     pub asked_bound: u64,
     pub lane: Option<Lane>,
     pub refresh: bool,
+    /// Other hosts may have changed it until caching began, and the service has not yet said to what.
+    pub unverified: bool,
     pub changes: VecDeque<Change>,
     pub awaiting_trim: bool,
     pub syncs: Vec<Sync>,
@@ -191,6 +193,7 @@ impl File {
             asked_bound: 0,
             lane: None,
             refresh: false,
+            unverified: false,
             changes: VecDeque::new(),
             awaiting_trim: false,
             syncs: Vec::new(),
@@ -367,14 +370,19 @@ impl File {
         Some(sending)
     }
 
-    /// Whether the bytes are being changed as a whole, or are about to be: reads, writes and opens wait.
+    /// Whether the bytes are being changed as a whole, or are about to be, or it is not known which they are: reads, writes and opens
+    /// wait.
     pub fn is_changing(&self) -> bool {
-        matches!(self.lane, Some(Lane::Change { .. })) || self.changes.iter().any(Change::touches_data)
+        self.unverified
+            || matches!(self.lane, Some(Lane::Change { .. }))
+            || self.changes.iter().any(Change::touches_data)
     }
 
-    /// Whether dirty bytes stay here for a change that comes first.
+    /// Whether dirty bytes stay here for a change, or an answer, that comes first.
     pub fn holds_back(&self) -> bool {
-        matches!(self.lane, Some(Lane::Change { .. })) || self.changes.front().is_some_and(Change::touches_data)
+        self.unverified
+            || matches!(self.lane, Some(Lane::Change { .. }))
+            || self.changes.front().is_some_and(Change::touches_data)
     }
 
     /// Newest write that somebody waits for.

@@ -260,6 +260,7 @@ impl ClientCore {
         self.pages.remove_file(inode);
         let Some(file) = self.files.get_mut(&inode) else { return };
         file.gone = true;
+        file.unverified = false;
         file.bound_held = false;
         file.dirty.cut(0, u64::MAX);
         file.unconfirmed.clear();
@@ -345,13 +346,20 @@ impl ClientCore {
             Ok(_) => {
                 if let Some(file) = self.files.get_mut(&inode) {
                     file.fresh_to = file.freshening;
+                    // Unless this was asked before caching began: then it is asked again.
+                    file.unverified &= file.refresh;
                     (file.confirming, file.confirm_to) = (file.unconfirmed.len(), u64::MAX);
                     let now = file.base.clone();
                     file.confirm(&now);
                 }
             }
             Err(ClientError::Namespace(_)) => self.vanished(inode),
-            Err(error) => self.lost(inode, 0, error),
+            Err(error) => {
+                if let Some(file) = self.files.get_mut(&inode) {
+                    file.refresh |= file.unverified;
+                }
+                self.lost(inode, 0, error);
+            }
         }
     }
 

@@ -245,8 +245,9 @@ impl ClientCore {
         for file in self.files.values_mut() {
             // The service forgets who has what open, but for orphans; from now on we name it when a name goes away.
             file.recorded = false;
-            // Another host may have cut it before it left.
+            // Another host may have cut it before it left, and there may be another content in its place.
             file.refresh |= !file.gone;
+            file.unverified |= !file.gone;
         }
         self.touched.extend(self.files.keys().copied());
         self.notify(Notice::StartCaching);

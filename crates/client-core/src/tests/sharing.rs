@@ -172,3 +172,42 @@ fn what_was_asked_before_caching_began_is_not_kept() {
     assert!(matches!(world.wait(early), Ok(Reply::Attributes(a)) if a.size == 5));
     assert_eq!(world.stat(inode).size, 9, "the older answer was kept");
 }
+
+#[test]
+fn what_is_written_before_it_is_known_what_others_left_goes_to_what_they_left() {
+    for read_first in [false, true] {
+        let mut world = uncached(6);
+        let (inode, handle) = world.create("a");
+        world.write(handle, 0, &b"hello"[..]).expect("write");
+        world.run_for(Duration::from_secs(1));
+        // Another host cuts the file to nothing, writes anew and leaves. What is asked about it now is answered late.
+        world.service.index += 1;
+        let row = world.service.inodes.get_mut(&inode).expect("there");
+        (row.attributes.generation, row.attributes.size) = (row.attributes.generation.next(), 0);
+        world.service.append(inode, b"abcdefgh");
+        let old: Vec<_> = world.service.chunks.keys().filter(|key| key.generation.0 == 1).copied().collect();
+        assert_eq!(old.len(), 1);
+        world.service.chunks.retain(|key, _| key.generation.0 != 1);
+        world.hold_reads = true;
+        world.service.caching = true;
+        world.service.events.push((1, Event::StartCaching));
+        world.run_until("caching", |w| w.notices.contains(&Notice::StartCaching));
+        let read = read_first.then(|| world.start(Call::Read { handle, offset: 0, length: 100 }));
+        let write = world.start(Call::Write { handle, offset: 2, data: b"XY"[..].into(), clear_set_ids: false });
+        world.service.caching = false;
+        world.service.events.push((2, Event::StopCaching));
+        world.run_until("the notice", |w| w.notices.contains(&Notice::StopCaching { event: 2 }));
+        world.step(Input::Invalidated { event: 2 });
+        world.run_for(Duration::from_millis(50));
+        assert!(!world.service.chunks.keys().any(|key| old.contains(key)), "written to a content that is no more");
+        world.release_reads();
+        world.wait(write).expect("written");
+        world.run_until("the answer", |w| w.service.stopped.is_some());
+        assert_eq!(world.service.content(inode), b"abXYefgh");
+        if let Some(read) = read {
+            let Ok(Reply::Data(data)) = world.wait(read) else { panic!("read") };
+            let bytes = data.pieces.concat();
+            assert!(bytes == b"abXYefgh" || bytes == b"abcdefgh", "{bytes:?}");
+        }
+    }
+}
