@@ -40,7 +40,8 @@ fn what_was_synced_survives_power_loss_of_everything_at_once() {
     }
 }
 
-/// The control: the same run with every fdatasync of the servers made a no-op.
+/// The control: the same run with every fdatasync of the storage nodes made a no-op. The metadata service keeps its word, so the
+/// cluster comes back, and acknowledged bytes are missing.
 #[test]
 fn a_power_cut_with_syncs_skipped_loses_data() {
     let name = "a_power_cut_with_syncs_skipped_loses_data";
@@ -54,16 +55,8 @@ fn a_power_cut_with_syncs_skipped_loses_data() {
     load.wait_for(600).expect("acknowledged");
     cluster.cut_power().expect("cut");
     let report = load.stop();
-    // Servers whose whole state is gone may not even start: that is loss, too.
-    let came_back = cluster.restore_power();
-    let lost = match &came_back {
-        Ok(()) => !report.missing().is_empty(),
-        Err(_) => true,
-    };
-    assert!(lost, "nothing was lost although nothing was synced: the power cut does not test syncs");
-    let how = came_back.map_or_else(
-        |error| error.root_cause().to_string().lines().next().unwrap_or_default().to_string(),
-        |()| "writes are missing".to_string(),
-    );
-    note(&format!("control run without syncs lost data, as it must: {how}"));
+    cluster.restore_power().expect("comes back");
+    let missing = report.missing();
+    assert!(!missing.is_empty(), "nothing was lost although nothing was synced: the power cut does not test syncs");
+    note(&format!("control run without syncs lost data, as it must: {} findings, first {}", missing.len(), missing[0]));
 }

@@ -7,8 +7,8 @@ use holdfast_types::{
     ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
 use holdfast_wire::admin::{
-    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, InodeFacts, ServerStatus, SessionStatus,
-    ShardStatus, StorageStatus, TableCheck,
+    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, InodeFacts, ServerPlace, ServerRecord,
+    ServerStatus, SessionStatus, ShardStatus, StorageStatus, TableCheck,
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
@@ -122,6 +122,8 @@ fn map() -> ClusterMap {
         views: vec![view(), view()],
         sessions: [(SessionId(10), grant)].into(),
         session_newest: SessionId(11),
+        service_term: Term(4),
+        servers: [(ServerId(1), "10.0.0.1:4101".to_owned())].into(),
     }
 }
 
@@ -135,6 +137,7 @@ fn delta() -> MapDelta {
         sessions_opened: vec![(SessionId(10), SessionGrant { volume: VolumeId(4), read_only: true })],
         sessions_ended: vec![SessionId(9)],
         session_newest: SessionId(11),
+        service_term: Term(4),
     }
 }
 
@@ -190,6 +193,12 @@ fn cluster_requests() -> Named<Request> {
         ("heartbeat", Request::Heartbeat(heartbeat)),
         ("promote", Request::Promote { group, epoch, member: member(3) }),
         ("evict", Request::Evict { group, epoch, member: member(3), reporter: member(1) }),
+        ("lead-volumes", Request::LeadVolumes { term: Term(4) }),
+        (
+            "add-server",
+            Request::AddServer { server: ServerId(4), address: "10.0.0.4:4101".into(), replaces: Some(ServerId(2)) },
+        ),
+        ("remove-server", Request::RemoveServer { server: ServerId(2) }),
         ("leave-views", Request::LeaveViews { node: NodeId(1) }),
         ("create-volume", Request::CreateVolume { name: "v".into() }),
         ("delete-volume", Request::DeleteVolume { name: "v".into() }),
@@ -500,7 +509,11 @@ pub fn peer_messages() -> Named<PeerMessage> {
         last: true,
     };
     vec![
-        ("raft", PeerMessage::Raft { shard: ShardId(1), bytes: Bytes::from_static(b"\x08\x01") }),
+        (
+            "raft",
+            PeerMessage::Raft { shard: ShardId(1), from_life: 7, to_life: 8, bytes: Bytes::from_static(b"\x08\x01") },
+        ),
+        ("stranger", PeerMessage::Stranger { life: 7 }),
         (
             "forward",
             PeerMessage::Forward { id: 41, envelope: envelope(Request::FenceSession { session: SessionId(9) }) },
@@ -574,6 +587,16 @@ fn cluster_status() -> ClusterStatus {
         groups_degraded: 2,
         groups_waiting: 1,
         degraded: vec![GroupId(7)],
+        metadata: [
+            ServerPlace::Voter,
+            ServerPlace::Joining { replaces: Some(ServerId(1)) },
+            ServerPlace::Leaving,
+            ServerPlace::Gone,
+        ]
+        .into_iter()
+        .zip(1..)
+        .map(|(place, id)| ServerRecord { id: ServerId(id), address: "10.0.0.1:4101".into(), place })
+        .collect(),
         storage: vec![storage],
         sessions: vec![session],
     }

@@ -32,7 +32,8 @@ pub struct Options {
     pub namespaces: bool,
     /// Each server's folder on a disk whose power can be cut.
     pub power_loss: bool,
-    /// Servers skip every sync: the control run of a power cut, which must lose data.
+    /// Storage nodes skip every sync: the control run of a power cut, which must lose data. Metadata servers do not, so that the
+    /// cluster comes back and what is lost can be seen.
     pub skip_sync: bool,
     /// Servers with a small disk of their own, and its bytes.
     pub small_disks: Option<(Vec<String>, u64)>,
@@ -142,11 +143,12 @@ impl Cluster {
 
     /// Changes what a test needs different in a server's configuration.
     fn configure(&self, name: &str, config: &Path, options: &Options) -> Result<()> {
-        if !options.skip_sync && self.network.is_none() {
+        let skip_sync = options.skip_sync && name.starts_with("storage-");
+        if !skip_sync && self.network.is_none() {
             return Ok(());
         }
         let mut table: toml::Table = std::fs::read_to_string(config)?.parse().context("a server's configuration")?;
-        if options.skip_sync {
+        if skip_sync {
             table.insert("test-skip-sync".to_string(), toml::Value::Boolean(true));
         }
         if let Some(network) = &self.network {
@@ -227,6 +229,41 @@ impl Cluster {
         server.start()?;
         server.wait_ready(START_LIMIT)?;
         Ok(())
+    }
+
+    /// Runs `holdfast admin` with these words; returns what it says.
+    ///
+    /// # Errors
+    /// When it fails, with what it says.
+    pub fn admin(&self, words: &[&str]) -> Result<String> {
+        let mut all = self.words_before("client")?;
+        all.push(holdfast()?.to_string_lossy().into_owned());
+        all.extend(["admin", "--cluster", &self.file().to_string_lossy()].map(str::to_string));
+        all.extend(words.iter().map(|word| (*word).to_string()));
+        must(Command::new(&all[0]).args(&all[1..]), Duration::from_secs(90))
+    }
+
+    /// Starts one more server of the cluster's folder, and waits until it is ready. It is one of the servers from then on.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_more(&mut self, name: &str, config: &str) -> Result<()> {
+        let kind = name.split('-').next().unwrap_or(name);
+        let config = self.folder.join("cluster").join(name).join(config);
+        let binary = holdfast()?;
+        let words = [binary.to_string_lossy(), kind.into(), "--config".into(), config.to_string_lossy()];
+        let command = words.iter().map(ToString::to_string).collect();
+        self.servers.retain(|server| server.name() != name);
+        self.servers.push(Process::new(name, command, &self.log(name), &self.janitor));
+        let server = self.server(name)?;
+        server.start()?;
+        server.wait_ready(START_LIMIT)?;
+        Ok(())
+    }
+
+    /// A server that was killed is none of the cluster any more.
+    pub fn forget(&mut self, name: &str) {
+        self.servers.retain(|server| server.name() != name);
     }
 
     /// What `holdfast admin status --json` answers.

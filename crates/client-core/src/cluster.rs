@@ -46,6 +46,17 @@ impl ClientCore {
         named.is_some()
     }
 
+    /// The servers are those of the map, from now on; who was believed to lead is believed still.
+    fn learn_servers(&mut self) {
+        let servers: Vec<ServerId> = self.cluster.map.servers.keys().copied().collect();
+        if servers.is_empty() || servers == self.config.servers {
+            return;
+        }
+        let leaders = [ShardId::CLUSTER, ShardId::VOLUMES].map(|shard| self.leader(shard));
+        self.cluster.favourite = leaders.map(|leader| servers.iter().position(|s| *s == leader).unwrap_or(0));
+        self.config.servers = servers;
+    }
+
     /// Keeps a question for every newer map open, and asks at once if somebody has seen a newer one.
     pub(crate) fn subscribe_map(&mut self) {
         let have = self.cluster.map.version;
@@ -72,7 +83,10 @@ impl ClientCore {
         }
         let before = self.cluster.map.version;
         match result {
-            Ok(Response::Map(MapUpdate::Full(map))) if map.version > before => self.cluster.map = *map,
+            Ok(Response::Map(MapUpdate::Full(map))) if map.version > before => {
+                self.cluster.map = *map;
+                self.learn_servers();
+            }
             Ok(Response::Map(MapUpdate::Delta(delta))) => {
                 self.cluster.map.apply(&delta);
             }

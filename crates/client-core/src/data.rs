@@ -1,7 +1,8 @@
 //! Requests to storage nodes: which node, numbers, retries.
 //!
-//! A change keeps its sequence until it is answered; `floor` is the lowest sequence without an answer, so that a late copy of an
-//! answered change is refused. When a group's view changes, what is under way to it is sent anew to the new primary.
+//! A change keeps its sequence until it is answered; `floor` is the lowest sequence to its group without an answer, so that a late
+//! copy of an answered change is refused there, and a group that is stuck holds back nobody else's. When a group's view changes, what is
+//! under way to it is sent anew to the new primary.
 //!
 //! While other sessions may change the same bytes, a session has one change of a chunk under way at a time: the chunk remembers the last
 //! one of each session, so that what is sent anew is not made twice. Which of two changes was made can be told only so.
@@ -60,7 +61,8 @@ pub(crate) struct DataEngine {
     by_ticket: BTreeMap<Ticket, u64>,
     operation_next: u64,
     sequence_next: Sequence,
-    unanswered: BTreeSet<Sequence>,
+    /// Changes without an answer, by group: no other group ever sees them.
+    unanswered: BTreeMap<GroupId, BTreeSet<Sequence>>,
     /// Operations that wait for a map in which their group has a primary.
     homeless: BTreeSet<u64>,
     /// Contended changes of each chunk: the first is under way, the others wait for it.
@@ -74,7 +76,7 @@ impl DataEngine {
             by_ticket: BTreeMap::new(),
             operation_next: 1,
             sequence_next: Sequence(1),
-            unanswered: BTreeSet::new(),
+            unanswered: BTreeMap::new(),
             homeless: BTreeSet::new(),
             turns: BTreeMap::new(),
         }
@@ -112,7 +114,7 @@ impl ClientCore {
         let sequence = op.is_change().then(|| {
             let sequence = self.data.sequence_next;
             self.data.sequence_next = sequence.next();
-            self.data.unanswered.insert(sequence);
+            self.data.unanswered.entry(group).or_default().insert(sequence);
             sequence
         });
         let contended = op.is_change() && !self.caching();
@@ -160,8 +162,9 @@ impl ClientCore {
             self.data.homeless.insert(number);
             return self.ask_map();
         };
+        let open = self.data.unanswered.get(&operation.group).and_then(BTreeSet::first);
+        let floor = open.copied().unwrap_or(self.data.sequence_next);
         let ticket = self.ticket();
-        let floor = self.data.unanswered.first().copied().unwrap_or(self.data.sequence_next);
         let volume = self.session.volume();
         let snapshot = volume.snapshot;
         let Some(operation) = self.data.operations.get_mut(&number) else { return };
@@ -299,8 +302,13 @@ impl ClientCore {
     /// A request is answered for good.
     fn data_done(&mut self, number: u64, result: Result<Bytes, ClientError>) {
         let Some(operation) = self.data.operations.remove(&number) else { return };
-        if let Some(sequence) = operation.sequence {
-            self.data.unanswered.remove(&sequence);
+        if let Some(sequence) = operation.sequence
+            && let Some(open) = self.data.unanswered.get_mut(&operation.group)
+        {
+            open.remove(&sequence);
+            if open.is_empty() {
+                self.data.unanswered.remove(&operation.group);
+            }
         }
         if operation.contended {
             self.next_turn(&operation.op, number);

@@ -6,8 +6,9 @@ use holdfast_client_core::Failure;
 use holdfast_types::{NodeId, Sequence, ServerId, SessionId, ShardId, Term};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest};
 use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Longest wait for one server's answer before the next is asked.
@@ -17,7 +18,7 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Cluster {
     transport: Arc<dyn Transport>,
-    servers: Vec<ServerId>,
+    servers: Arc<RwLock<Vec<ServerId>>>,
     /// Index into `servers` of who answered last.
     favourite: Arc<AtomicUsize>,
 }
@@ -49,6 +50,7 @@ impl Cluster {
     pub fn connect(file: &ClusterFile) -> Result<Self, RequestError> {
         let transport = crate::transport::connect(file).map_err(RequestError::Identity)?;
         let servers = file.metadata.iter().map(|m| m.server()).collect();
+        let servers = Arc::new(RwLock::new(servers));
         Ok(Self { transport: transport.into(), servers, favourite: Arc::default() })
     }
 
@@ -60,7 +62,8 @@ impl Cluster {
     /// [`RequestError`].
     pub async fn request(&self, shard: ShardId, request: Request, timeout: Duration) -> Result<Response, RequestError> {
         let started = tokio::time::Instant::now();
-        let mut at = self.favourite.load(Ordering::Relaxed) % self.servers.len();
+        let servers = self.servers();
+        let mut at = self.favourite.load(Ordering::Relaxed) % servers.len();
         let mut pause = Duration::from_millis(20);
         loop {
             let left = timeout.saturating_sub(started.elapsed());
@@ -72,7 +75,7 @@ impl Cluster {
                 term: Term(0),
                 request: request.clone(),
             };
-            let answer = self.transport.metadata(self.servers[at], envelope, left.min(ATTEMPT)).await;
+            let answer = self.transport.metadata(servers[at], envelope, left.min(ATTEMPT)).await;
             let mut hinted = None;
             let detail = match answer {
                 Ok(answer) => match answer.result {
@@ -81,19 +84,19 @@ impl Cluster {
                         return Ok(response);
                     }
                     Err(MetadataError::NotLeader { hint }) => {
-                        hinted = hint.and_then(|h| self.servers.iter().position(|s| *s == h)).filter(|i| *i != at);
-                        format!("{} does not lead", self.servers[at])
+                        hinted = hint.and_then(|h| servers.iter().position(|s| *s == h)).filter(|i| *i != at);
+                        format!("{} does not lead", servers[at])
                     }
-                    Err(MetadataError::Unavailable { reason }) => format!("{}: {reason}", self.servers[at]),
+                    Err(MetadataError::Unavailable { reason }) => format!("{}: {reason}", servers[at]),
                     Err(error) => return Err(RequestError::Refused(error)),
                 },
-                Err(Failure::Unreachable) => format!("{} is not reachable", self.servers[at]),
-                Err(Failure::TimedOut) => format!("{} does not answer", self.servers[at]),
+                Err(Failure::Unreachable) => format!("{} is not reachable", servers[at]),
+                Err(Failure::TimedOut) => format!("{} does not answer", servers[at]),
             };
             if started.elapsed() + pause >= timeout {
                 return Err(RequestError::Unavailable { waited: started.elapsed(), detail });
             }
-            at = hinted.unwrap_or((at + 1) % self.servers.len());
+            at = hinted.unwrap_or((at + 1) % servers.len());
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(500));
         }
@@ -115,8 +118,16 @@ impl Cluster {
         self.transport.admin_storage(node, address, request, timeout).await.ok()
     }
 
-    /// The metadata servers that the cluster file names.
-    pub fn servers(&self) -> &[ServerId] {
-        &self.servers
+    /// The metadata servers that are known: those of the cluster file, and those learned since.
+    pub fn servers(&self) -> Vec<ServerId> {
+        self.servers.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// There are these as well.
+    pub fn learn(&self, found: &BTreeMap<ServerId, String>) {
+        self.transport.learn(found);
+        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<ServerId> = found.keys().copied().filter(|id| !servers.contains(id)).collect();
+        servers.extend(new);
     }
 }

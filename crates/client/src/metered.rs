@@ -8,6 +8,7 @@ use holdfast_types::{NodeId, ServerId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest};
 use holdfast_wire::metadata::{Answer, Envelope, Request};
 use holdfast_wire::namespace::Query;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -51,6 +52,10 @@ impl Transport for Metered {
         timeout: Duration,
     ) -> Boxed<Result<AdminAnswer, Failure>> {
         self.inner.admin_storage(node, address, request, timeout)
+    }
+
+    fn learn(&self, servers: &BTreeMap<ServerId, String>) {
+        self.inner.learn(servers);
     }
 
     fn chunk(&self, call: ChunkCall, timeout: Duration) -> Boxed<Result<ChunkReply, Failure>> {

@@ -6,7 +6,8 @@ use crate::metrics::Metrics;
 use crate::transport::Transport;
 use holdfast_client_core::{Call, CallId, ClientCore, ClientError, Config, Effect, Input, Notice, Reply};
 use holdfast_types::{Instant, SessionId};
-use holdfast_wire::metadata::ClientRecord;
+use holdfast_wire::map::MapUpdate;
+use holdfast_wire::metadata::{Answer, ClientRecord, Response};
 use holdfast_wire::namespace::{Attributes, VolumeRecord};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -312,7 +313,12 @@ impl Shared {
         let shared = Arc::clone(self);
         match effect {
             Effect::SendMetadata { ticket, server, envelope, deadline } => {
-                let then = move |result| shared.step(shared.lock(), Input::MetadataAnswer { ticket, result });
+                let then = move |result| {
+                    if let Ok(Answer { result: Ok(Response::Map(MapUpdate::Full(map))), .. }) = &result {
+                        shared.transport.learn(&map.servers);
+                    }
+                    shared.step(shared.lock(), Input::MetadataAnswer { ticket, result });
+                };
                 let timeout = deadline.since(now());
                 self.transport.metadata_then(&self.runtime, server, envelope, timeout, Box::new(then));
             }

@@ -47,6 +47,9 @@ pub(crate) trait Transport: Send + Sync + 'static {
         request: AdminRequest,
         timeout: Duration,
     ) -> Boxed<Result<AdminAnswer, Failure>>;
+    /// There are these metadata servers as well. Of those known already the cluster file's address counts: it may be another one
+    /// from here than from the servers' own network.
+    fn learn(&self, servers: &BTreeMap<ServerId, String>);
     /// To a storage node; seals and checks.
     fn chunk(&self, call: ChunkCall, timeout: Duration) -> Boxed<Result<ChunkReply, Failure>>;
 
@@ -95,25 +98,40 @@ pub(crate) fn connect(cluster: &ClusterFile) -> Result<Box<dyn Transport>, Strin
     if identity.cluster() != cluster.cluster {
         return Err(format!("the certificate is of cluster {}, the file of {}", identity.cluster(), cluster.cluster));
     }
-    let mut metadata = BTreeMap::new();
-    for server in &cluster.metadata {
-        let address: Address = server.address.parse().map_err(|e: holdfast_rpc::ConnectError| e.to_string())?;
-        let expected = Expect::Exactly(PeerIdentity { role: Role::Metadata, id: server.id });
-        let options = PeerOptions { local: true, ..PeerOptions::default() };
-        let peer = Peer::new(identity.clone(), holdfast_rpc::Transport::Quic, vec![address], expected, options);
-        metadata.insert(server.server(), peer);
-    }
-    Ok(Box::new(Sockets { identity, metadata, storage: Mutex::default() }))
+    let runtime = Handle::current();
+    let sockets = Sockets { identity, metadata: Mutex::default(), storage: Mutex::default(), runtime };
+    cluster.metadata.iter().try_for_each(|server| sockets.add(server.server(), &server.address))?;
+    Ok(Box::new(sockets))
 }
 
 /// QUIC to metadata servers, TCP with TLS to storage nodes.
 struct Sockets {
     identity: Identity,
-    metadata: BTreeMap<ServerId, Peer>,
+    metadata: Mutex<BTreeMap<ServerId, Peer>>,
     storage: Mutex<BTreeMap<NodeId, (String, Peer)>>,
+    runtime: Handle,
 }
 
 impl Sockets {
+    /// A metadata server is at this place.
+    fn add(&self, server: ServerId, address: &str) -> Result<(), String> {
+        let mut metadata = self.metadata.lock().unwrap_or_else(PoisonError::into_inner);
+        if metadata.contains_key(&server) {
+            return Ok(());
+        }
+        let parsed: Address = address.parse().map_err(|e: holdfast_rpc::ConnectError| e.to_string())?;
+        let expected = Expect::Exactly(PeerIdentity { role: Role::Metadata, id: server.0 });
+        let options = PeerOptions { local: true, ..PeerOptions::default() };
+        let _guard = self.runtime.enter();
+        let peer = Peer::new(self.identity.clone(), holdfast_rpc::Transport::Quic, vec![parsed], expected, options);
+        metadata.insert(server, peer);
+        Ok(())
+    }
+
+    fn server(&self, server: ServerId) -> Option<Peer> {
+        self.metadata.lock().unwrap_or_else(PoisonError::into_inner).get(&server).cloned()
+    }
+
     /// The node's connections, made anew when the map has another address for it.
     fn storage(&self, node: NodeId, address: &str) -> Result<Peer, Failure> {
         let mut storage = self.storage.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,7 +159,7 @@ impl Sockets {
         message: Bytes,
         timeout: Duration,
     ) -> Boxed<Result<A, Failure>> {
-        let peer = self.metadata.get(&server).cloned();
+        let peer = self.server(server);
         Box::pin(async move {
             let peer = peer.ok_or(Failure::Unreachable)?;
             let answer = match peer.call(kind as u16, message, Bytes::new(), timeout).await {
@@ -197,6 +215,14 @@ async fn failed(error: &RpcError) -> Failure {
 }
 
 impl Transport for Sockets {
+    fn learn(&self, servers: &BTreeMap<ServerId, String>) {
+        for (server, address) in servers {
+            if let Err(error) = self.add(*server, address) {
+                tracing::warn!(%server, error, "a metadata server is out of reach");
+            }
+        }
+    }
+
     fn metadata(&self, server: ServerId, envelope: Envelope, timeout: Duration) -> Boxed<Result<Answer, Failure>> {
         self.control(server, Kind::Metadata, codec::encode(&envelope), timeout)
     }
@@ -248,7 +274,7 @@ impl Transport for Sockets {
         timeout: Duration,
         then: Then<Answer>,
     ) {
-        let Some(peer) = self.metadata.get(&server) else { return fail_later(runtime, then) };
+        let Some(peer) = self.server(server) else { return fail_later(runtime, then) };
         let runtime = runtime.clone();
         peer.call_then(Kind::Metadata as u16, codec::encode(&envelope), Bytes::new(), timeout, move |answer| {
             match answer {

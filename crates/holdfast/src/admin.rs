@@ -1,24 +1,38 @@
 //! `holdfast admin`: what an administrator sees and does.
 
-use crate::cli::{Admin, AdminCommand, VolumeCommand};
-use crate::fsck;
+use crate::cli::{Admin, AdminCommand, MetadataCommand, VolumeCommand};
+use crate::{fsck, layout};
 use anyhow::{Context, Result, bail};
-use holdfast_client::{Cluster, ClusterFile, RequestError};
-use holdfast_types::ShardId;
-use holdfast_wire::admin::{AdminAnswer, AdminRequest, ClusterStatus, ServerStatus};
+use holdfast_client::{Cluster, ClusterFile, MetadataAddress, RequestError};
+use holdfast_types::{ServerId, ShardId};
+use holdfast_wire::admin::{AdminAnswer, AdminRequest, ClusterStatus, ServerPlace, ServerRecord, ServerStatus};
 use holdfast_wire::metadata::{Request, Response};
 use serde::Serialize;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// How long the cluster's leader may take to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a server may take to leave.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one server may take to say how it is.
 const SERVER_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Runs an administrator's command.
+/// Runs an administrator's command. For `status`, 1 means that something needs attention: whatever keeps it from asking is 2.
 pub async fn run(admin: Admin) -> Result<ExitCode> {
+    let asks = matches!(admin.command, AdminCommand::Status { .. });
+    match carry_out(admin).await {
+        Err(error) if asks => {
+            eprintln!("holdfast: {}", crate::in_one_line(&error));
+            Ok(ExitCode::from(2))
+        }
+        result => result,
+    }
+}
+
+async fn carry_out(admin: Admin) -> Result<ExitCode> {
     let path =
         admin.cluster.context("say which cluster: --cluster FILE, or HOLDFAST_CLUSTER=FILE in the environment")?;
     let mut file = ClusterFile::load(&path)?;
@@ -28,6 +42,7 @@ pub async fn run(admin: Admin) -> Result<ExitCode> {
         AdminCommand::Status { json } => status(&file, &cluster, json).await,
         AdminCommand::Fsck { json, quick } => fsck::run(&file, &cluster, &fsck::Options { json, quick }).await,
         AdminCommand::Volume(command) => volume(&cluster, command).await,
+        AdminCommand::Metadata(command) => metadata(&path, &file, &cluster, command).await,
     }
 }
 
@@ -39,6 +54,81 @@ fn prefer_admin_certificate(file: &mut ClusterFile) {
         file.tls.certificate = certificate;
         file.tls.key = key;
     }
+}
+
+/// The servers on record.
+async fn records(cluster: &Cluster) -> Result<Vec<ServerRecord>> {
+    match cluster.request(ShardId::CLUSTER, Request::Status, PATIENCE).await? {
+        Response::Status(status) => {
+            let known = status.metadata.iter().filter(|server| server.place != ServerPlace::Gone);
+            cluster.learn(&known.map(|server| (server.id, server.address.clone())).collect());
+            Ok(status.metadata)
+        }
+        other => bail!("the leader answered something else: {other:?}"),
+    }
+}
+
+async fn metadata(path: &Path, file: &ClusterFile, cluster: &Cluster, command: MetadataCommand) -> Result<ExitCode> {
+    let directory = std::path::absolute(path)?.parent().context("cluster.toml has a directory")?.to_path_buf();
+    match command {
+        MetadataCommand::Add { id, address } => join(&directory, path, (file, cluster), (id, &address), None).await,
+        MetadataCommand::Replace { old, new, address } => {
+            join(&directory, path, (file, cluster), (new, &address), Some(old)).await
+        }
+        MetadataCommand::Remove { id } => {
+            let before = records(cluster).await?;
+            let request = Request::RemoveServer { server: ServerId(id) };
+            cluster.request(ShardId::CLUSTER, request, PATIENCE).await?;
+            let deadline = tokio::time::Instant::now() + LEAVE_PATIENCE;
+            while records(cluster).await?.iter().any(|r| r.id.0 == id && r.place != ServerPlace::Gone) {
+                if tokio::time::Instant::now() > deadline {
+                    bail!("metadata server {id} is still leaving; `admin status` says when it is out");
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            let left = before.iter().filter(|r| r.id.0 != id && r.place != ServerPlace::Gone);
+            layout::rewrite(path, &left.map(place_of).collect::<Vec<_>>())?;
+            layout::retire_metadata(&directory, id)?;
+            println!("metadata server {id} is out, for good; its process ends by itself, and its directory may go");
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn place_of(record: &ServerRecord) -> MetadataAddress {
+    MetadataAddress { id: record.id.0, address: record.address.clone() }
+}
+
+/// Prepares a new server's directory, and has the cluster take it in.
+async fn join(
+    directory: &Path,
+    path: &Path,
+    (file, cluster): (&ClusterFile, &Cluster),
+    (id, address): (u64, &str),
+    replaces: Option<u64>,
+) -> Result<ExitCode> {
+    let known = records(cluster).await?;
+    if known.iter().any(|r| r.id.0 == id && !matches!(r.place, ServerPlace::Joining { .. })) {
+        bail!("metadata server {id} is, or was, one of this cluster; take a number that was never used");
+    }
+    let here = ClusterFile {
+        metadata: known.iter().filter(|r| r.place != ServerPlace::Gone).map(place_of).collect(),
+        ..file.clone()
+    };
+    let config = layout::add_metadata(directory, &here, id, address)?;
+    let request =
+        Request::AddServer { server: ServerId(id), address: address.to_owned(), replaces: replaces.map(ServerId) };
+    cluster.request(ShardId::CLUSTER, request, PATIENCE).await?;
+    let mut servers: Vec<MetadataAddress> = here.metadata.into_iter().filter(|s| s.id != id).collect();
+    servers.retain(|server| Some(server.id) != replaces);
+    servers.push(MetadataAddress { id, address: address.to_owned() });
+    layout::rewrite(path, &servers)?;
+    if let Some(old) = replaces {
+        layout::retire_metadata(directory, old)?;
+    }
+    println!("metadata server {id} may join; start it (after copying its directory to its host):");
+    println!("holdfast metadata --config {}", config.display());
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn volume(cluster: &Cluster, command: VolumeCommand) -> Result<ExitCode> {
@@ -77,6 +167,8 @@ struct Report {
 struct MetadataReport {
     id: u64,
     address: String,
+    /// voter, joining or leaving
+    place: &'static str,
     pid: Option<u32>,
     state: &'static str,
     role: &'static str,
@@ -121,14 +213,6 @@ struct SessionReport {
 }
 
 async fn status(file: &ClusterFile, cluster: &Cluster, json: bool) -> Result<ExitCode> {
-    let mut servers = Vec::new();
-    for server in cluster.servers() {
-        let answer = cluster.ask_server(*server, AdminRequest::ServerStatus, SERVER_PATIENCE).await;
-        servers.push(match answer {
-            Some(AdminAnswer::Server(status)) => Some(status),
-            Some(AdminAnswer::Refused(_) | AdminAnswer::Check(_) | AdminAnswer::Chunks(_)) | None => None,
-        });
-    }
     let whole = match cluster.request(ShardId::CLUSTER, Request::Status, PATIENCE).await {
         Ok(Response::Status(status)) => Ok(*status),
         Ok(other) => bail!("the leader answered something else: {other:?}"),
@@ -136,7 +220,27 @@ async fn status(file: &ClusterFile, cluster: &Cluster, json: bool) -> Result<Exi
         Err(error) => return Err(error.into()),
     };
     let asked = whole.is_ok();
-    let report = report(file, &servers, whole);
+    // The record counts; the file may be older, or the cluster out of reach.
+    let mut known: Vec<ServerRecord> = whole.as_ref().map_or_else(|_| Vec::new(), |status| status.metadata.clone());
+    if known.is_empty() {
+        let record = |at: &MetadataAddress| ServerRecord {
+            id: at.server(),
+            address: at.address.clone(),
+            place: ServerPlace::Voter,
+        };
+        known = file.metadata.iter().map(record).collect();
+    }
+    known.retain(|server| server.place != ServerPlace::Gone);
+    cluster.learn(&known.iter().map(|server| (server.id, server.address.clone())).collect());
+    let mut servers = Vec::new();
+    for server in &known {
+        let answer = cluster.ask_server(server.id, AdminRequest::ServerStatus, SERVER_PATIENCE).await;
+        servers.push(match answer {
+            Some(AdminAnswer::Server(status)) => Some(status),
+            Some(AdminAnswer::Refused(_) | AdminAnswer::Check(_) | AdminAnswer::Chunks(_)) | None => None,
+        });
+    }
+    let report = report(&known, &servers, whole);
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -151,14 +255,18 @@ async fn status(file: &ClusterFile, cluster: &Cluster, json: bool) -> Result<Exi
     }))
 }
 
-fn report(file: &ClusterFile, servers: &[Option<ServerStatus>], whole: Result<ClusterStatus, String>) -> Report {
+fn report(known: &[ServerRecord], servers: &[Option<ServerStatus>], whole: Result<ClusterStatus, String>) -> Report {
     let mut reasons = Vec::new();
-    let metadata: Vec<MetadataReport> = file
-        .metadata
-        .iter()
-        .zip(servers)
-        .map(|(at, status)| metadata_report(at.id, &at.address, status.as_ref()))
-        .collect();
+    let metadata: Vec<MetadataReport> =
+        known.iter().zip(servers).map(|(at, status)| metadata_report(at, status.as_ref())).collect();
+    reasons.extend(known.iter().filter_map(|server| match server.place {
+        ServerPlace::Joining { replaces: Some(old) } => {
+            Some(format!("metadata server {} is to take the place of {old} when it is caught up", server.id))
+        }
+        ServerPlace::Joining { replaces: None } => Some(format!("metadata server {} is being caught up", server.id)),
+        ServerPlace::Leaving => Some(format!("metadata server {} is leaving", server.id)),
+        ServerPlace::Voter | ServerPlace::Gone => None,
+    }));
     reasons.extend(
         metadata
             .iter()
@@ -182,13 +290,19 @@ fn report(file: &ClusterFile, servers: &[Option<ServerStatus>], whole: Result<Cl
     report
 }
 
-fn metadata_report(id: u64, address: &str, status: Option<&ServerStatus>) -> MetadataReport {
+fn metadata_report(at: &ServerRecord, status: Option<&ServerStatus>) -> MetadataReport {
     let leads = status.map_or_else(Vec::new, |s| {
         (0..s.shards.len()).filter(|shard| s.shards[*shard].leader == Some(s.id)).collect::<Vec<_>>()
     });
     MetadataReport {
-        id,
-        address: address.to_owned(),
+        id: at.id.0,
+        address: at.address.clone(),
+        place: match at.place {
+            ServerPlace::Voter => "voter",
+            ServerPlace::Joining { .. } => "joining",
+            ServerPlace::Leaving => "leaving",
+            ServerPlace::Gone => "gone",
+        },
         pid: status.map(|s| s.pid),
         state: match status {
             None => "unreachable",

@@ -132,6 +132,35 @@ pub enum AdminCommand {
     /// Volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Metadata servers.
+    #[command(subcommand)]
+    Metadata(MetadataCommand),
+}
+
+/// What is done with metadata servers: one at a time, without a pause for anybody.
+#[derive(Debug, Subcommand)]
+pub enum MetadataCommand {
+    /// Take in a new server: writes its directory beside cluster.toml and says how to start it. It votes when it is caught up.
+    Add {
+        /// Its id: a number that no server of this cluster ever had.
+        id: u64,
+        /// HOST:PORT that it will listen on (UDP).
+        address: String,
+    },
+    /// Take out a server, for good.
+    Remove {
+        /// Its id.
+        id: u64,
+    },
+    /// Put a new server in the place of one that is lost, or is to go. The old one counts until the new one is caught up.
+    Replace {
+        /// Id of the server that goes.
+        old: u64,
+        /// Id of the new one: a number that no server of this cluster ever had.
+        new: u64,
+        /// HOST:PORT that the new one will listen on (UDP).
+        address: String,
+    },
 }
 
 /// What is done with volumes.

@@ -15,7 +15,7 @@ mod report;
 
 use anyhow::{Result, bail};
 use chunks::{Chunks, Suspect};
-use holdfast_client::{Cluster, ClusterFile, RequestError};
+use holdfast_client::{Cluster, ClusterFile, MetadataAddress, RequestError};
 use holdfast_types::{GroupId, MapVersion, NodeId, ServerId, ShardId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest, TableCheck};
 use holdfast_wire::map::{ClusterMap, MapUpdate};
@@ -63,7 +63,14 @@ pub(super) async fn run(file: &ClusterFile, cluster: &Cluster, options: &Options
             return report.end(options.json);
         }
     };
-    tables(file, cluster, &mut report).await;
+    // The map counts; the file may be older.
+    let servers: Vec<ServerId> = if map.servers.is_empty() {
+        file.metadata.iter().map(MetadataAddress::server).collect()
+    } else {
+        map.servers.keys().copied().collect()
+    };
+    cluster.learn(&map.servers);
+    tables(servers, cluster, &mut report).await;
     data(cluster, &map, options, &mut report).await;
     report.end(options.json)
 }
@@ -82,11 +89,11 @@ pub(super) async fn map(cluster: &Cluster) -> Result<ClusterMap> {
 }
 
 /// Every metadata server's tables, side by side.
-async fn tables(file: &ClusterFile, cluster: &Cluster, report: &mut Report) {
+async fn tables(ids: Vec<ServerId>, cluster: &Cluster, report: &mut Report) {
     let progress = Progress::new("names and attributes");
     let mut servers = JoinSet::new();
-    for server in &file.metadata {
-        let (cluster, id, progress) = (cluster.clone(), server.server(), progress.clone());
+    for id in ids {
+        let (cluster, progress) = (cluster.clone(), progress.clone());
         servers.spawn(async move { (id, table(&cluster, id, &progress).await) });
     }
     while let Some(joined) = servers.join_next().await {

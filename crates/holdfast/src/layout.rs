@@ -15,7 +15,8 @@
 use crate::cli::Sizes;
 use anyhow::{Context, Result, bail, ensure};
 use holdfast_client::{ClusterFile, MetadataAddress, TlsFiles};
-use holdfast_config::{Size, Span};
+use holdfast_config::{Checked as _, Size, Span};
+use holdfast_metadata_server::disk;
 use holdfast_rpc::ca::Authority;
 use holdfast_rpc::{PeerIdentity, Role};
 use holdfast_storage_server::config as storage;
@@ -103,6 +104,7 @@ pub fn create(directory: &Path, plan: &Plan<'_>) -> Result<()> {
         .collect();
     for server in &servers {
         let at = directory.join(format!("metadata-{}", server.id));
+        disk::prepare(&at.join("data"), disk::Start::Form)?;
         issue(&at, &authority, PeerIdentity { role: Role::Metadata, id: server.id })?;
         let telemetry = ports.telemetry[server.id as usize - 1].1;
         let config = metadata_config(cluster, server, telemetry, (&servers, plan));
@@ -229,7 +231,9 @@ fn refuse_foreign_content(directory: &Path) -> Result<()> {
                 directory.display()
             );
         }
-        if text.contains('-') && directory.join(&*text).join("data").exists() {
+        let data = directory.join(&*text).join("data");
+        let used = if text.starts_with("metadata-") { data.join("IDENTITY").exists() } else { data.exists() };
+        if text.contains('-') && used {
             bail!(
                 "{} has no {CLUSTER_FILE}, but {text} holds a server's data: a new cluster would overwrite the keys of the one it belongs to; \
                  put its {CLUSTER_FILE} back or choose another directory",
@@ -274,16 +278,82 @@ impl Ports {
     }
 }
 
+/// Writes the directory of a metadata server that joins a cluster made earlier; returns its configuration. One that was prepared
+/// before and has not started yet is written again.
+pub fn add_metadata(directory: &Path, file: &ClusterFile, id: u64, address: &str) -> Result<PathBuf> {
+    let at = directory.join(format!("metadata-{id}"));
+    let path = at.join("config.toml");
+    ensure!(
+        !at.join("data").join("IDENTITY").exists(),
+        "{} holds a server that has started already; take another id",
+        at.display()
+    );
+    let like = servers(directory, "metadata")?;
+    let like = like.iter().find(|other| **other != path).context("no other metadata server's config.toml is here")?;
+    // As it stands in the file: its paths are relative to its directory.
+    let text = std::fs::read_to_string(like).with_context(|| format!("cannot read {}", like.display()))?;
+    let mut config: holdfast_metadata_server::config::Config = toml::from_str(&text)?;
+    (config.id, config.address, config.data) = (id, address.to_owned(), "data".into());
+    (config.authority, config.certificate, config.key) = ("ca.pem".into(), "cert.pem".into(), "key.pem".into());
+    let server = |id, address: &str| holdfast_metadata_server::config::Server { id, address: address.to_owned() };
+    let others = file.metadata.iter().filter(|other| other.id != id);
+    config.servers = others.map(|other| server(other.id, &other.address)).collect();
+    config.servers.push(server(id, address));
+    if let Err(nonsense) = config.validate() {
+        bail!("{}: {}: {}", like.display(), nonsense.key, nonsense.reason);
+    }
+    let authority = read_authority(directory, file.cluster)?;
+    issue(&at, &authority, PeerIdentity { role: Role::Metadata, id })?;
+    disk::prepare(&at.join("data"), disk::Start::Join)?;
+    write(&path, &toml::to_string(&config)?)?;
+    Ok(path)
+}
+
+/// A metadata server has left: what is here of it is kept, but not started any more.
+pub fn retire_metadata(directory: &Path, id: u64) -> Result<()> {
+    let config = directory.join(format!("metadata-{id}")).join("config.toml");
+    if config.is_file() {
+        std::fs::rename(&config, config.with_file_name("config.toml.removed"))?;
+    }
+    Ok(())
+}
+
+/// Writes cluster.toml anew, with these metadata servers.
+pub fn rewrite(path: &Path, metadata: &[MetadataAddress]) -> Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut table: toml::Table = text.parse().with_context(|| format!("{} is no TOML", path.display()))?;
+    table.insert("metadata".into(), toml::Value::try_from(metadata)?);
+    let partial = path.with_extension("toml.new");
+    let first = "# A Holdfast cluster: `holdfast mount --cluster` and `holdfast admin --cluster` take this file.\n";
+    write(&partial, &format!("{first}{}", toml::to_string(&table)?))?;
+    std::fs::rename(&partial, path)?;
+    Ok(())
+}
+
+fn read_authority(directory: &Path, cluster: ClusterId) -> Result<Authority> {
+    let read = |name: &str| {
+        let path = directory.join("ca").join(name);
+        std::fs::read_to_string(&path).with_context(|| {
+            format!(
+                "cannot read {}: the cluster's authority signs new servers; run this where `init` was run",
+                path.display()
+            )
+        })
+    };
+    Ok(Authority::open(cluster, read("ca.pem")?, &read("ca.key")?)?)
+}
+
 /// Directories of the servers of one kind, by number.
 pub fn servers(directory: &Path, kind: &str) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for n in 1.. {
-        let config = directory.join(format!("{kind}-{n}")).join("config.toml");
-        if !config.is_file() {
-            break;
+    let mut found = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(kind)?.strip_prefix('-')?.parse::<u64>().ok());
+        let config = directory.join(&name).join("config.toml");
+        if let Some(number) = number.filter(|_| config.is_file()) {
+            found.insert(number, config);
         }
-        found.push(config);
     }
     ensure!(!found.is_empty(), "{} has no {kind}-1/config.toml", directory.display());
-    Ok(found)
+    Ok(found.into_values().collect())
 }

@@ -133,10 +133,39 @@ pub struct ClusterStatus {
     pub groups_waiting: u32,
     /// Some of the degraded groups, for the details.
     pub degraded: Vec<GroupId>,
+    /// Metadata servers on record, those that are gone included.
+    pub metadata: Vec<ServerRecord>,
     /// Storage nodes.
     pub storage: Vec<StorageStatus>,
     /// Live sessions.
     pub sessions: Vec<SessionStatus>,
+}
+
+/// Where a metadata server stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServerPlace {
+    /// It votes, in both shards or on its way to it since the cluster was made.
+    Voter,
+    /// It is being caught up, and votes when it is; then the one that it replaces leaves.
+    Joining {
+        /// Who leaves in the same step.
+        replaces: Option<ServerId>,
+    },
+    /// It is being taken out.
+    Leaving,
+    /// It is out. Its id is not given again.
+    Gone,
+}
+
+/// A metadata server as shard 0 has it on record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRecord {
+    /// Which.
+    pub id: ServerId,
+    /// `HOST:PORT`.
+    pub address: String,
+    /// Where it stands.
+    pub place: ServerPlace,
 }
 
 /// A storage node.

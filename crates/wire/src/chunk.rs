@@ -15,11 +15,12 @@ pub struct ChunkRequest {
     pub session: SessionId,
     /// Number of a change within its session, from 1; 0 for reads. A retry keeps it.
     pub sequence: Sequence,
-    /// Every change of the session below this was answered, or will never be sent again: a late copy is refused.
+    /// Every change of the session *to this group* below this was answered, or will never be sent again: a late copy is refused.
     pub floor: Sequence,
     /// Least map version that the server must have.
     pub map_min: MapVersion,
-    /// Term in which the lease was granted that allows this; 0 until leases exist.
+    /// Of a session: term in which the lease was granted that allows this; 0 until leases exist. Of the service itself: the term in
+    /// which the sender leads the volumes; one below the map's `service_term` is refused.
     pub term: Term,
     /// Snapshot number of the volume.
     pub snapshot: SnapshotNumber,
@@ -203,7 +204,7 @@ pub enum Refusal {
     /// It may have been done or not, and nobody knows any more: too many sessions have changed the chunk since.
     #[error("whether it was done is not known any more")]
     Unknown,
-    /// Below the floor: answered long ago.
+    /// Below the floor: answered long ago. Or of the service itself, by a leader that was deposed.
     #[error("stale sequence")]
     StaleSequence,
     /// The session may not do this.

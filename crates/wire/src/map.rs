@@ -5,7 +5,9 @@
 //! * An epoch rises by every change of its view.
 //! * A session id at or below `session_newest` that is not in `sessions` is over, for ever.
 
-use holdfast_types::{DiskId, Epoch, GroupId, Incarnation, MapVersion, MemberId, NodeId, SessionId, VolumeId};
+use holdfast_types::{
+    DiskId, Epoch, GroupId, Incarnation, MapVersion, MemberId, NodeId, ServerId, SessionId, Term, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -88,6 +90,10 @@ pub struct ClusterMap {
     pub sessions: BTreeMap<SessionId, SessionGrant>,
     /// The greatest session id ever given.
     pub session_newest: SessionId,
+    /// Term of the newest leader of the volumes that said it would remove chunks: whoever led before removes none any more.
+    pub service_term: Term,
+    /// Metadata servers, and where each listens (`HOST:PORT`). Empty before the first leader has written them down.
+    pub servers: BTreeMap<ServerId, String>,
 }
 
 impl ClusterMap {
@@ -128,6 +134,7 @@ impl ClusterMap {
             self.sessions.remove(session);
         }
         self.session_newest = self.session_newest.max(delta.session_newest);
+        self.service_term = self.service_term.max(delta.service_term);
         self.version = delta.to;
         true
     }
@@ -152,6 +159,8 @@ pub struct MapDelta {
     pub sessions_ended: Vec<SessionId>,
     /// The greatest session id given by then.
     pub session_newest: SessionId,
+    /// As in the map, by then.
+    pub service_term: Term,
 }
 
 /// How a newer map travels.

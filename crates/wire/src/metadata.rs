@@ -87,6 +87,27 @@ pub enum Request {
         /// Which node.
         node: NodeId,
     },
+    /// The leader of the volumes in a term is about to remove chunks: nobody of an earlier term may, from the map on that says so.
+    /// Asked by metadata servers. Answer: `Done`.
+    LeadVolumes {
+        /// Its term.
+        term: Term,
+    },
+    /// A new metadata server, which has an empty log, is to be caught up and to vote; in the step in which it begins to vote, another
+    /// one may leave. One change at a time. Answer: `Done` when that is on record; `Status` tells how far it is. Asked by administrators.
+    AddServer {
+        /// Its id, never used before.
+        server: ServerId,
+        /// `HOST:PORT` of its control transport.
+        address: String,
+        /// Who leaves.
+        replaces: Option<ServerId>,
+    },
+    /// A metadata server is to leave for good. Answer and progress as for `AddServer`. Asked by administrators.
+    RemoveServer {
+        /// Which.
+        server: ServerId,
+    },
     /// Creates a volume. Answer: `Volume`.
     CreateVolume {
         /// Its name.

@@ -14,11 +14,23 @@ pub const RAFT_MESSAGE_BYTES_MAX: usize = 8 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerMessage {
     /// A message of the raft crate, in its protobuf encoding, at most [`RAFT_MESSAGE_BYTES_MAX`] bytes.
+    ///
+    /// A log's life is a number drawn when it was made. A server that has lost its log, and with it what it voted and acknowledged,
+    /// has another life: it is not taken for the one it was. 0: not known (in `to`), not said (in `from`).
     Raft {
         /// Which log.
         shard: ShardId,
+        /// Life of the sender's log.
+        from_life: u64,
+        /// Life of the receiver's log, as the sender knows it.
+        to_life: u64,
         /// The message.
         bytes: Bytes,
+    },
+    /// To one who speaks with a log that is not the one its id is known by, or who has left the cluster: nobody listens to it any more.
+    Stranger {
+        /// The life that is meant; 0 if the server has left.
+        life: u64,
     },
     /// A request of the service itself to the leader of another shard. Asked again until it is answered.
     Forward {

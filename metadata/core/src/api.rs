@@ -31,8 +31,13 @@ pub struct Config {
     pub id: ServerId,
     /// The cluster.
     pub cluster: ClusterId,
-    /// Voters of every shard: 1, 3 or 5; this server is one of them. Fixed today.
+    /// Who votes in every shard as long as a table does not say otherwise: the servers that the cluster was made with, this one among
+    /// them. Empty for a server that joins: the leader's snapshot tells it.
     pub voters: Vec<ServerId>,
+    /// The same with their addresses (`HOST:PORT`), for the record of shard 0. Empty: nothing is put on record.
+    pub servers: Vec<(ServerId, String)>,
+    /// Life of this server's log: a number drawn when it was made. 0: not told, and nobody's is checked.
+    pub life: u64,
     /// Seed of election jitter. Different on each server.
     pub seed: u64,
     /// Copies that a group should have (1 to 7).
@@ -58,6 +63,8 @@ impl Config {
             id,
             cluster,
             voters,
+            servers: Vec::new(),
+            life: 0,
             seed,
             replicas: 3,
             groups: 256,
@@ -353,6 +360,18 @@ pub enum Effect {
         address: String,
         /// What.
         request: ChunkRequest,
+    },
+    /// Where the metadata servers are, from now on: connections to others are of no use.
+    Servers {
+        /// All of them, this one included, with `HOST:PORT`.
+        servers: Vec<(ServerId, String)>,
+        /// Those that have left: only to be told so, should they speak.
+        gone: Vec<(ServerId, String)>,
+    },
+    /// This server is none of the cluster any more: it must end, and say why.
+    Stop {
+        /// Why.
+        reason: String,
     },
     /// A shard has stopped applying, for good: our own mistake at this index, or a broken disk. It votes and serves no more.
     Halt {

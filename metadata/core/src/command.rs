@@ -2,7 +2,8 @@
 //! took from what only it knows. `apply` checks each against the state it finds, for that may have changed since.
 
 use holdfast_types::{
-    DiskId, Epoch, Generation, GroupId, InodeId, MemberId, NodeId, Sequence, SessionId, Term, Timestamp, VolumeId,
+    DiskId, Epoch, Generation, GroupId, InodeId, MemberId, NodeId, Sequence, ServerId, SessionId, Term, Timestamp,
+    VolumeId,
 };
 use holdfast_wire::map::{DiskRecord, View};
 use holdfast_wire::metadata::ClientRecord;
@@ -83,6 +84,18 @@ pub(crate) enum ClusterCommand {
     DeleteVolume { name: String },
     /// All that a deleted volume held is gone.
     VolumeGone { volume: VolumeId },
+    /// Who was there from the first, and where.
+    Found { servers: Vec<(ServerId, String)> },
+    /// The lives of logs that were heard for the first time.
+    Lives { lives: Vec<(ServerId, u64)> },
+    /// A metadata server is to join, and perhaps another one to leave in the same step.
+    AddServer { server: ServerId, address: String, replaces: Option<ServerId> },
+    /// A metadata server is to leave.
+    RemoveServer { server: ServerId },
+    /// Both shards are as was wanted of this server.
+    ServerSettled { server: ServerId },
+    /// Somebody leads the volumes in this term: storage nodes take no purges and cuts of an earlier one any more.
+    ServiceLeads { term: Term },
 }
 
 /// A change of a storage node's record.
@@ -113,6 +126,8 @@ pub(crate) enum ViewStep {
     Add { member: MemberId },
     /// A member that is caught up counts as in sync: its primary says so.
     Promote { member: MemberId },
+    /// A member in sync becomes the primary.
+    Lead { member: MemberId },
     /// No member in sync kept its incarnation: these later lives of their disks take their places.
     Reform { members: Vec<MemberId> },
 }

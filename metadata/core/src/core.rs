@@ -11,7 +11,7 @@ use crate::replica::{Event, Replica, Token};
 use crate::volumes::Volumes;
 use crate::volumes::lead::VolumesLead;
 use holdfast_types::limits::{GROUPS_MAX, REPLICAS_MAX};
-use holdfast_types::{Instant, LogIndex, MapVersion, ServerId, SessionId, ShardId, Timestamp};
+use holdfast_types::{Instant, LogIndex, MapVersion, ServerId, SessionId, ShardId, Term, Timestamp};
 use holdfast_wire::admin::ShardStatus;
 use holdfast_wire::metadata::{Answer, Envelope, MetadataError, Request, Response};
 use holdfast_wire::peer::PeerMessage;
@@ -50,9 +50,18 @@ impl Waiter {
     }
 }
 
+/// What shard 1's leader wants of shard 0's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    /// A session is to be over everywhere.
+    Fence(SessionId),
+    /// Storage nodes are to know that it leads in this term.
+    Lead(Term),
+}
+
 /// A request of shard 1's leader to shard 0's.
 struct Forward {
-    session: SessionId,
+    wish: Wish,
     envelope: Envelope,
     sent: Option<u64>,
 }
@@ -74,6 +83,10 @@ pub struct MetadataCore {
     open: BTreeMap<u64, Instant>,
     forwards: BTreeMap<u64, Forward>,
     forward_next: u64,
+    /// It was said that this server must end.
+    pub(crate) stopped: bool,
+    /// The map version whose servers were last told, and those servers.
+    pub(crate) servers_told: (MapVersion, BTreeMap<ServerId, String>),
 }
 
 impl MetadataCore {
@@ -103,6 +116,8 @@ impl MetadataCore {
             open: BTreeMap::new(),
             forwards: BTreeMap::new(),
             forward_next,
+            stopped: false,
+            servers_told: Default::default(),
         })
     }
 
@@ -143,7 +158,19 @@ impl MetadataCore {
             Input::ChunkDone { job, result } => self.chunk_done(job, result),
         }
         self.run();
+        self.tell_servers();
+        self.address_lives();
         effects.append(&mut self.out);
+    }
+
+    /// Raft's messages say whom they mean.
+    fn address_lives(&mut self) {
+        let servers = &self.cluster.machine.servers;
+        for effect in &mut self.out {
+            if let Effect::Send { to, message: PeerMessage::Raft { to_life, .. } } = effect {
+                *to_life = servers.get(to).map_or(0, |row| row.life);
+            }
+        }
     }
 
     /// This server.
@@ -220,6 +247,7 @@ impl MetadataCore {
         self.volumes.tick(&mut self.out);
         self.tick_cluster();
         self.tick_volumes();
+        self.tick_servers();
         self.send_forwards();
     }
 
@@ -300,13 +328,17 @@ impl MetadataCore {
 
     fn peer(&mut self, from: ServerId, message: PeerMessage) {
         match message {
-            PeerMessage::Raft { shard, bytes } => {
+            PeerMessage::Raft { shard, from_life, to_life, bytes } => {
+                if !self.is_known(from, shard, (from_life, to_life)) {
+                    return;
+                }
                 if shard == ShardId::CLUSTER {
                     self.cluster.receive(from, &bytes);
                 } else if shard == ShardId::VOLUMES {
                     self.volumes.receive(from, &bytes);
                 }
             }
+            PeerMessage::Stranger { life } => self.is_stranger(from, life),
             PeerMessage::Forward { id, envelope } => {
                 let waiter = Waiter { asker: Asker::Peer { server: from, id }, deadline: self.now + FORWARD_PATIENCE };
                 self.request(waiter, Caller::Server(from), envelope);
@@ -347,7 +379,16 @@ impl MetadataCore {
 
     /// Has shard 0 fence a session; asks until it is answered.
     pub(crate) fn forward_fence(&mut self, session: SessionId) {
-        if self.forwards.values().any(|forward| forward.session == session) {
+        self.forward(Wish::Fence(session), Request::FenceSession { session });
+    }
+
+    /// Has shard 0 tell storage nodes who leads the volumes; asks until it is answered.
+    pub(crate) fn forward_lead(&mut self, term: Term) {
+        self.forward(Wish::Lead(term), Request::LeadVolumes { term });
+    }
+
+    fn forward(&mut self, wish: Wish, request: Request) {
+        if self.forwards.values().any(|forward| forward.wish == wish) {
             return;
         }
         let envelope = Envelope {
@@ -356,11 +397,11 @@ impl MetadataCore {
             sequence: Default::default(),
             answered_below: Default::default(),
             term: Default::default(),
-            request: Request::FenceSession { session },
+            request,
         };
         let id = self.forward_next;
         self.forward_next += 1;
-        self.forwards.insert(id, Forward { session, envelope, sent: None });
+        self.forwards.insert(id, Forward { wish, envelope, sent: None });
         self.send_forwards();
     }
 
@@ -390,10 +431,17 @@ impl MetadataCore {
 
     fn forwarded(&mut self, id: u64, answer: Answer) {
         // Anything but success is asked again when its time comes.
-        if let Ok(Response::Fenced { .. }) = answer.result
-            && let Some(forward) = self.forwards.remove(&id)
-        {
-            self.session_fenced(forward.session);
+        let Some(wish) = self.forwards.get(&id).map(|forward| forward.wish) else { return };
+        match (wish, answer.result) {
+            (Wish::Fence(session), Ok(Response::Fenced { .. })) => {
+                self.forwards.remove(&id);
+                self.session_fenced(session);
+            }
+            (Wish::Lead(_), Ok(Response::Done)) => {
+                // It is seen when it is applied here.
+                self.forwards.remove(&id);
+            }
+            _ => {}
         }
     }
 }
@@ -419,6 +467,9 @@ fn shard_of(request: &Request) -> ShardId {
         | Request::Promote { .. }
         | Request::Evict { .. }
         | Request::LeaveViews { .. }
+        | Request::LeadVolumes { .. }
+        | Request::AddServer { .. }
+        | Request::RemoveServer { .. }
         | Request::CreateVolume { .. }
         | Request::DeleteVolume { .. }
         | Request::ListVolumes
@@ -443,6 +494,8 @@ fn is_allowed(from: Caller, request: &Request) -> bool {
         Request::LeaveViews { node } => from == Caller::Storage(*node) || from == Caller::Admin,
         Request::FenceSession { .. } => matches!(from, Caller::Server(_) | Caller::Admin),
         Request::InspectInodes { .. } => from == Caller::Admin,
+        Request::AddServer { .. } | Request::RemoveServer { .. } => from == Caller::Admin,
+        Request::LeadVolumes { .. } => matches!(from, Caller::Server(_)),
         Request::CreateVolume { .. } | Request::DeleteVolume { .. } => matches!(from, Caller::Client | Caller::Admin),
         Request::OpenSession { .. }
         | Request::Attach { .. }
@@ -459,10 +512,14 @@ fn validate(config: &Config) -> Result<(), StartError> {
     let mut voters = config.voters.clone();
     voters.sort_unstable();
     voters.dedup();
-    if voters.len() != config.voters.len() || voters.len().is_multiple_of(2) || voters.len() > 7 {
+    if voters.len() != config.voters.len() || voters.len() > 7 {
+        return fault("voters must be up to 7 different servers");
+    }
+    // None: it joins.
+    if !voters.is_empty() && voters.len().is_multiple_of(2) {
         return fault("voters must be 1, 3, 5 or 7 different servers");
     }
-    if config.id.0 == 0 || !voters.contains(&config.id) {
+    if config.id.0 == 0 || (!voters.is_empty() && !voters.contains(&config.id)) {
         return fault("this server must be one of the voters, and not 0");
     }
     if !config.groups.is_power_of_two() || config.groups > GROUPS_MAX {

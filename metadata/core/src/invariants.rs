@@ -239,7 +239,7 @@ impl Namespace {
             if trim != row.trim.map(|(from, to)| (row.generation, from, to)) {
                 self.wrong.push(format!("{volume}/{number}: trim {:?}, queued {trim:?}", row.trim));
             }
-            if row.stale_bound > 0 && row.bounds.is_empty() {
+            if row.stale_bound > row.size && row.bounds.iter().all(|(_, bound)| *bound <= row.size) {
                 self.wrong.push(format!("{volume}/{number}: a stale bound that nobody sees to"));
             }
         }

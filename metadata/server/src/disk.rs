@@ -1,24 +1,51 @@
 //! The data directory: identity, logs, tables.
 //!
 //! ```text
-//! data/IDENTITY         cluster, server and format, written when the directory is made
+//! data/START            `form` or `join`: this server has never started and may do so once; written by who prepares the directory
+//! data/IDENTITY         cluster, server, format and the life of its logs, written when the directory is made
 //! data/shard-0/log/     journal of shard 0        data/shard-0/table/   its table
 //! data/shard-1/log/     the same of shard 1       data/shard-1/table/
 //! ```
 //!
-//! A directory without IDENTITY is made new; one with another's is refused. So is one whose log or table alone is gone: the core compares them.
+//! ```text
+//! START ──logs born, synced──▶ IDENTITY ──START removed──▶ every later start
+//! ```
+//! * A first start needs START. So a directory that was wiped is no new one: what this server voted and acknowledged is lost with it, and
+//!   only a new server, under a new id, may take its place.
+//! * Each log holds the life that IDENTITY names: one that is gone, or another's, is noticed. A table that lacks what its log begins
+//!   after is noticed by the core; one that is gone while its log is whole is made again from that.
 
 use crate::config::Config;
-use crate::log_store::{LogError, LogStore, RecoveredLog};
+use crate::log_store::{Birth, LogError, LogStore, RecoveredLog};
 use holdfast_journal::{DirectoryDisk, JournalConfig, Syncing};
-use holdfast_store::{FjallConfig, FjallTable, StoreError, Table};
-use holdfast_types::ShardId;
-use std::io::Write;
+use holdfast_store::{FjallConfig, FjallTable, KeyRange, StoreError, Table};
+use holdfast_types::{ServerId, ShardId};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Format of the directory.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Name of the file that allows a first start.
+pub const START: &str = "START";
+/// What a server does at its first start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It makes the cluster, with the others that its configuration names.
+    Form,
+    /// It waits for the cluster to catch it up.
+    Join,
+}
+
+impl Start {
+    /// Content of the file.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Form => "form\n",
+            Self::Join => "join\n",
+        }
+    }
+}
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +77,40 @@ pub enum DiskError {
         path: PathBuf,
         /// What it has.
         found: u32,
+    },
+    /// There is nothing, and nobody has allowed a first start.
+    #[error(
+        "{path} holds no data of metadata server {id}, and no {START}, which `holdfast init` leaves for its first start: the data is lost, or \
+         `data` names another directory. If it is lost, this server must not start again under its id; put a new one in its place: \
+         holdfast admin metadata replace {id} NEW-ID HOST:PORT"
+    )]
+    Lost {
+        /// Where.
+        path: PathBuf,
+        /// Who.
+        id: u64,
+    },
+    /// One log is gone, or is not the one that belongs here.
+    #[error(
+        "the log of {shard} in {path} is not the one that metadata server {id} began with: it was lost or exchanged. What this server \
+         promised is lost with it; it must not start again under its id. Put a new one in its place: \
+         holdfast admin metadata replace {id} NEW-ID HOST:PORT"
+    )]
+    LogLost {
+        /// Which shard.
+        shard: ShardId,
+        /// Where.
+        path: PathBuf,
+        /// Who.
+        id: u64,
+    },
+    /// A first start is allowed, but there is a log already.
+    #[error(
+        "{path} holds a log but no IDENTITY: it is not new, and not whole. Restore IDENTITY, or replace this server"
+    )]
+    Halfway {
+        /// Where.
+        path: PathBuf,
     },
     /// A log.
     #[error("log of {shard} in {path}: {source}")]
@@ -87,10 +148,85 @@ pub struct Shard {
 ///
 /// # Errors
 /// [`DiskError`]
-pub fn open(config: &Config) -> Result<[Shard; 2], DiskError> {
-    check_identity(config)?;
+pub fn open(config: &Config) -> Result<(Birth, [Shard; 2]), DiskError> {
+    let path = &config.data;
+    let io = |source| DiskError::Io { path: path.clone(), source };
+    let known = identity(config)?;
+    let start = read_start(path).map_err(io)?;
+    if known.is_none() && start.is_none() {
+        return Err(DiskError::Lost { path: path.clone(), id: config.id });
+    }
     let syncing = if config.test_skip_sync { Syncing::SkippedForTest } else { Syncing::Real };
-    Ok([open_shard(config, ShardId::CLUSTER, syncing)?, open_shard(config, ShardId::VOLUMES, syncing)?])
+    let mut shards = [open_shard(config, ShardId::CLUSTER, syncing)?, open_shard(config, ShardId::VOLUMES, syncing)?];
+    let birth = match (known, start) {
+        (Some(life), _) => same_life(config, life, &shards)?,
+        (None, Some(start)) => be_born(config, start, &mut shards)?,
+        (None, None) => unreachable!("refused above"),
+    };
+    match std::fs::remove_file(path.join(START)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(error)),
+        _ => Ok((birth, shards)),
+    }
+}
+
+/// Every log is of the life that IDENTITY names.
+fn same_life(config: &Config, life: u64, shards: &[Shard; 2]) -> Result<Birth, DiskError> {
+    for (shard, opened) in [ShardId::CLUSTER, ShardId::VOLUMES].into_iter().zip(shards) {
+        if opened.recovered.birth.as_ref().is_none_or(|birth| birth.life != life) {
+            let path = config.data.join(format!("shard-{}", shard.0)).join("log");
+            return Err(DiskError::LogLost { shard, path, id: config.id });
+        }
+    }
+    Ok(shards[0].recovered.birth.clone().unwrap_or_default())
+}
+
+/// A first start. One that was cut short before IDENTITY was written is made again: nothing was said or promised yet.
+fn be_born(config: &Config, start: Start, shards: &mut [Shard; 2]) -> Result<Birth, DiskError> {
+    let path = &config.data;
+    let io = |source| DiskError::Io { path: path.clone(), source };
+    let founders = match start {
+        Start::Form => config.servers.iter().map(|server| ServerId(server.id)).collect(),
+        Start::Join => Vec::new(),
+    };
+    let birth = Birth { life: draw().map_err(io)?, founders };
+    for (shard, opened) in [ShardId::CLUSTER, ShardId::VOLUMES].into_iter().zip(shards) {
+        let found = RecoveredLog { birth: None, ..opened.recovered.clone() };
+        if found != RecoveredLog::default() || opened.table.range(KeyRange::all()).next().is_some() {
+            return Err(DiskError::Halfway { path: path.clone() });
+        }
+        opened.log.begin(birth.clone()).map_err(|source| DiskError::Log { shard, path: path.clone(), source })?;
+    }
+    write_identity(path, &format!("{}{:016x}\n", expected(config), birth.life)).map_err(io)?;
+    Ok(birth)
+}
+
+/// A number that nobody else has drawn; not 0.
+fn draw() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes).max(1))
+}
+
+fn read_start(data: &Path) -> std::io::Result<Option<Start>> {
+    match std::fs::read_to_string(data.join(START)) {
+        Ok(text) if text.trim() == Start::Form.text().trim() => Ok(Some(Start::Form)),
+        Ok(text) if text.trim() == Start::Join.text().trim() => Ok(Some(Start::Join)),
+        Ok(_) => Err(std::io::Error::other(format!("{START} holds neither `form` nor `join`"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Prepares a data directory for a first start.
+///
+/// # Errors
+/// What the system says.
+pub fn prepare(data: &Path, start: Start) -> std::io::Result<()> {
+    std::fs::create_dir_all(data)?;
+    let mut file = std::fs::File::create(data.join(START))?;
+    file.write_all(start.text().as_bytes())?;
+    file.sync_all()?;
+    std::fs::File::open(data)?.sync_all()
 }
 
 fn open_shard(config: &Config, shard: ShardId, syncing: Syncing) -> Result<Shard, DiskError> {
@@ -109,24 +245,31 @@ fn open_shard(config: &Config, shard: ShardId, syncing: Syncing) -> Result<Shard
     Ok(Shard { log, recovered, table: Arc::new(table) })
 }
 
-fn check_identity(config: &Config) -> Result<(), DiskError> {
+/// Who a directory is of, but for the life.
+fn expected(config: &Config) -> String {
+    format!("format {FORMAT} cluster {} metadata {} life ", config.cluster, config.id)
+}
+
+/// The life that IDENTITY names, if there is one.
+fn identity(config: &Config) -> Result<Option<u64>, DiskError> {
     let path = &config.data;
     let io = |source| DiskError::Io { path: path.clone(), source };
-    let expected = format!("format {FORMAT} cluster {} metadata {}\n", config.cluster, config.id);
     std::fs::create_dir_all(path).map_err(io)?;
-    match std::fs::read_to_string(path.join("IDENTITY")) {
-        Ok(found) if found == expected => Ok(()),
-        Ok(found) if format_of(&found).is_some_and(|format| format > FORMAT) => {
-            Err(DiskError::Format { path: path.clone(), found: format_of(&found).unwrap_or_default() })
-        }
-        Ok(found) => Err(DiskError::Foreign {
-            path: path.clone(),
-            found: found.trim().to_owned(),
-            expected: expected.trim().to_owned(),
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_identity(path, &expected).map_err(io),
-        Err(error) => Err(io(error)),
+    let found = match std::fs::read_to_string(path.join("IDENTITY")) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    if let Some(format) = format_of(&found).filter(|format| *format > FORMAT) {
+        return Err(DiskError::Format { path: path.clone(), found: format });
     }
+    let expected = expected(config);
+    let life = found.strip_prefix(&expected).and_then(|life| u64::from_str_radix(life.trim(), 16).ok());
+    life.map(Some).ok_or_else(|| DiskError::Foreign {
+        path: path.clone(),
+        found: found.trim().to_owned(),
+        expected: expected.trim_end_matches(" life ").to_owned(),
+    })
 }
 
 /// The format that an identity begins with.
@@ -142,3 +285,6 @@ fn write_identity(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::rename(partial, path.join("IDENTITY"))?;
     std::fs::File::open(path)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests;

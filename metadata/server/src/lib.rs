@@ -8,7 +8,7 @@
 
 mod check;
 pub mod config;
-mod disk;
+pub mod disk;
 pub mod log_store;
 mod log_writer;
 mod metrics;

@@ -12,12 +12,14 @@
 //! | 3 hard | term u64       | vote u64       | commit u64       |
 //! +--------+------+---------+----------------+------------------+
 //! | 4 log  | count u32 | then for each: index u64, term u64, kind u8, length u32, bytes
-//! +--------+-----------+-----------------------------------------
+//! +--------+-----------+-----------+-----------------------------
+//! | 5 born | life u64  | count u32 | then for each founder of the cluster: its id u64
+//! +--------+-----------+-----------+-----------------------------
 //! ```
 //!
 //! Invariants:
-//! * Replayed in order, the records give the newest hard state, the base, and consecutive entries after it.
-//! * Space is released only after the base and the hard state were written again above it and synced.
+//! * Replayed in order, the records give the log's birth, the newest hard state, the base, and consecutive entries after it.
+//! * Space is released only after the birth, the base and the hard state were written again above it and synced.
 
 use bytes::Bytes;
 use holdfast_journal::disk::Disk;
@@ -30,13 +32,25 @@ const TAG_BASE: u8 = 1;
 const TAG_RESTART: u8 = 2;
 const TAG_HARD_STATE: u8 = 3;
 const TAG_ENTRIES: u8 = 4;
+const TAG_BIRTH: u8 = 5;
 
 /// Bytes of entries in one record, unless one entry alone is longer. Well below a segment.
 const RECORD_BYTES: usize = 1 << 20;
 
+/// How a log came into being: its first record, and for ever the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Birth {
+    /// Drawn then: a server is known by it. A log that was lost and made anew has another.
+    pub life: u64,
+    /// Servers that the cluster was made with. Empty for a log of one that joined later.
+    pub founders: Vec<ServerId>,
+}
+
 /// What a log held when it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveredLog {
+    /// Its birth; none in a log that was made just now.
+    pub birth: Option<Birth>,
     /// The newest hard state.
     pub hard_state: HardState,
     /// The log begins behind this.
@@ -65,6 +79,7 @@ struct Extent {
 pub struct LogStore<D: Disk> {
     journal: Journal<D>,
     extents: VecDeque<Extent>,
+    birth: Option<Birth>,
     hard_state: HardState,
     base: LogPosition,
     /// Space below this is released after the next sync.
@@ -82,13 +97,24 @@ impl<D: Disk> LogStore<D> {
         let journal = Journal::open(disk, config, |position, record| {
             replay(&mut found, &mut extents, position, record).map_err(|what| what.to_owned().into())
         })?;
-        let store = Self { journal, extents, hard_state: found.hard_state, base: found.base, release: None };
+        let birth = found.birth.clone();
+        let store = Self { journal, extents, birth, hard_state: found.hard_state, base: found.base, release: None };
         Ok((store, found))
     }
 
     /// Whether the opening cut off a torn record; see [`Journal::found_torn`].
     pub fn found_torn(&self) -> bool {
         self.journal.found_torn()
+    }
+
+    /// Writes a new log's first record, durably.
+    ///
+    /// # Errors
+    /// [`LogError`]
+    pub fn begin(&mut self, birth: Birth) -> Result<(), LogError> {
+        self.birth = Some(birth);
+        self.append_birth()?;
+        self.sync()
     }
 
     /// Adds records; **not durable** before [`LogStore::sync`].
@@ -102,6 +128,7 @@ impl<D: Disk> LogStore<D> {
                     self.base = *base;
                     self.extents.clear();
                     let position = self.journal.append(&[&place(TAG_RESTART, *base)])?;
+                    self.append_birth()?;
                     self.append_hard_state()?;
                     self.release = Some(position);
                 }
@@ -128,6 +155,7 @@ impl<D: Disk> LogStore<D> {
             self.extents.pop_front();
         }
         let written = self.journal.append(&[&place(TAG_BASE, base)])?;
+        self.append_birth()?;
         self.append_hard_state()?;
         self.release = Some(self.extents.front().map_or(written, |extent| extent.position.min(written)));
         Ok(())
@@ -142,6 +170,18 @@ impl<D: Disk> LogStore<D> {
         if let Some(position) = self.release.take() {
             self.journal.release_below(position);
         }
+        Ok(())
+    }
+
+    fn append_birth(&mut self) -> Result<(), LogError> {
+        let Some(Birth { life, founders }) = &self.birth else { return Ok(()) };
+        let mut record = vec![TAG_BIRTH];
+        record.extend_from_slice(&life.to_le_bytes());
+        record.extend_from_slice(&(founders.len() as u32).to_le_bytes());
+        for founder in founders {
+            record.extend_from_slice(&founder.0.to_le_bytes());
+        }
+        self.journal.append(&[&record])?;
         Ok(())
     }
 
@@ -235,6 +275,12 @@ fn replay(
         TAG_HARD_STATE => {
             found.hard_state =
                 HardState { term: Term(reader.u64()?), vote: ServerId(reader.u64()?), commit: LogIndex(reader.u64()?) };
+        }
+        TAG_BIRTH => {
+            let life = reader.u64()?;
+            let count = reader.u32()?;
+            let founders = (0..count).map(|_| Ok(ServerId(reader.u64()?))).collect::<Result<_, &'static str>>()?;
+            found.birth = Some(Birth { life, founders });
         }
         TAG_ENTRIES => {
             let entries = reader.entries()?;

@@ -116,9 +116,11 @@ struct Machine {
     effects: Vec<Effect>,
     metrics: Arc<Metrics>,
     journeys: Journeys,
+    /// Why the cluster wants no more of this server, if so.
+    expelled: Option<String>,
 }
 
-/// Declares the node dead unless the work ended as it should.
+/// Declares the node dead unless the work ended as it should: by a panic, or because the cluster wants no more of it.
 struct Work<'a> {
     node: &'a Node,
     done: bool,
@@ -144,6 +146,7 @@ impl Node {
             effects: Vec::new(),
             metrics,
             journeys: Journeys::default(),
+            expelled: None,
         };
         let node = Arc::new_cyclic(|me| Self {
             inbox: Mutex::default(),
@@ -205,11 +208,19 @@ impl Node {
             done += batch.len();
             batch.drain(..).for_each(|arrival| machine.take(arrival));
             machine.start_effects();
+            if machine.expelled.is_some() {
+                return;
+            }
         }
         work.done = true;
     }
 
-    /// Becomes true when a panic has ended the core's life.
+    /// Why the cluster wants no more of this server, if so.
+    pub fn expelled(&self) -> Option<String> {
+        self.machine().expelled.clone()
+    }
+
+    /// Becomes true when the core's life has ended before it was closed.
     pub fn dead(&self) -> watch::Receiver<bool> {
         self.dead.subscribe()
     }
@@ -305,6 +316,8 @@ impl Machine {
                 Effect::Chunk { job, member, address, request, .. } => {
                     workers.peers.chunk(job, member.node, &address, &request);
                 }
+                Effect::Servers { servers, gone } => workers.peers.update(&servers, gone),
+                Effect::Stop { reason } => self.expelled = Some(reason),
                 Effect::Halt { shard, index, reason } => {
                     tracing::error!(%shard, %index, reason, "shard halted on this server: it is wrong or its disk is; replace it");
                 }

@@ -16,6 +16,8 @@ use std::time::Duration;
 pub struct Peers {
     identity: Identity,
     servers: BTreeMap<ServerId, Peer>,
+    /// Servers that have left, and where they were.
+    gone: Vec<(ServerId, String)>,
     storage: BTreeMap<NodeId, (String, Peer)>,
     inlet: Inlet,
     runtime: tokio::runtime::Handle,
@@ -31,26 +33,52 @@ impl Peers {
         servers: impl Iterator<Item = (ServerId, String)>,
         inlet: Inlet,
     ) -> Result<Self, String> {
-        let me = ServerId(identity.me().id);
-        let mut peers = BTreeMap::new();
-        for (id, address) in servers.filter(|(id, _)| *id != me) {
-            let address: Address = address.parse().map_err(|error| format!("metadata server {id}: {error}"))?;
-            // Raft repeats itself; after a pause it should find the other as soon as it is back.
-            let options = PeerOptions {
-                keep_connected: true,
-                local: true,
-                pause_most: Duration::from_millis(250),
-                ..PeerOptions::default()
-            };
-            let expected = Some(PeerIdentity { role: Role::Metadata, id: id.0 });
-            peers.insert(id, Peer::new(identity.clone(), Transport::Quic, vec![address], expected, options));
+        let (known, runtime) = (BTreeMap::new(), tokio::runtime::Handle::current());
+        let mut peers = Self { identity, servers: known, gone: Vec::new(), storage: BTreeMap::new(), inlet, runtime };
+        servers.into_iter().try_for_each(|(id, address)| peers.add(id, &address, true))?;
+        Ok(peers)
+    }
+
+    /// The servers are these, from now on.
+    pub fn update(&mut self, servers: &[(ServerId, String)], gone: Vec<(ServerId, String)>) {
+        self.servers.retain(|id, _| servers.iter().any(|(other, _)| other == id));
+        self.gone = gone;
+        for (id, address) in servers {
+            if let Err(error) = self.add(*id, address, true) {
+                tracing::warn!(error, "a metadata server is out of reach");
+            }
         }
-        let runtime = tokio::runtime::Handle::current();
-        Ok(Self { identity, servers: peers, storage: BTreeMap::new(), inlet, runtime })
+    }
+
+    fn add(&mut self, id: ServerId, address: &str, keep_connected: bool) -> Result<(), String> {
+        // Of those known already the configured address counts.
+        if self.servers.contains_key(&id) || id == ServerId(self.identity.me().id) {
+            return Ok(());
+        }
+        let parsed: Address = address.parse().map_err(|error| format!("metadata server {id}: {error}"))?;
+        // Raft repeats itself; after a pause it should find the other as soon as it is back.
+        let options = PeerOptions {
+            keep_connected,
+            local: true,
+            pause_most: Duration::from_millis(250),
+            ..PeerOptions::default()
+        };
+        let expected = Some(PeerIdentity { role: Role::Metadata, id: id.0 });
+        let _guard = self.runtime.enter();
+        let peer = Peer::new(self.identity.clone(), Transport::Quic, vec![parsed], expected, options);
+        self.servers.insert(id, peer);
+        Ok(())
     }
 
     /// Sends a message to another server; it may be lost, and then the core sends it, or a newer one, again.
-    pub fn send(&self, to: ServerId, message: &PeerMessage) {
+    pub fn send(&mut self, to: ServerId, message: &PeerMessage) {
+        // One that has left and does not know it yet: a connection is made to say so, and not kept.
+        if !self.servers.contains_key(&to)
+            && let Some((_, address)) = self.gone.iter().find(|(id, _)| *id == to).cloned()
+            && let Err(error) = self.add(to, &address, false)
+        {
+            tracing::debug!(%to, error, "a server that has left is out of reach");
+        }
         if let Some(peer) = self.servers.get(&to)
             && let Err(error) = peer.cast(Kind::Peer as u16, codec::encode(message), Bytes::new())
         {

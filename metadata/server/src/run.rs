@@ -3,6 +3,7 @@
 use crate::check::Checks;
 use crate::config::Config;
 use crate::disk::{self, DiskError, Shard};
+use crate::log_store::Birth;
 use crate::log_writer;
 use crate::metrics::Metrics;
 use crate::node::{Arrival, Inlet, Node, Workers, now};
@@ -44,6 +45,17 @@ pub enum Error {
     /// Log and table do not fit together.
     #[error("{0}; this server must be replaced by a new one, it must not guess")]
     Start(#[from] StartError),
+    /// The cluster wants no more of it.
+    #[error(
+        "{reason}. It must not start again under its id {id}; to put another in its place: \
+         holdfast admin metadata replace {id} NEW-ID HOST:PORT, or admin metadata add NEW-ID HOST:PORT"
+    )]
+    Expelled {
+        /// Why.
+        reason: String,
+        /// Who.
+        id: u64,
+    },
     /// The address.
     #[error("cannot listen: {0}")]
     Listen(#[from] ConnectError),
@@ -85,11 +97,12 @@ pub async fn run(
         // Opening replays logs and may take a while: not on the runtime's threads.
         tokio::task::spawn_blocking(move || disk::open(&config)).await.map_err(|_| Error::Died)??
     };
+    let (birth, shards) = opened;
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::register(&mut registry, config.slow_operation.0));
     let endpoint = http::serve(&config.telemetry_address, registry, metrics.clone()).await?;
-    let checks = Checks::new(opened.each_ref().map(|shard| Arc::clone(&shard.table)));
-    let (node, inlet, threads) = assemble(&config, &identity, opened, &metrics)?;
+    let checks = Checks::new(shards.each_ref().map(|shard| Arc::clone(&shard.table)));
+    let (node, inlet, threads) = assemble(&config, &identity, (&birth, shards), &metrics)?;
     let address: Address = config.address.parse()?;
     let handler = Arc::new(Service { inlet: inlet.clone(), checks });
     let options = ServerOptions { local: true, ..ServerOptions::default() };
@@ -111,13 +124,16 @@ pub async fn run(
     ticks.abort();
     let ended = end(&node, threads).await;
     server.shutdown(GRACE).await;
-    if died || !ended { Err(Error::Died) } else { Ok(()) }
+    match node.expelled() {
+        Some(reason) => Err(Error::Expelled { reason, id: config.id }),
+        None if died || !ended => Err(Error::Died),
+        None => Ok(()),
+    }
 }
 
 /// Lets the threads end, logs with a last sync, and waits for them. Whether none had panicked.
 async fn end(node: &Node, threads: Vec<JoinHandle<()>>) -> bool {
     node.close();
-    // Each is waited for, whatever became of the others.
     let join = move || threads.into_iter().filter_map(|thread| thread.join().err()).count() == 0;
     tokio::task::spawn_blocking(join).await.unwrap_or(false)
 }
@@ -143,13 +159,13 @@ fn identity(config: &Config) -> Result<Identity, Error> {
     Ok(identity)
 }
 
-/// The node, the way to it, and the threads of its logs.
+/// The node, the way to it, and the threads that work for it.
 type Assembled = (Arc<Node>, Inlet, Vec<JoinHandle<()>>);
 
 fn assemble(
     config: &Config,
     identity: &Identity,
-    opened: [Shard; 2],
+    (birth, opened): (&Birth, [Shard; 2]),
     metrics: &Arc<Metrics>,
 ) -> Result<Assembled, Error> {
     let inlet = Inlet::default();
@@ -162,7 +178,7 @@ fn assemble(
         table: shard.table.clone(),
     };
     let recovered = Recovered { cluster: recovered(&cluster), volumes: recovered(&volumes) };
-    let core = MetadataCore::new(core_config(config), recovered, now())?;
+    let core = MetadataCore::new(core_config(config, birth), recovered, now())?;
     let servers = config.servers.iter().map(|server| (ServerId(server.id), server.address.clone()));
     let peers = Peers::new(identity.clone(), servers, inlet.clone()).map_err(Error::Address)?;
     let confirm = || {
@@ -179,14 +195,19 @@ fn assemble(
     Ok((node, inlet, vec![thread_0, thread_1, thread_2, thread_3]))
 }
 
-fn core_config(config: &Config) -> CoreConfig {
-    let voters = config.servers.iter().map(|server| ServerId(server.id)).collect();
+fn core_config(config: &Config, birth: &Birth) -> CoreConfig {
+    // Who was there at the first start, and not who stands in the file today: others come and go through the log.
+    let voters = birth.founders.clone();
+    let servers = config.servers.iter().map(|server| (ServerId(server.id), server.address.clone()));
+    let servers = servers.filter(|(id, _)| voters.contains(id)).collect();
     // Different on each server and at each start, so that two never stand for election in step for long.
     let seed = prng::mix(config.id ^ now().0 ^ u64::from(std::process::id()) << 32);
     CoreConfig {
         replicas: config.replicas,
         groups: config.groups,
         storage_expected: config.storage_expected,
+        servers,
+        life: birth.life,
         ..CoreConfig::new(config.server_id(), config.cluster_id(), voters, seed)
     }
 }

@@ -43,7 +43,8 @@ pub(crate) fn check(ctx: &mut Ctx<'_>, request: &ChunkRequest, payload: &Bytes) 
 /// The session is alive and may do this to this volume.
 fn session(ctx: &mut Ctx<'_>, request: &ChunkRequest) -> Result<(), Refusal> {
     if request.session == SessionId::SERVICE {
-        return Ok(());
+        // One who was deposed, and does not know it yet: its successor has done this, and others have written there since.
+        return if request.term < ctx.map.service_term { Err(Refusal::StaleSequence) } else { Ok(()) };
     }
     if request.session == SessionId::NONE {
         return Err(Refusal::Forbidden);

@@ -1,4 +1,4 @@
-//! Asking shard 0: finds its leader among the metadata servers and stays with it.
+//! Asking shard 0: finds its leader among the metadata servers and stays with it. The map says who they are from the first map on.
 
 use bytes::Bytes;
 use holdfast_rpc::{ConnectError, Identity, Peer, PeerIdentity, PeerOptions, Role, Transport};
@@ -6,15 +6,22 @@ use holdfast_types::{LogIndex, Sequence, ServerId, SessionId, ShardId, Term};
 use holdfast_wire::codec;
 use holdfast_wire::kind::Kind;
 use holdfast_wire::metadata::{Answer, Envelope, MetadataError, Request, Response};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// Pause after a server that is not the leader and knows none, or cannot be reached.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// A metadata server, and the way there.
+type Known = (ServerId, Peer);
+
 /// The metadata servers, from a storage node's point of view.
 pub(crate) struct Control {
-    servers: Vec<(ServerId, Peer)>,
+    servers: RwLock<Vec<Known>>,
+    identity: Identity,
+    runtime: tokio::runtime::Handle,
     /// Position in `servers` of the one that answered last.
     leader: AtomicUsize,
 }
@@ -22,20 +29,32 @@ pub(crate) struct Control {
 impl Control {
     /// Must be called within a tokio runtime.
     pub fn new(identity: &Identity, servers: &[crate::config::MetadataServer]) -> Result<Self, ConnectError> {
-        let mut peers = Vec::with_capacity(servers.len());
-        for server in servers {
-            let options = PeerOptions {
-                local: true,
-                connect_timeout: Duration::from_secs(1),
-                pause_most: Duration::from_millis(250),
-                ..PeerOptions::default()
-            };
-            let expected = Some(PeerIdentity { role: Role::Metadata, id: server.id });
-            let addresses = vec![server.address.parse()?];
-            let peer = Peer::new(identity.clone(), Transport::Quic, addresses, expected, options);
-            peers.push((ServerId(server.id), peer));
+        let known = servers.iter().map(|server| connect(identity, ServerId(server.id), &server.address));
+        let known = known.collect::<Result<Vec<Known>, _>>()?;
+        let (identity, runtime) = (identity.clone(), tokio::runtime::Handle::current());
+        Ok(Self { servers: RwLock::new(known), identity, runtime, leader: AtomicUsize::new(0) })
+    }
+
+    /// The servers are these, from now on. Of those known already the configured address counts.
+    pub fn learn(&self, found: &BTreeMap<ServerId, String>) {
+        let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        let same = servers.len() == found.len() && servers.iter().all(|(id, _)| found.contains_key(id));
+        if found.is_empty() || same {
+            return;
         }
-        Ok(Self { servers: peers, leader: AtomicUsize::new(0) })
+        let _guard = self.runtime.enter();
+        let way = |(id, address): (&ServerId, &String)| {
+            let known = servers.iter().find(|(other, _)| other == id).cloned();
+            known.map_or_else(|| connect(&self.identity, *id, address), Ok)
+        };
+        match found.iter().map(way).collect::<Result<Vec<Known>, _>>() {
+            Ok(known) => *servers = known,
+            Err(error) => tracing::warn!(%error, "the map names a metadata server that is out of reach"),
+        }
+    }
+
+    fn known(&self) -> Vec<Known> {
+        self.servers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks until the leader has answered or `deadline` has passed; one server gets `patience` at the most. Safe for
@@ -55,20 +74,20 @@ impl Control {
             request,
         });
         let end = Instant::now() + deadline;
-        let mut at = self.leader.load(Ordering::Relaxed) % self.servers.len();
+        let servers = self.known();
+        let mut at = self.leader.load(Ordering::Relaxed) % servers.len();
         let mut reason = String::from("no metadata server answered");
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(MetadataError::Unavailable { reason });
             }
-            let call =
-                self.servers[at].1.call(Kind::Metadata as u16, message.clone(), Bytes::new(), left.min(patience));
+            let call = servers[at].1.call(Kind::Metadata as u16, message.clone(), Bytes::new(), left.min(patience));
             let next = match call.await {
                 Ok(response) => match codec::decode::<Answer>(&response.message) {
                     Ok(Answer { result: Err(MetadataError::NotLeader { hint }), .. }) => {
-                        reason = format!("{} does not lead", self.servers[at].0);
-                        self.position(hint).filter(|hint| *hint != at)
+                        reason = format!("{} does not lead", servers[at].0);
+                        servers.iter().position(|(id, _)| Some(*id) == hint).filter(|hint| *hint != at)
                     }
                     Ok(Answer { result, applied: LogIndex(_), .. }) => {
                         self.leader.store(at, Ordering::Relaxed);
@@ -84,21 +103,29 @@ impl Control {
             match next {
                 Some(hint) => at = hint,
                 None => {
-                    at = (at + 1) % self.servers.len();
+                    at = (at + 1) % servers.len();
                     tokio::time::sleep(PAUSE.min(end.saturating_duration_since(Instant::now()))).await;
                 }
             }
         }
     }
 
-    fn position(&self, server: Option<ServerId>) -> Option<usize> {
-        self.servers.iter().position(|(id, _)| Some(*id) == server)
-    }
-
     /// Ends the connections.
     pub async fn close(&self) {
-        for (_, peer) in &self.servers {
+        for (_, peer) in self.known() {
             peer.close().await;
         }
     }
+}
+
+fn connect(identity: &Identity, id: ServerId, address: &str) -> Result<Known, ConnectError> {
+    let options = PeerOptions {
+        local: true,
+        connect_timeout: Duration::from_secs(1),
+        pause_most: Duration::from_millis(250),
+        ..PeerOptions::default()
+    };
+    let expected = Some(PeerIdentity { role: Role::Metadata, id: id.0 });
+    let peer = Peer::new(identity.clone(), Transport::Quic, vec![address.parse()?], expected, options);
+    Ok((id, peer))
 }

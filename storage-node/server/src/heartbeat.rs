@@ -103,7 +103,7 @@ impl Beat {
             let have = MapVersion(self.standing.map_version.load(Ordering::Relaxed));
             let asked = Instant::now();
             let result = self.control.ask(Request::GetMap { have, wait: true }, MAP_WAIT, MAP_WAIT).await;
-            let took = take_map(&self.owner, result);
+            let took = take_map(&self.control, &self.owner, result);
             let newer = self.standing.map_version.load(Ordering::Relaxed) > have.0;
             if !(took && newer) && asked.elapsed() < MAP_PAUSE {
                 tokio::time::sleep(MAP_PAUSE).await;

@@ -9,7 +9,7 @@ use crate::service::Requests;
 use holdfast_storage_core::local::LocalError;
 use holdfast_storage_core::{Effect, Input};
 use holdfast_types::{DiskId, Incarnation, MapVersion, MemberId, NodeId};
-use holdfast_wire::map::ClusterMap;
+use holdfast_wire::map::{ClusterMap, MapUpdate};
 use holdfast_wire::metadata::{MetadataError, Request, Response};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -146,14 +146,17 @@ pub(crate) fn fetch_map(
         let have = MapVersion(standing.map_version.load(Ordering::Relaxed));
         let result = control.ask(Request::GetMap { have, wait: false }, ASK_DEADLINE, ASK_PATIENCE).await;
         fetching.store(false, Ordering::Release);
-        take_map(&owner, result);
+        take_map(&control, &owner, result);
     });
 }
 
 /// Gives a map to the core. Says whether there was one.
-pub(crate) fn take_map(owner: &Weak<Owner>, result: Result<Response, MetadataError>) -> bool {
+pub(crate) fn take_map(control: &Control, owner: &Weak<Owner>, result: Result<Response, MetadataError>) -> bool {
     match (result, owner.upgrade()) {
         (Ok(Response::Map(update)), Some(owner)) => {
+            if let MapUpdate::Full(map) = &update {
+                control.learn(&map.servers);
+            }
             owner.submit([Input::Map(update)]);
             true
         }

@@ -229,6 +229,11 @@ impl Sim {
                 );
                 self.after_local(actor, CHUNK_PATIENCE, Local::CallTimeout { call });
             }
+            Effect::Servers { .. } => {}
+            Effect::Stop { reason } => {
+                let reason = format!("{} is told to end: {reason}", self.servers[at].id);
+                self.fail(reason);
+            }
             Effect::Halt { shard, index, reason } => {
                 let reason = format!("{} halts {shard} at {index}: {reason}", self.servers[at].id);
                 self.fail(reason);

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::{
-    ChunkKey, DiskId, Epoch, FileName, Generation, Incarnation, InodeId, LogIndex, MapVersion, MemberId, NodeId,
-    OpNumber, Sequence, ServerId, SessionId, ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
+    ChunkKey, DiskId, Epoch, FileName, Generation, GroupId, Incarnation, InodeId, LogIndex, MapVersion, MemberId,
+    NodeId, OpNumber, Sequence, ServerId, SessionId, ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::map::{ClusterMap, MapUpdate, NodeRecord, View};
@@ -41,6 +41,10 @@ pub struct Service {
     pub chunks: BTreeMap<ChunkKey, Vec<u8>>,
     pub map: ClusterMap,
     data_seen: BTreeSet<Sequence>,
+    /// A group that serves nothing.
+    pub stuck: Option<GroupId>,
+    /// The newest floor that each group was told.
+    pub floors: BTreeMap<GroupId, Sequence>,
     pub full: bool,
     /// Reads answered with a wrong byte.
     pub damaged: u32,
@@ -68,6 +72,8 @@ impl Service {
             chunks: BTreeMap::new(),
             map: ClusterMap::default(),
             data_seen: BTreeSet::new(),
+            stuck: None,
+            floors: BTreeMap::new(),
             full: false,
             damaged: 0,
             now: Timestamp { seconds: 1000, nanos: 0 },
@@ -435,6 +441,11 @@ impl Service {
             assert!(request.sequence > Sequence(0) && request.floor <= request.sequence);
             let floor = request.floor;
             self.data_seen.retain(|sequence| *sequence >= floor);
+        }
+        let floor = self.floors.entry(request.group).or_default();
+        *floor = request.floor.max(*floor);
+        if self.stuck == Some(request.group) {
+            return (ChunkAnswer::Refused(Refusal::NotServing { reason: "stuck".into() }), Bytes::new());
         }
         let done = ChunkAnswer::Done { number: OpNumber::default() };
         match &request.op {

@@ -6,7 +6,7 @@ use crate::{Call, ClientError, Input, OpenMode, Reply, ZeroMode};
 use bytes::Bytes;
 use holdfast_types::prng::Prng;
 use holdfast_types::size::{KIB, MIB};
-use holdfast_types::{InodeId, Timestamp};
+use holdfast_types::{ChunkIndex, GroupId, InodeId, Timestamp, VolumeId};
 use holdfast_wire::namespace::{SetAttributes, SetTime};
 use std::time::Duration;
 
@@ -18,6 +18,27 @@ fn random_bytes(prng: &mut Prng, length: u64) -> Bytes {
     let mut bytes = vec![0; length as usize];
     prng.fill(&mut bytes);
     bytes.into()
+}
+
+#[test]
+fn a_group_that_is_stuck_does_not_hold_back_the_floor_of_others() {
+    let mut world = World::new(5);
+    world.mount();
+    let group = |inode| GroupId::of(VolumeId(3), inode, ChunkIndex(0), super::fake::GROUPS);
+    let (a, first) = world.create("a");
+    let (b, second) =
+        (0..).map(|n| world.create(&format!("b{n}"))).find(|(inode, _)| group(*inode) != group(a)).unwrap();
+    world.service.stuck = Some(group(a));
+    world.write(first, 0, vec![1; 4096]).expect("buffered");
+    world.run_until("the group is asked", |w| w.service.floors.contains_key(&group(a)));
+    for n in 0..20 {
+        world.write(second, 0, vec![n; 4096]).expect("buffered");
+        world.ask(Call::Fsync { inode: b, data_only: true }).expect("durable");
+    }
+    let (stuck, other) = (world.service.floors[&group(a)], world.service.floors[&group(b)]);
+    assert!(other.0 >= stuck.0 + 15, "{stuck} and {other}: it would be refused after some thousand more");
+    world.service.stuck = None;
+    world.ask(Call::Fsync { inode: a, data_only: true }).expect("durable");
 }
 
 #[test]

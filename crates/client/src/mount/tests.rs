@@ -105,6 +105,8 @@ async fn respond(stub: Arc<Stub>, request: Request, timeout: Duration) -> Result
 }
 
 impl Transport for StubTransport {
+    fn learn(&self, _servers: &std::collections::BTreeMap<ServerId, String>) {}
+
     fn metadata(&self, _: ServerId, envelope: Envelope, timeout: Duration) -> Boxed<Result<Answer, Failure>> {
         let stub = Arc::clone(&self.0);
         Box::pin(async move {

@@ -9,7 +9,7 @@ use crate::command::{ClusterCommand, Command, ViewChange, ViewStep};
 use crate::core::{Asker, MetadataCore, Waiter};
 use crate::replica::{Event, Outcome, Token};
 use holdfast_types::limits::{DRIFT_MARGIN, NODE_TTL};
-use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, SessionId, ShardId};
+use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, ServerId, SessionId, ShardId};
 use holdfast_wire::map::{MapUpdate, View};
 use holdfast_wire::metadata::{MetadataError, Request, Response};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +34,7 @@ pub(super) enum Work {
     Update,
     Form,
     VolumeGone,
+    Servers,
 }
 
 /// What a read is for.
@@ -72,6 +73,10 @@ pub(crate) struct ClusterLead {
     pub(super) evicted: BTreeMap<(GroupId, MemberId), u64>,
     /// Groups none of whose members in sync has kept its life, and since when.
     pub(super) reforming: BTreeMap<GroupId, u64>,
+    /// Lives of logs as they were heard.
+    pub(super) lives: BTreeMap<ServerId, u64>,
+    /// When primaries were last moved for balance.
+    pub(super) balanced: u64,
     /// Something has happened that views may depend on.
     pub(super) dirty: bool,
     /// Some views wait for a sign of life.
@@ -129,6 +134,12 @@ impl MetadataCore {
                 }
                 self.propose_for(asker, ClusterCommand::Update { nodes: Vec::new(), views });
             }
+            Request::AddServer { server, address, replaces } => self.add_server(asker, server, address, replaces),
+            Request::RemoveServer { server } => match self.may_leave(server) {
+                Ok(()) => self.propose_for(asker, ClusterCommand::RemoveServer { server }),
+                Err(error) => self.refuse(asker, SHARD, error),
+            },
+            Request::LeadVolumes { term } => self.propose_for(asker, ClusterCommand::ServiceLeads { term }),
             Request::ListVolumes => self.cluster_read(ReadFor::Volumes(asker)),
             Request::Status => self.cluster_read(ReadFor::Status(asker)),
             Request::Attach { .. }
@@ -153,7 +164,7 @@ impl MetadataCore {
         self.cluster.propose(token, Command::Cluster(command));
     }
 
-    fn propose_for(&mut self, asker: Asker, command: ClusterCommand) {
+    pub(super) fn propose_for(&mut self, asker: Asker, command: ClusterCommand) {
         self.propose_cluster(Purpose::Answer(asker), command);
     }
 

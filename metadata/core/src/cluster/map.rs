@@ -1,7 +1,7 @@
 //! The map as it is published: whole, or as the changes since a version.
 
 use super::Cluster;
-use holdfast_types::{GroupId, MapVersion, NodeId, SessionId};
+use holdfast_types::{GroupId, MapVersion, NodeId, SessionId, Term};
 use holdfast_wire::map::{ClusterMap, MapDelta, MapUpdate, NodeRecord, SessionGrant, View};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,6 +15,7 @@ pub(crate) struct Change {
     pub(crate) views: Vec<(GroupId, View)>,
     pub(crate) opened: Vec<(SessionId, SessionGrant)>,
     pub(crate) ended: Vec<SessionId>,
+    pub(crate) service_term: Term,
 }
 
 /// The latest changes, each beginning where the one before ends. In memory only: a server that starts has none.
@@ -25,7 +26,7 @@ pub(crate) struct Deltas {
 
 impl Deltas {
     pub(super) fn push(&mut self, from: MapVersion, to: MapVersion, change: Change, session_newest: SessionId) {
-        let Change { nodes, views, opened, ended } = change;
+        let Change { nodes, views, opened, ended, service_term } = change;
         self.list.push_back(MapDelta {
             from,
             to,
@@ -35,6 +36,7 @@ impl Deltas {
             sessions_opened: opened,
             sessions_ended: ended,
             session_newest,
+            service_term,
         });
         if self.list.len() > DELTAS_MAX {
             self.list.pop_front();
@@ -66,6 +68,7 @@ impl Deltas {
                 ended.push(*session);
             }
             (merged.to, merged.session_newest) = (delta.to, delta.session_newest);
+            merged.service_term = merged.service_term.max(delta.service_term);
         }
         merged.nodes = nodes.into_values().collect();
         merged.views = views.into_iter().collect();
@@ -87,6 +90,8 @@ impl Cluster {
             views: self.groups.iter().map(|row| row.view.clone()).collect(),
             sessions: self.live.iter().map(|(id, row)| (*id, row.grant)).collect(),
             session_newest: self.settings.session_newest,
+            service_term: self.settings.service_term,
+            servers: self.addresses(),
         }
     }
 

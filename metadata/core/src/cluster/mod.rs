@@ -11,18 +11,19 @@ pub(crate) mod lead;
 pub(crate) mod map;
 pub(crate) mod nodes;
 pub(crate) mod placement;
+pub(crate) mod servers;
 pub(crate) mod views;
 
 use crate::command::{ClusterCommand, Command, NodeChange, ViewChange, ViewStep, home};
 use crate::error::{Applied, Fail, ensure};
 use crate::machine::{Context, Machine, Output};
-use crate::tables::cluster::{self as rows, GroupRow, LiveRow, NodeRow, SettingsRow, VolumeEntryRow};
+use crate::tables::cluster::{self as rows, GroupRow, LiveRow, NodeRow, ServerRow, SettingsRow, VolumeEntryRow};
 use crate::tables::number_at;
 use crate::txn::{Txn, decode};
 use crate::volumes::sessions::superseding;
 use holdfast_store::{Batch, KeyRange, View as TableView};
 use holdfast_types::limits::VOLUME_NAME_BYTES_MAX;
-use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, SessionId, ShardId, SnapshotNumber, VolumeId};
+use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, ServerId, SessionId, ShardId, SnapshotNumber, VolumeId};
 use holdfast_wire::map::{NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::{ClientRecord, MetadataError, Response};
 use holdfast_wire::namespace::VolumeRecord;
@@ -40,6 +41,7 @@ pub(crate) struct Cluster {
     pub(crate) groups: Vec<GroupRow>,
     pub(crate) live: BTreeMap<SessionId, LiveRow>,
     pub(crate) volumes: BTreeMap<VolumeId, VolumeEntryRow>,
+    pub(crate) servers: BTreeMap<ServerId, ServerRow>,
     deltas: Deltas,
 }
 
@@ -66,6 +68,10 @@ impl Machine for Cluster {
             let (key, value) = pair?;
             machine.volumes.insert(VolumeId(number_at(&key, 0)), decode(&key, &value)?);
         }
+        for pair in pairs(rows::SERVER) {
+            let (key, value) = pair?;
+            machine.servers.insert(ServerId(number_at(&key, 0)), decode(&key, &value)?);
+        }
         ensure!(machine.groups.len() == machine.settings.groups as usize, "groups are missing");
         Ok(machine)
     }
@@ -82,6 +88,29 @@ impl Machine for Cluster {
             ClusterCommand::Update { nodes, views } => self.update(txn, context, nodes, views)?,
             ClusterCommand::Form { replicas, feature_level, views, volume } => {
                 self.form(txn, context, (*replicas, *feature_level), views, volume)?
+            }
+            ClusterCommand::Found { servers } => {
+                self.found(txn, context, servers);
+                Response::Done
+            }
+            ClusterCommand::Lives { lives } => {
+                self.learn_lives(txn, lives);
+                Response::Done
+            }
+            ClusterCommand::AddServer { server, address, replaces } => {
+                self.add_server(txn, context, (*server, address), *replaces)?
+            }
+            ClusterCommand::RemoveServer { server } => self.remove_server(txn, context, *server)?,
+            ClusterCommand::ServerSettled { server } => {
+                self.server_settled(txn, context, *server);
+                Response::Done
+            }
+            ClusterCommand::ServiceLeads { term } => {
+                if *term > self.settings.service_term {
+                    self.settings.service_term = *term;
+                    self.publish(txn, context, Change { service_term: *term, ..Change::default() });
+                }
+                Response::Done
             }
             ClusterCommand::CreateVolume { name } => self.create_volume(txn, name)?,
             ClusterCommand::DeleteVolume { name } => self.delete_volume(txn, name)?,

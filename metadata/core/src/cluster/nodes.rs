@@ -26,6 +26,12 @@ use std::time::Duration;
 const EVICTED_TICKS: u64 = ticks(Duration::from_secs(5));
 /// Views are looked at this often even if nothing seems to have happened.
 const LOOK_TICKS: u64 = 10;
+/// How often a group or two goes back to the primary it was placed with, and how many: each such change makes its writers wait for a
+/// moment, so that a node's return is spread over a minute or so.
+const BALANCE_TICKS: u64 = ticks(Duration::from_millis(500));
+const BALANCED_AT_ONCE: usize = 2;
+/// A node must have lived for so long before it leads again what it once led: one that comes and goes moves nothing.
+const STEADY_TICKS: u64 = ticks(Duration::from_secs(10));
 /// Groups named in a status.
 const DEGRADED_SHOWN: usize = 32;
 
@@ -111,7 +117,35 @@ impl MetadataCore {
         if !nodes.is_empty() || !views.is_empty() {
             return self.propose_work(Work::Update, ClusterCommand::Update { nodes, views });
         }
+        if self.ticks >= self.cluster_lead.balanced + BALANCE_TICKS {
+            let views = self.balance_changes();
+            if !views.is_empty() {
+                self.cluster_lead.balanced = self.ticks;
+                return self.propose_work(Work::Update, ClusterCommand::Update { nodes: Vec::new(), views });
+            }
+        }
         self.form_pool();
+    }
+
+    /// Groups whose primary is not the disk that they were placed with, though that one is in sync: they were spread evenly at first.
+    /// Only where nobody is missing or being caught up, so that a group sees one change after the other.
+    fn balance_changes(&self) -> Vec<ViewChange> {
+        let steady = |member: &MemberId| {
+            let heard = self.cluster_lead.heard.get(&member.node);
+            self.standing(*member) == Standing::Serves
+                && heard.is_some_and(|heard| !heard.leaving && self.ticks >= heard.lives_since + STEADY_TICKS)
+        };
+        let groups = self.cluster.machine.groups.iter().enumerate();
+        let moves = groups.filter_map(|(number, row)| {
+            let view = &row.view;
+            let first = row.homes.first()?;
+            let whole = view.syncing.is_empty() && view.in_sync.len() == row.homes.len();
+            let member = *view.in_sync.iter().find(|member| crate::command::home(**member) == *first)?;
+            let better = whole && member != view.primary && view.in_sync.iter().all(steady);
+            let steps = vec![ViewStep::Lead { member }];
+            better.then_some(ViewChange { group: GroupId(number as u32), epoch: view.epoch, steps })
+        });
+        moves.take(BALANCED_AT_ONCE).collect()
     }
 
     fn node_changes(&self) -> Vec<NodeChange> {
@@ -308,6 +342,7 @@ impl MetadataCore {
             groups_degraded: degraded().count() as u32,
             groups_waiting: groups().filter(|(_, row)| short(row, machine.settings.min_in_sync)).count() as u32,
             degraded: degraded().take(DEGRADED_SHOWN).map(|(number, _)| GroupId(number as u32)).collect(),
+            metadata: machine.server_records(),
             storage: machine.nodes.values().map(|row| self.storage_status(&row.record)).collect(),
             sessions: machine
                 .live

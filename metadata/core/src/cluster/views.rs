@@ -16,6 +16,8 @@ pub(crate) fn next_view(view: &View, steps: &[ViewStep], homes: &[(NodeId, DiskI
             ViewStep::Remove { member } => remove(&mut next, *member),
             ViewStep::Add { member } => add(&mut next, *member),
             ViewStep::Promote { member } => promote(&mut next, *member),
+            ViewStep::Lead { member } if next.in_sync.contains(member) => next.primary = *member,
+            ViewStep::Lead { .. } => {}
             ViewStep::Reform { members } => reform(&mut next, members),
         }
     }
@@ -122,6 +124,16 @@ mod tests {
             None,
             "a disk is in a view once"
         );
+    }
+
+    #[test]
+    fn only_a_member_in_sync_is_made_primary() {
+        let lead = |node, life| next_view(&view(), &[ViewStep::Lead { member: member(node, life) }], &HOMES);
+        let next = lead(3, 1).unwrap();
+        assert_eq!((next.primary, next.in_sync, next.epoch), (member(3, 1), view().in_sync, Epoch(5)));
+        assert_eq!((lead(2, 1), lead(3, 2), lead(4, 1)), (None, None, None));
+        let syncing = View { syncing: vec![member(4, 1)], ..view() };
+        assert_eq!(next_view(&syncing, &[ViewStep::Lead { member: member(4, 1) }], &HOMES), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! * A session writes at or above `size` only below its bound, and never at or above `trim_from`.
 //! * Of sessions that do not cache, one at a time has a bound above `size`: while it has, nobody else moves the end, so an append
 //!   goes where the size in the answer says.
-//! * Bytes above `size` that an ended session may have written go before anybody may write there, unless others hold bounds.
+//! * Bytes above `size` that an ended session may have written go before anybody else may write there or raise the size.
 
 use super::set_attributes::without_set_ids;
 use super::{InodeRow, Op};
@@ -71,6 +71,7 @@ impl Op<'_, '_> {
             if done.release {
                 self.release(inode, &mut row);
             }
+            settle_bounds(self, inode, &mut row);
         }
         if done.clear_set_ids {
             row.mode = without_set_ids(row.mode);
@@ -89,7 +90,6 @@ impl Op<'_, '_> {
         row.bounds.retain(|(holder, _)| *holder != self.session);
         if row.bounds.len() < before {
             self.txn.remove(mark::bound(self.session, self.volume, inode));
-            settle_bounds(self, inode, row);
         }
     }
 }
@@ -104,9 +104,9 @@ pub(crate) fn in_the_way(row: &InodeRow, session: SessionId) -> impl Iterator<It
     row.bounds.iter().filter(move |(holder, bound)| *holder != session && *bound > row.size).map(|(holder, _)| *holder)
 }
 
-/// When nobody holds a bound any more, what ended sessions may have written above `size` is trimmed.
+/// When nobody holds a bound above `size` any more, what ended sessions may have written there is trimmed.
 pub(crate) fn settle_bounds(op: &mut Op<'_, '_>, inode: InodeId, row: &mut InodeRow) {
-    if !row.bounds.is_empty() || row.stale_bound == 0 {
+    if row.stale_bound == 0 || row.bounds.iter().any(|(_, bound)| *bound > row.size) {
         return;
     }
     let stale = std::mem::take(&mut row.stale_bound);

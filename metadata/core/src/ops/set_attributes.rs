@@ -78,8 +78,11 @@ impl Op<'_, '_> {
                 self.txn.put_raw(mark::bound(self.session, self.volume, inode), bytes::Bytes::new());
             }
         } else if size < end && !(size >= row.size && row.bounds.is_empty()) {
-            // With no bound held, all above `size` is either nothing or being trimmed already.
-            self.start_trim(inode, row, size, end);
+            // With no bound held, all above `size` is either nothing or being trimmed already. A growing file keeps what a session
+            // that lives has written up to the new size; what one that is over may have left begins at the old size.
+            let live = row.bounds.iter().any(|(_, bound)| *bound > row.size);
+            let from = if row.stale_bound > row.size && !live { row.size.min(size) } else { size };
+            self.start_trim(inode, row, from, end);
         }
         row.size = size;
         Ok(())

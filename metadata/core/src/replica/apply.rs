@@ -1,17 +1,18 @@
 //! Committed entries meet the state machine.
 
 use super::log::position;
+use super::members::is_member;
 use super::{Event, Outcome, Replica, describe};
 use crate::api::Counters;
 use crate::command::{Command, Proposal};
-use crate::error::{Applied, Fail};
+use crate::error::{Applied, Fail, ensure};
 use crate::machine::{Context, Machine, Output};
-use crate::tables::Row;
-use crate::tables::applied;
+use crate::tables::members::{self, MembersRow};
+use crate::tables::{Row, applied};
 use crate::txn::Txn;
 use holdfast_store::Batch;
 use holdfast_types::{LogIndex, Term};
-use raft::eraftpb::{Entry, EntryType};
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType};
 
 /// Bytes of changes after which a run is committed to the table, so that a long catch-up stays small in memory.
 const RUN_BYTES_MAX: usize = 4 << 20;
@@ -68,7 +69,7 @@ impl<M: Machine> Replica<M> {
 
     fn apply_one(&mut self, entry: &Entry, run: &Batch, counters: &mut Counters) -> Applied<(Option<Outcome>, Batch)> {
         if entry.get_entry_type() != EntryType::EntryNormal {
-            return Err(Fail::Broken("membership does not change in this release".into()));
+            return Ok((None, self.apply_members(entry)?));
         }
         if entry.data.is_empty() {
             return Ok((None, Batch::new()));
@@ -92,6 +93,18 @@ impl<M: Machine> Replica<M> {
         Ok((Some(outcome), Batch::new()))
     }
 
+    /// Raft's configuration changes from this entry on; the row that says so is committed with the applied index.
+    fn apply_members(&mut self, entry: &Entry) -> Applied<Batch> {
+        let change = change_of(entry)?;
+        let broken = |error: raft::Error| Fail::Broken(format!("change of membership: {error}"));
+        let state = self.node.apply_conf_change(&change).map_err(broken)?;
+        self.sending.retain(|to, _| is_member(&state, *to));
+        let mut changes = Batch::new();
+        changes.put(members::key(), MembersRow::of(&state).encode());
+        self.node.mut_store().set_members(state);
+        Ok(changes)
+    }
+
     /// Commits a run with the applied index; a table that cannot take it halts the replica.
     fn commit_run(&mut self, mut run: Batch) {
         run.put(applied::key(), self.applied.encode());
@@ -113,4 +126,13 @@ impl<M: Machine> Replica<M> {
         let mut context = Context { index, term: self.term(), stamp: self.applied.stamp, mutations, counters };
         self.machine.apply(&mut txn, &mut context, command).ok()
     }
+}
+
+fn change_of(entry: &Entry) -> Applied<ConfChangeV2> {
+    let broken = |error: protobuf::ProtobufError| Fail::Broken(format!("change of membership: {error}"));
+    // Nobody here proposes the older kind.
+    ensure!(entry.get_entry_type() == EntryType::EntryConfChangeV2, "a change of membership of the older kind");
+    let mut change = ConfChangeV2::default();
+    protobuf::Message::merge_from_bytes(&mut change, &entry.data).map_err(broken)?;
+    Ok(change)
 }

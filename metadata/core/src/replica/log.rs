@@ -4,7 +4,7 @@
 
 use crate::api::{HardState, LogEntry, LogPosition};
 use bytes::Bytes;
-use holdfast_types::{LogIndex, ServerId, Term};
+use holdfast_types::{LogIndex, Term};
 use raft::eraftpb::{ConfState, Entry, EntryType, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 use std::collections::VecDeque;
@@ -18,15 +18,15 @@ pub(crate) struct LogStore {
     entries: VecDeque<Entry>,
     bytes: u64,
     hard_state: HardState,
-    voters: Vec<u64>,
+    members: ConfState,
     /// What the table holds: a snapshot taken now would be of this place.
     applied: LogPosition,
 }
 
 impl LogStore {
-    pub(crate) fn new(base: LogPosition, hard_state: HardState, voters: &[ServerId]) -> Self {
-        let voters = voters.iter().map(|voter| voter.0).collect();
-        Self { base, entries: VecDeque::new(), bytes: 0, hard_state, voters, applied: base }
+    /// `members`: raft's configuration as of what the table holds.
+    pub(crate) fn new(base: LogPosition, hard_state: HardState, members: ConfState) -> Self {
+        Self { base, entries: VecDeque::new(), bytes: 0, hard_state, members, applied: base }
     }
 
     /// Place of the last entry, or the base.
@@ -40,6 +40,10 @@ impl LogStore {
 
     pub(crate) fn set_applied(&mut self, applied: LogPosition) {
         self.applied = applied;
+    }
+
+    pub(crate) fn set_members(&mut self, members: ConfState) {
+        self.members = members;
     }
 
     pub(crate) fn set_hard_state(&mut self, hard_state: HardState) {
@@ -94,7 +98,7 @@ impl LogStore {
     }
 
     pub(crate) fn conf_state(&self) -> ConfState {
-        ConfState { voters: self.voters.clone(), ..ConfState::default() }
+        self.members.clone()
     }
 }
 
@@ -210,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_leaders_entries_replace_a_suffix_and_a_cut_leaves_the_base() {
-        let mut log = LogStore::new(LogPosition::default(), HardState::default(), &[ServerId(1)]);
+        let mut log = LogStore::new(LogPosition::default(), HardState::default(), ConfState::default());
         assert!(!log.append(&[entry(1, 1), entry(2, 1), entry(3, 1)]));
         assert!(log.append(&[entry(2, 2)]));
         assert_eq!((log.last(), log.bytes), (LogPosition { index: LogIndex(2), term: Term(2) }, 200));

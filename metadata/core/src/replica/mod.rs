@@ -8,6 +8,7 @@
 
 mod apply;
 mod log;
+pub(crate) mod members;
 mod reads;
 mod ready;
 mod snapshot;
@@ -18,13 +19,14 @@ use crate::error::Fail;
 use crate::machine::{Machine, Output};
 use crate::tables::Row;
 use crate::tables::applied::{self, AppliedRow};
+use crate::tables::members::MembersRow;
 use crate::txn::Hot;
 use holdfast_store::Table;
 use holdfast_types::prng::Prng;
 use holdfast_types::{LogIndex, ServerId, ShardId, Term, Timestamp};
 use holdfast_wire::admin::ShardStatus;
 use log::LogStore;
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{ConfState, Entry, Message, MessageType};
 use raft::{RawNode, StateRole};
 use slog::{Discard, Logger, o};
 use std::collections::{BTreeMap, VecDeque};
@@ -122,6 +124,8 @@ pub(crate) struct Replica<M> {
     receiving: Option<snapshot::Receiving>,
     transfer_next: u64,
     ticks: u64,
+    /// When each server was last heard, in ticks.
+    heard: BTreeMap<u64, u64>,
     halted: Option<(LogIndex, String)>,
     halt_told: bool,
 }
@@ -160,6 +164,7 @@ impl<M: Machine> Replica<M> {
             receiving: None,
             transfer_next: 1,
             ticks: 0,
+            heard: BTreeMap::new(),
             halted: None,
             halt_told: false,
         };
@@ -254,7 +259,6 @@ impl<M: Machine> Replica<M> {
         if protobuf::Message::merge_from_bytes(&mut message, bytes).is_err()
             || message.from != from.0
             || message.to != self.config.id.0
-            || !self.config.voters.contains(&from)
             // Proposals and reads are not forwarded between servers, and snapshots' rows come apart.
             || matches!(
                 message.get_msg_type(),
@@ -263,6 +267,7 @@ impl<M: Machine> Replica<M> {
         {
             return;
         }
+        self.heard.insert(from.0, self.ticks);
         // An error means that raft ignores the message.
         let _ = self.node.step(message);
         self.draw_election();
@@ -381,7 +386,7 @@ fn recover(shard: ShardId, config: &Config, recovered: RecoveredShard) -> Result
     if applied.index < base.index {
         return Err(damaged(format!("the table ends at {}, the log begins after {}", applied.index, base.index)));
     }
-    let mut log = LogStore::new(base, hard_state, &config.voters);
+    let mut log = LogStore::new(base, hard_state, members_of(&*table, config)?);
     for record in &entries {
         let entry = log::from_record(record).ok_or_else(|| damaged(format!("entry kind {}", record.kind)))?;
         if record.at.index.0 != log.last().index.0 + 1 {
@@ -408,6 +413,20 @@ fn recover(shard: ShardId, config: &Config, recovered: RecoveredShard) -> Result
     log.set_hard_state(hard_state);
     log.set_applied(applied.at());
     Ok(Recovery { log, applied, first_records, table })
+}
+
+/// Raft's configuration as of what a table holds.
+fn members_of(table: &dyn Table, config: &Config) -> Result<ConfState, StartError> {
+    match table.get(&crate::tables::members::key())? {
+        Some(bytes) => match MembersRow::decode(&bytes) {
+            Ok(row) => Ok(row.to_state()),
+            Err(error) => Err(StartError::Config(format!("the table's row of members: {error}"))),
+        },
+        None => {
+            let voters = config.voters.iter().map(|voter| voter.0).collect();
+            Ok(ConfState { voters, ..ConfState::default() })
+        }
+    }
 }
 
 fn raft_config(config: &Config, applied: LogIndex) -> raft::Config {

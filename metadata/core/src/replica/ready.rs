@@ -139,14 +139,22 @@ impl<M: Machine> Replica<M> {
     fn send_all(&mut self, messages: Vec<Message>, effects: &mut Vec<Effect>) {
         for message in messages {
             let to = ServerId(message.to);
-            if message.get_msg_type() == MessageType::MsgSnapshot {
+            if message.get_msg_type() == MessageType::MsgSnapshot || self.begins_a_learner(&message) {
                 self.start_snapshot(to, effects);
                 continue;
             }
             // Our own messages always encode.
             let bytes = protobuf::Message::write_to_bytes(&message).expect("raft messages encode");
-            effects
-                .push(Effect::Send { to, message: PeerMessage::Raft { shard: self.shard, bytes: Bytes::from(bytes) } });
+            effects.push(Effect::Send {
+                to,
+                message: PeerMessage::Raft {
+                    shard: self.shard,
+                    from_life: self.config.life,
+                    // Filled in by who knows them.
+                    to_life: 0,
+                    bytes: Bytes::from(bytes),
+                },
+            });
         }
     }
 

@@ -8,7 +8,7 @@
 //!   before the log is told, is seen at the next start (`Replica::new`).
 //! * Parts are taken in order. At most a few are in flight.
 
-use super::{Event, Replica, describe};
+use super::{Event, Replica, describe, members_of};
 use crate::api::{Counters, Effect, LogPosition};
 use crate::error::Fail;
 use crate::machine::Machine;
@@ -153,7 +153,7 @@ impl<M: Machine> Replica<M> {
         counters: &mut Counters,
         events: &mut Vec<Event>,
     ) {
-        if self.halted.is_some() || part.term < self.term() || !self.config.voters.contains(&from) {
+        if self.halted.is_some() || part.term < self.term() {
             return;
         }
         let (shard, transfer, number) = (self.shard, part.transfer, part.part);
@@ -213,7 +213,10 @@ impl<M: Machine> Replica<M> {
         let mut snapshot = Snapshot::default();
         snapshot.mut_metadata().index = at.index.0;
         snapshot.mut_metadata().term = at.term.0;
-        let conf_state = self.node.store().conf_state();
+        let conf_state = match members_of(&*self.table, &self.config) {
+            Ok(members) => members,
+            Err(error) => return self.halt(at.index, error.to_string()),
+        };
         snapshot.mut_metadata().set_conf_state(conf_state);
         let mut message = Message { from: from.0, to: self.config.id.0, term: term.0, ..Message::default() };
         message.set_msg_type(MessageType::MsgSnapshot);

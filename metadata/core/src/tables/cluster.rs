@@ -1,7 +1,8 @@
 //! Shard 0's rows: settings, nodes, groups, live sessions, volumes.
 
 use super::{Key, Row};
-use holdfast_types::{DiskId, GroupId, MapVersion, NodeId, SessionId, VolumeId};
+use holdfast_types::{DiskId, GroupId, MapVersion, NodeId, ServerId, SessionId, Term, VolumeId};
+use holdfast_wire::admin::ServerPlace;
 use holdfast_wire::map::{NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::ClientRecord;
 use holdfast_wire::namespace::VolumeRecord;
@@ -17,6 +18,8 @@ pub(crate) const GROUP: u8 = 0x22;
 pub(crate) const LIVE: u8 = 0x23;
 /// Volumes.
 pub(crate) const VOLUME: u8 = 0x24;
+/// Metadata servers.
+pub(crate) const SERVER: u8 = 0x25;
 
 /// What there is one of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +35,8 @@ pub(crate) struct SettingsRow {
     pub(crate) session_newest: SessionId,
     /// The greatest volume id given.
     pub(crate) volume_newest: VolumeId,
+    /// The newest term in which somebody leads the volumes and removes chunks.
+    pub(crate) service_term: Term,
 }
 
 impl Row for SettingsRow {}
@@ -79,6 +84,18 @@ pub(crate) struct VolumeEntryRow {
 
 impl Row for VolumeEntryRow {}
 
+/// A metadata server, once and for ever: an id is never given again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ServerRow {
+    /// `HOST:PORT` of its control transport.
+    pub(crate) address: String,
+    /// The life of its log, drawn when that was made; 0 until it is heard for the first time.
+    pub(crate) life: u64,
+    pub(crate) place: ServerPlace,
+}
+
+impl Row for ServerRow {}
+
 /// Key of the settings.
 pub(crate) fn settings() -> Vec<u8> {
     vec![SETTINGS]
@@ -104,6 +121,11 @@ pub(crate) fn volume(volume: VolumeId) -> Vec<u8> {
     Key::of(VOLUME).number(volume.0).done()
 }
 
+/// Key of a metadata server.
+pub(crate) fn server(server: ServerId) -> Vec<u8> {
+    Key::of(SERVER).number(server.0).done()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,5 +144,7 @@ mod tests {
         super::super::assert_round_trip(LiveRow { grant, client, nonce: 7, opened: MapVersion(2) });
         let record = super::super::volume::example_record();
         super::super::assert_round_trip(VolumeEntryRow { record, deleting: false });
+        let place = ServerPlace::Joining { replaces: Some(ServerId(1)) };
+        super::super::assert_round_trip(ServerRow { address: "a:1".into(), life: 9, place });
     }
 }

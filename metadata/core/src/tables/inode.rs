@@ -32,7 +32,7 @@ pub(crate) struct InodeRow {
     pub(crate) trim: Option<(u64, u64)>,
     /// How far sessions may write before they ask again. Sorted by session.
     pub(crate) bounds: Vec<(SessionId, u64)>,
-    /// How far sessions that are over may have written. Set only while others hold bounds.
+    /// How far sessions that are over may have written. Set only while others hold bounds above the size.
     pub(crate) stale_bound: u64,
 }
 

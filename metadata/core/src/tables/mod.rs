@@ -28,7 +28,9 @@
 //! | 0x21 | 0 | node | [`cluster::NodeRow`] |
 //! | 0x22 | 0 | group | [`cluster::GroupRow`] |
 //! | 0x23 | 0 | session | [`cluster::LiveRow`] |
+//! | 0x13 | both | – | [`members::MembersRow`]: the shard's raft configuration |
 //! | 0x24 | 0 | volume | [`cluster::VolumeEntryRow`] |
+//! | 0x25 | 0 | server | [`cluster::ServerRow`] |
 
 pub(crate) mod answer;
 pub(crate) mod applied;
@@ -36,6 +38,7 @@ pub(crate) mod cluster;
 pub(crate) mod entry;
 pub(crate) mod inode;
 pub(crate) mod mark;
+pub(crate) mod members;
 pub(crate) mod purge;
 pub(crate) mod session;
 pub(crate) mod volume;

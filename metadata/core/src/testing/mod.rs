@@ -3,6 +3,7 @@
 mod chaos;
 mod exactly_once;
 mod fences;
+mod members;
 mod model;
 mod namespace;
 mod raft;
@@ -66,6 +67,12 @@ struct Server {
     core: Option<MetadataCore>,
     disks: [ShardDisk; 2],
     halted: Option<String>,
+    /// Why it had to end.
+    stopped: Option<String>,
+    /// Drawn when its log was made.
+    life: u64,
+    /// It was not there when the cluster was made.
+    joins: bool,
     /// Written and not durable yet, in order.
     writes: VecDeque<(ShardId, u64, Vec<LogRecord>)>,
 }
@@ -101,6 +108,10 @@ pub(crate) struct World {
     pub(crate) chaos: Option<holdfast_types::prng::Prng>,
 }
 
+pub(crate) fn address_of(server: u64) -> String {
+    format!("m{server}:1")
+}
+
 pub(crate) fn name(text: &str) -> FileName {
     FileName::new(text.as_bytes()).unwrap()
 }
@@ -109,7 +120,8 @@ impl World {
     /// Servers that have not started to talk, and storage nodes.
     pub(crate) fn new(servers: u64, storage: u64, change: impl FnOnce(&mut Config)) -> Self {
         let voters: Vec<ServerId> = (1..=servers).map(ServerId).collect();
-        let mut config = Config::new(ServerId(1), ClusterId(7), voters, 1);
+        let mut config = Config::new(ServerId(1), ClusterId(7), voters.clone(), 1);
+        config.servers = voters.into_iter().map(|id| (id, address_of(id.0))).collect();
         config.groups = 8;
         config.storage_expected = storage as u32;
         change(&mut config);
@@ -130,10 +142,7 @@ impl World {
             chaos: None,
         };
         for id in 1..=servers {
-            world
-                .servers
-                .insert(id, Server { core: None, disks: Default::default(), halted: None, writes: VecDeque::new() });
-            world.start(id);
+            world.make_server(id, false);
         }
         world
     }
@@ -148,9 +157,20 @@ impl World {
         world
     }
 
+    /// A server with an empty log; one that joins knows nobody.
+    pub(crate) fn make_server(&mut self, id: u64, joins: bool) {
+        let life = 1000 + id * 10 + u64::from(self.servers.contains_key(&id));
+        let (disks, writes) = (Default::default(), VecDeque::new());
+        self.servers.insert(id, Server { core: None, disks, halted: None, stopped: None, life, joins, writes });
+        self.start(id);
+    }
+
     pub(crate) fn start(&mut self, id: u64) {
         let server = self.servers.get_mut(&id).unwrap();
-        let config = Config { id: ServerId(id), seed: id * 1000, ..self.config.clone() };
+        let mut config = Config { id: ServerId(id), seed: id * 1000, life: server.life, ..self.config.clone() };
+        if server.joins {
+            (config.voters, config.servers) = (Vec::new(), Vec::new());
+        }
         let recovered = Recovered { cluster: server.disks[0].recover(), volumes: server.disks[1].recover() };
         server.core = Some(MetadataCore::new(config, recovered, self.now).unwrap());
     }
@@ -228,6 +248,12 @@ impl World {
                     self.step(id, Input::ChunkDone { job, result: Ok(ChunkAnswer::Done { number }) });
                 }
             }
+            Effect::Servers { .. } => {}
+            Effect::Stop { reason } => {
+                let server = self.servers.get_mut(&id).unwrap();
+                (server.core, server.stopped) = (None, Some(reason));
+                server.writes.clear();
+            }
             Effect::Halt { reason, .. } => self.servers.get_mut(&id).unwrap().halted = Some(reason),
         }
     }
@@ -285,7 +311,8 @@ impl World {
 
     /// Some server's oldest writes become durable.
     fn sync(&mut self, prng: &mut holdfast_types::prng::Prng) {
-        let id = prng.between(1, self.servers.len() as u64);
+        let ids: Vec<u64> = self.servers.keys().copied().collect();
+        let id = *prng.pick(&ids);
         let Some(server) = self.servers.get_mut(&id) else { return };
         let count = prng.below(4).min(server.writes.len() as u64) as usize;
         let done: Vec<_> = server.writes.drain(..count).collect();
@@ -352,6 +379,13 @@ impl World {
         let request = self.requests;
         self.step(id, Input::Request { request, from, envelope, deadline: self.now + patience });
         request
+    }
+
+    /// Proposes a command of shard 1 at its leader, which nobody waits for.
+    pub(crate) fn command(&mut self, id: u64, command: crate::command::VolumesCommand) {
+        let core = self.servers.get_mut(&id).and_then(|server| server.core.as_mut()).expect("the server runs");
+        core.volumes.propose(u64::MAX, crate::command::Command::Volumes(command));
+        self.tick();
     }
 
     pub(crate) fn answer(&self, request: u64) -> Option<&Answer> {

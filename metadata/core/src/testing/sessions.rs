@@ -193,6 +193,121 @@ fn what_an_ended_session_may_have_written_beyond_the_end_goes() {
 }
 
 #[test]
+fn what_an_ended_session_left_beyond_the_end_never_shows_when_another_makes_the_file_longer() {
+    use holdfast_wire::chunk::ChunkOp;
+    use holdfast_wire::namespace::SetAttributes;
+    let mut world = World::formed(3, 3);
+    let (first, second) = two_sessions(&mut world);
+    let f = world.create(first, ROOT, "f", NewNode::File).inode;
+    // The second has had its turn, and keeps a bound that allows nothing more; the first ends in the middle of its own.
+    world.mutate(second, reserve(f, 10)).unwrap();
+    world.mutate(second, publish(f, 10, false)).unwrap();
+    world.mutate(first, reserve(f, 500)).unwrap();
+    world.chunks_stuck = true;
+    world.call(VOLUMES, first, Request::Detach).unwrap();
+    world.run(10);
+    let set = SetAttributes { size: Some(200), ..SetAttributes::default() };
+    world.mutate(second, Mutation::SetAttributes { inode: f, set }).unwrap();
+    let now = world.attributes(second, f);
+    assert_eq!((now.size, now.trim_from), (200, Some(10)), "from where the first may have written");
+    assert!(world.chunks.iter().any(|c| matches!(c.op, ChunkOp::Cut { length: 10, .. })));
+    world.check();
+}
+
+#[test]
+fn a_leader_removes_chunks_only_when_the_map_says_that_it_leads() {
+    let mut world = World::formed(3, 3);
+    let (s, _) = world.attach();
+    for round in 0..2 {
+        world.chunks.clear();
+        let text = format!("f{round}");
+        let Ok(Outcome::Created { attributes: f, .. }) = world.mutate(s, create(ROOT, &text, NewNode::File, true))
+        else {
+            panic!()
+        };
+        world.mutate(s, publish(f.inode, MIB, true)).unwrap();
+        world.mutate(s, Mutation::Unlink { parent: ROOT, name: name(&text), open: None }).unwrap();
+        world.until("its chunks go", |world| !world.chunks.is_empty());
+        let leader = world.leader(VOLUMES).unwrap();
+        let term = world.core(leader).shards()[1].term;
+        let map = world.core(world.leader(ShardId::CLUSTER).unwrap()).map();
+        assert_eq!(map.service_term, term);
+        assert!(world.chunks.iter().all(|chunk| chunk.term == term && chunk.map_min <= map.version));
+        // Whoever serves it has a map that refuses every earlier leader.
+        let said = world.core(leader).counters().chunk_requests;
+        assert!(said > 0 && world.chunks.iter().all(|chunk| chunk.map_min.0 > 0));
+        world.crash(leader, round);
+        world.until("another leads", |world| world.leader(VOLUMES).is_some_and(|other| other != leader));
+        world.start(leader);
+    }
+    world.check();
+}
+
+#[test]
+fn a_mount_that_was_killed_does_not_keep_the_other_from_caching() {
+    let mut world = World::formed(3, 3);
+    let (first, second) = two_sessions(&mut world);
+    // The second is never heard again; nobody mounts anew.
+    for _ in 0..15 {
+        world.run(ticks(SESSION_TTL) / 5);
+        renew(&mut world, first, 1).unwrap();
+    }
+    assert!(renew(&mut world, first, 1).unwrap().1, "it is alone, and caches");
+    assert!(matches!(renew(&mut world, second, 0), Err(MetadataError::SessionEnded { .. })));
+    world.check();
+}
+
+#[test]
+fn two_that_are_silent_together_lose_nothing() {
+    let mut world = World::formed(3, 3);
+    let (first, second) = two_sessions(&mut world);
+    world.run(ticks(SESSION_TTL) * 5);
+    // Both come back, one a little later than the other.
+    for session in [first, second] {
+        let leader = world.leader(VOLUMES).unwrap();
+        let request = envelope(VOLUMES, session, Request::Renew { seen: 1, wait: false });
+        world.ask_as(leader, Caller::Client, request);
+        world.run(ticks(SESSION_TTL) / 2);
+    }
+    assert_eq!(renew(&mut world, first, 1).unwrap(), (vec![], false));
+    assert_eq!(renew(&mut world, second, 1).unwrap(), (vec![], false));
+    world.check();
+}
+
+#[test]
+fn sessions_that_never_attach_leave_no_more_than_a_bounded_trace() {
+    let mut world = World::new(1, 1, |config| config.replicas = 1);
+    let (s, _) = world.attach();
+    let leader = world.leader(VOLUMES).unwrap();
+    for from in (0..3000).step_by(500) {
+        let ended = (from..from + 500).map(|n| (SessionId(1_000_000 + n), "never attached".to_owned())).collect();
+        world.command(leader, crate::command::VolumesCommand::End { sessions: ended });
+        world.run(2);
+    }
+    let table = world.table(leader, VOLUMES);
+    let rows = holdfast_store::View::range(&table, holdfast_store::KeyRange::prefix(vec![0x10])).count();
+    assert!((1000..1100).contains(&rows), "{rows}");
+    world.create(s, ROOT, "f", NewNode::File);
+    world.check();
+}
+
+#[test]
+fn what_is_open_when_caching_begins_is_not_purged_by_an_unlink_sent_before() {
+    let mut world = World::formed(3, 3);
+    let (first, second) = two_sessions(&mut world);
+    let f = world.create(first, ROOT, "f", NewNode::File).inode;
+    world.mutate(first, Mutation::Open { inode: f }).unwrap();
+    world.call(VOLUMES, second, Request::Detach).unwrap();
+    world.run(10);
+    // It does not know yet that it caches: what is open is on record, it believes, and is not named.
+    let unlink = Mutation::Unlink { parent: ROOT, name: name("f"), open: None };
+    assert!(matches!(world.mutate(first, unlink), Ok(Outcome::Removed { orphan: true, .. })));
+    world.mutate(first, Mutation::Close { inode: f }).unwrap();
+    assert!(world.query(first, holdfast_wire::namespace::Query::GetAttributes { inode: f }).is_err());
+    world.check();
+}
+
+#[test]
 fn silence_alone_costs_nothing() {
     let mut world = World::formed(3, 3);
     let (s, _) = world.attach();

@@ -78,6 +78,38 @@ fn a_silent_node_leaves_its_views_and_returns_through_syncing() {
 }
 
 #[test]
+fn primaries_go_back_to_a_node_that_has_returned_gently() {
+    let mut world = World::new(3, 3, |config| config.groups = 16);
+    world.until("formed", |world| world.leader(CLUSTER).is_some() && map(world).views.len() == 16);
+    let leads = |world: &World, node| map(world).views.iter().filter(|view| view.primary.node == NodeId(node)).count();
+    let first = leads(&world, 2);
+    world.storage.get_mut(&2).unwrap().alive = false;
+    world.run(ticks(NODE_TTL) + 40);
+    assert_eq!(leads(&world, 2), 0);
+    world.storage.get_mut(&2).unwrap().alive = true;
+    world.run(15);
+    // Nobody leads before he is in sync.
+    world.run(ticks(Duration::from_secs(20)));
+    assert_eq!(leads(&world, 2), 0);
+    promote_all(&mut world);
+    let mut before = map(&world);
+    let mut most = 0;
+    for _ in 0..ticks(Duration::from_secs(10)) {
+        world.tick();
+        let now = map(&world);
+        let moved = now.views.iter().zip(&before.views).filter(|(new, old)| new.primary != old.primary).count();
+        most = most.max(moved);
+        assert!(now.views.iter().all(|view| view.in_sync.len() == 3 && view.in_sync.contains(&view.primary)));
+        before = now;
+    }
+    assert_eq!((leads(&world, 2), most), (first, 2));
+    let epochs: Vec<Epoch> = map(&world).views.iter().map(|view| view.epoch).collect();
+    world.run(ticks(Duration::from_secs(10)));
+    assert!(map(&world).views.iter().map(|view| view.epoch).eq(epochs), "and then it rests");
+    world.check();
+}
+
+#[test]
 fn a_reboot_within_one_heartbeat_is_noticed() {
     let mut world = World::formed(3, 3);
     world.storage.get_mut(&1).unwrap().incarnation = 2;

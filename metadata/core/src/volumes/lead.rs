@@ -9,6 +9,7 @@ use crate::command::{Command, VolumesCommand};
 use crate::core::{Asker, MetadataCore, Waiter};
 use crate::error::{Applied, Fail};
 use crate::replica::{Event, Outcome, Token, describe};
+use crate::tables::session::EndedFloorRow;
 use crate::txn::Txn;
 use holdfast_store::Batch;
 use holdfast_types::{InodeId, Sequence, SessionId, ShardId, VolumeId};
@@ -130,6 +131,9 @@ impl MetadataCore {
             | Request::Promote { .. }
             | Request::Evict { .. }
             | Request::LeaveViews { .. }
+            | Request::LeadVolumes { .. }
+            | Request::AddServer { .. }
+            | Request::RemoveServer { .. }
             | Request::CreateVolume { .. }
             | Request::DeleteVolume { .. }
             | Request::ListVolumes
@@ -325,7 +329,10 @@ impl MetadataCore {
     pub(super) fn is_ended(&self, session: SessionId) -> bool {
         let nothing = Batch::new();
         let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
-        txn.get_raw(&crate::tables::session::ended(session)).is_ok_and(|row| row.is_some())
+        let floor: Option<EndedFloorRow> = txn.get(&crate::tables::session::ended_floor()).unwrap_or_default();
+        let below =
+            floor.is_some_and(|row| session <= row.floor) && !self.volumes.machine.sessions().contains_key(&session);
+        below || txn.get_raw(&crate::tables::session::ended(session)).is_ok_and(|row| row.is_some())
     }
 
     fn volumes_deposed(&mut self) {

@@ -5,6 +5,9 @@
 //! * Cutting a file that lives can not: a copy of the request that comes late would remove new bytes. So a group has at most
 //!   one request of ours in flight, each carries a floor that refuses every earlier one, sequences rise from leader to
 //!   leader, and a request that changes nothing comes last: after its answer no earlier copy is taken any more.
+//! * A leader that was deposed and does not know it must not cut either what its successor has cut and others have written anew. So
+//!   the map says who leads (`service_term`), and a leader sends nothing before a map says it of him: every request names that map
+//!   or a newer one, so whoever serves the group from then on refuses the others.
 
 use super::lead::{Held, Work};
 use crate::api::{ChunkFailure, Effect, ticks};
@@ -19,7 +22,7 @@ use crate::txn::{Txn, decode};
 use holdfast_store::Batch;
 use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::{
-    ChunkIndex, ChunkKey, Generation, GroupId, InodeId, MapVersion, Sequence, SessionId, SnapshotNumber, Term, VolumeId,
+    ChunkIndex, ChunkKey, Generation, GroupId, InodeId, Sequence, SessionId, SnapshotNumber, VolumeId,
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -94,7 +97,13 @@ impl MetadataCore {
         }
         if self.cluster.machine.settings.groups > 0 {
             self.find_jobs();
-            self.send_chunk_requests();
+            let term = self.volumes.term();
+            let said = self.cluster.machine.settings.service_term;
+            if said == term {
+                self.send_chunk_requests();
+            } else if said < term && !self.volumes_lead.cleaner.jobs.is_empty() {
+                self.forward_lead(term);
+            }
         }
         self.report_done();
     }
@@ -168,7 +177,8 @@ impl MetadataCore {
     fn send_chunk(&mut self, group: GroupId, target: Target, op: ChunkOp) {
         let Some(row) = self.cluster.machine.groups.get(group.0 as usize) else { return };
         let member = row.view.primary;
-        let (epoch, map_min) = (row.view.epoch, row.changed);
+        // Of the map as a whole: it holds the view, and says that we lead.
+        let (epoch, map_min) = (row.view.epoch, self.cluster.machine.version());
         let Some(node) = self.cluster.machine.nodes.get(&member.node) else { return };
         let address = node.record.address.clone();
         let cleaner = &mut self.volumes_lead.cleaner;
@@ -179,8 +189,8 @@ impl MetadataCore {
             session: SessionId::SERVICE,
             sequence,
             floor: sequence,
-            map_min: MapVersion(map_min.0),
-            term: Term(0),
+            map_min,
+            term: self.volumes.term(),
             snapshot: SnapshotNumber(0),
             group,
             epoch,

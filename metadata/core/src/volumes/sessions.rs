@@ -158,14 +158,8 @@ pub(super) fn start_caching(txn: &mut Txn<'_>, session: SessionId) -> Applied<Re
     row.told = Told::Start;
     row.event += 1;
     txn.put(session::key(session), &row);
-    // From now on the session itself says what is open when it removes a name; only orphans must be remembered.
-    for (key, _) in txn.prefix(mark::opened_by(session), usize::MAX)? {
-        let (volume, inode) = mark::volume_and_inode(&key);
-        if txn.get_raw(&mark::orphan(volume, inode))?.is_none() {
-            txn.remove(key.to_vec());
-            txn.remove(mark::opener(volume, inode, session));
-        }
-    }
+    // From now on the session itself says what is open when it removes a name. What is recorded stays until it says that it has
+    // closed it: an unlink that it sent before it heard of this does not name what it knows to be recorded.
     Ok(Response::Done)
 }
 
@@ -179,8 +173,10 @@ pub(super) fn end(txn: &mut Txn<'_>, sessions: &[(SessionId, String)]) -> Applie
                 }
             }
             None => {
-                if txn.get_raw(&session::ended(*session))?.is_none() {
+                let floor: EndedFloorRow = txn.get(&session::ended_floor())?.unwrap_or_default();
+                if *session > floor.floor && txn.get_raw(&session::ended(*session))?.is_none() {
                     txn.put(session::ended(*session), &EndedRow { reason: reason.clone() });
+                    forget_oldest(txn)?;
                 }
             }
         }

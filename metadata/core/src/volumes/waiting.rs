@@ -5,6 +5,7 @@
 //! second session attaches: holder told to stop ──it answers──▶ attached, nobody caches
 //!                              └──silent for TTL and margin──▶ ending ──fenced──▶ attached
 //! one session is left:     told to start (committed before it is told)
+//! the others are parked:   they are ending: whoever is left wants to cache
 //! ```
 //! * A holder that renews is never fenced, however long it takes.
 //! * A new leader starts every timer afresh.
@@ -63,6 +64,8 @@ pub(crate) struct Waiting {
     fenced: BTreeSet<SessionId>,
     /// Sessions known to shard 0 and not attached here, and since when.
     unattached: BTreeMap<SessionId, u64>,
+    /// Volumes all of whose sessions but one are silent, and since when.
+    alone: BTreeMap<VolumeId, u64>,
     to_end: BTreeMap<SessionId, String>,
     to_park: Vec<(SessionId, bool)>,
 }
@@ -71,6 +74,7 @@ impl Waiting {
     /// A leadership begins: every timer starts afresh.
     pub(super) fn begin(&mut self) {
         self.heard.clear();
+        self.alone.clear();
         self.look = true;
     }
 
@@ -279,6 +283,7 @@ impl MetadataCore {
         for (session, row) in self.volumes.machine.sessions() {
             volumes.entry(row.volume).or_default().push((*session, row.clone()));
         }
+        self.volumes_lead.waiting.alone.retain(|volume, _| volumes.contains_key(volume));
         let wanted: BTreeSet<VolumeId> =
             self.volumes_lead.waiting.attaching.values().map(|attaching| attaching.volume).collect();
         for (volume, rows) in &volumes {
@@ -292,12 +297,30 @@ impl MetadataCore {
             for (session, _) in rows.iter().filter(|(_, row)| matches!(row.phase, Phase::Ending { .. })) {
                 self.drive_ending(*session);
             }
+            self.end_parked(*volume, rows);
         }
         let waiting: Vec<SessionId> = self.volumes_lead.waiting.attaching.keys().copied().collect();
         for session in waiting {
             self.drive_attaching(session, &volumes);
         }
         self.drive_lists();
+    }
+
+    /// Where all but one are silent, that one wants to cache: it does not wait a day for those who may never come back. But they
+    /// have the time in which everybody is heard after a cut network is whole again.
+    fn end_parked(&mut self, volume: VolumeId, rows: &[(SessionId, SessionRow)]) {
+        let (parked, heard): (Vec<_>, Vec<_>) =
+            rows.iter().filter(|(_, row)| row.phase == Phase::Attached).partition(|(_, row)| row.parked.is_some());
+        let alone = matches!(heard.as_slice(), [(session, row)] if !self.is_session_silent(*session, row));
+        if !alone || parked.is_empty() {
+            self.volumes_lead.waiting.alone.remove(&volume);
+            return;
+        }
+        let since = *self.volumes_lead.waiting.alone.entry(volume).or_insert(self.ticks);
+        if self.ticks >= since + ticks(SESSION_TTL) {
+            let reason = || "silent while another session wanted to cache the volume".to_owned();
+            self.volumes_lead.waiting.to_end.extend(parked.iter().map(|(session, _)| (*session, reason())));
+        }
     }
 
     fn drive_lists(&mut self) {

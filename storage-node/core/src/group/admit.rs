@@ -37,13 +37,13 @@ pub(crate) enum Lookup {
     Asked,
 }
 
-/// Most changes of a session at or above its floor that a group remembers. As many as the metadata service keeps answers.
+/// Most changes of a session at or above its floor here that a group remembers. As many as the metadata service keeps answers.
 const RECENT_MAX: usize = holdfast_types::limits::ANSWERS_PER_SESSION_MAX;
 
 /// What a group remembers of a session in an epoch.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// The highest floor it named.
+    /// The highest floor it named to this group.
     pub(crate) floor: Sequence,
     /// Its changes at or above the floor.
     recent: BTreeMap<Sequence, Recent>,
@@ -198,7 +198,7 @@ impl Primary {
     }
 
     /// A session sends a change only after those that it overlaps were answered: one with a lower sequence that comes later is a late
-    /// copy, whatever the floor (which a slow change elsewhere may keep low), and must not undo what came after it.
+    /// copy, whatever the floor (which a slow change to another chunk may keep low), and must not undo what came after it.
     ///
     /// Only this epoch need be remembered: what was sent before a change that names this epoch names no later one.
     fn in_session_order(&mut self, ctx: &mut Ctx<'_>, origin: Origin, span: Span) -> Result<(), Refusal> {

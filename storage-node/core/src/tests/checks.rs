@@ -12,7 +12,7 @@ use holdfast_types::{
     Sequence, SessionId, SnapshotNumber, Term, VolumeId,
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
-use holdfast_wire::map::{ClusterMap, MapUpdate, SessionGrant, View};
+use holdfast_wire::map::{ClusterMap, MapDelta, MapUpdate, SessionGrant, View};
 use std::time::Duration;
 
 const NOW: Instant = Instant(1_000_000_000);
@@ -230,6 +230,27 @@ fn a_late_copy_of_the_services_own_change_is_refused() {
     (asked.sequence, asked.floor) = (Sequence(7), Sequence(7));
     let effects = ask(&mut core, 2, asked, Bytes::new());
     assert_eq!(refusal(&effects), Refusal::StaleSequence);
+}
+
+#[test]
+fn a_service_that_was_deposed_cuts_nothing_any_more() {
+    let mut core = serving(Limits::default());
+    let cut = |term: u64, sequence: u64| {
+        let mut asked = request(ChunkOp::Cut { chunk: chunk(), length: 1 });
+        (asked.session, asked.sequence, asked.floor) = (SessionId::SERVICE, Sequence(sequence), Sequence(sequence));
+        asked.term = Term(term);
+        asked
+    };
+    let effects = ask(&mut core, 1, cut(5, 1), Bytes::new());
+    finish(&mut core, effects);
+    // Somebody else leads. It has asked this node nothing yet, but the map says so.
+    let delta = MapDelta { from: MapVersion(9), to: MapVersion(10), service_term: Term(6), ..MapDelta::default() };
+    step(&mut core, Input::Map(MapUpdate::Delta(Box::new(delta))));
+    let effects = ask(&mut core, 2, cut(5, 2), Bytes::new());
+    assert_eq!(refusal(&effects), Refusal::StaleSequence);
+    let effects = ask(&mut core, 3, cut(6, 3), Bytes::new());
+    let effects = finish(&mut core, effects);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Answer { answer: ChunkAnswer::Done { .. }, .. })));
 }
 
 #[test]

@@ -208,8 +208,9 @@ impl Client {
     }
 
     fn send(&mut self, key: u64, now: u64, out: &mut Vec<Outgoing>) {
-        let open_sequences = self.open.values().filter(|open| open.op.is_change()).map(|open| open.sequence);
-        let floor = open_sequences.min().unwrap_or(self.sequence);
+        let Some(group) = self.open.get(&key).map(|open| open.group) else { return };
+        let to_group = self.open.values().filter(|open| open.op.is_change() && open.group == group);
+        let floor = to_group.map(|open| open.sequence).min().unwrap_or(self.sequence);
         let Some(open) = self.open.get_mut(&key) else { return };
         let Some(view) = self.map.view(open.group) else { return };
         open.sent_at = now;

@@ -1,0 +1,112 @@
+//! Metadata servers come and go under load: nobody's call fails, nothing acknowledged is lost.
+
+use holdfast_tests::load::Load;
+use holdfast_tests::{Cluster, Options, can_mount, until};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn free_address() -> String {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    socket.local_addr().expect("bound").to_string()
+}
+
+/// Ids of the metadata servers that vote, as `admin status` has them.
+fn voters(cluster: &Cluster) -> Vec<u64> {
+    let status = cluster.status().expect("a status");
+    let servers = status["metadata"].as_array().expect("a list");
+    let votes = servers.iter().filter(|server| server["place"] == "voter");
+    votes.filter_map(|server| server["id"].as_u64()).collect()
+}
+
+#[test]
+fn a_lost_metadata_server_is_replaced_while_everybody_works() {
+    let name = "a_lost_metadata_server_is_replaced_while_everybody_works";
+    if !can_mount(name, &[]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let load = Load::start(&at, "load").expect("starts");
+    load.wait_for(100).expect("acknowledged");
+    // It is gone for good, with its disk.
+    let lost = cluster.leader_of(1).expect("somebody leads");
+    let old = lost.rsplit('-').next().expect("a number").to_string();
+    cluster.server(&lost).expect("ours").kill().expect("killed");
+    let folder = cluster.folder().join("cluster");
+    std::fs::remove_dir_all(folder.join(&lost).join("data")).expect("wiped");
+    let said = cluster.admin(&["metadata", "replace", &old, "4", &free_address()]).expect("on record");
+    assert!(said.contains("metadata-4"), "{said}");
+    cluster.forget(&lost);
+    cluster.start_more("metadata-4", "config.toml").expect("joins");
+    cluster.wait_healthy(LIMIT).expect("whole again");
+    let now = voters(&cluster);
+    assert!(now.len() == 3 && now.contains(&4) && !now.contains(&old.parse().expect("a number")), "{now:?}");
+    load.wait_for(50).expect("goes on");
+    // Another of the first goes, too: there is no majority without the new one.
+    let other = (1..=3).map(|n| format!("metadata-{n}")).find(|name| *name != lost).expect("two are left");
+    cluster.server(&other).expect("ours").kill().expect("killed");
+    load.wait_for(100).expect("the new one counts");
+    cluster.restart(&other).expect("comes back");
+    // A mount that starts now finds everybody by the file that `replace` has written.
+    let second = cluster.mount().expect("mounted again");
+    cluster.mounted(second).unmount().expect("unmounts");
+    let report = load.stop();
+    assert_eq!(report.errors(), Vec::<String>::new());
+    assert_eq!(report.missing(), Vec::<String>::new());
+    // A third server on the leader's own host takes its leave in order.
+    let leader = cluster.leader().expect("somebody leads");
+    let id = leader.rsplit('-').next().expect("a number").to_string();
+    cluster.admin(&["metadata", "remove", &id]).expect("out");
+    until("it ends by itself", LIMIT, || {
+        let server = cluster.server(&leader)?;
+        anyhow::ensure!(!server.is_running(), "it still runs");
+        Ok(())
+    })
+    .expect("it is told");
+    assert!(cluster.server(&leader).expect("ours").log_tail().contains("removed from the cluster"));
+    cluster.forget(&leader);
+    assert_eq!(voters(&cluster).len(), 2);
+    cluster.mounted(mount).unmount().expect("unmounts");
+}
+
+#[test]
+fn a_metadata_server_that_lost_its_data_does_not_start_as_if_it_were_new() {
+    let name = "a_metadata_server_that_lost_its_data_does_not_start_as_if_it_were_new";
+    if !can_mount(name, &[]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let data = cluster.folder().join("cluster/metadata-2/data");
+    for (lost, left) in [("shard-1/log", "log of shard1"), ("", "no START")] {
+        cluster.server("metadata-2").expect("ours").kill().expect("killed");
+        std::fs::remove_dir_all(data.join(lost)).expect("lost");
+        assert!(cluster.restart("metadata-2").is_err(), "it votes again under its old id");
+        let said = cluster.server("metadata-2").expect("ours").log_tail();
+        assert!(said.contains("admin metadata replace 2") && said.contains(left), "{said}");
+    }
+    // Somebody tries to be clever. The others know its log by another life, and tell it.
+    std::fs::create_dir_all(&data).expect("made");
+    std::fs::write(data.join("START"), "form\n").expect("written");
+    let server = cluster.server("metadata-2").expect("ours");
+    server.kill().expect("killed");
+    server.start().expect("starts");
+    assert!(!server.wait_ended(LIMIT).expect("ends").success());
+    assert!(server.log_tail().contains("the log that it had is lost"), "{}", server.log_tail());
+    cluster.forget("metadata-2");
+    cluster.admin(&["metadata", "replace", "2", "5", &free_address()]).expect("on record");
+    cluster.start_more("metadata-5", "config.toml").expect("joins");
+    cluster.wait_healthy(LIMIT).expect("whole again");
+}
+
+#[test]
+fn a_status_that_cannot_ask_ends_with_2_and_other_commands_with_1() {
+    for (words, code) in [(&["status"][..], 2), (&["status", "--json"][..], 2), (&["volume", "list"][..], 1)] {
+        let mut command = std::process::Command::new(holdfast_tests::command::holdfast().expect("built"));
+        command.args(["admin", "--cluster", "/nowhere/cluster.toml"]).args(words);
+        let said = command.output().expect("runs");
+        assert_eq!(said.status.code(), Some(code), "{words:?}");
+        assert!(String::from_utf8_lossy(&said.stderr).contains("/nowhere/cluster.toml"), "{said:?}");
+    }
+}
