@@ -42,6 +42,22 @@ fn disturb(world: &mut World, prng: &mut Prng) {
     }
 }
 
+/// Whoever has just won an election is cut off, and those who voted for it lose what they have not synced: a vote that they forget is
+/// given twice.
+fn ambush(world: &mut World, prng: &mut Prng, led: &mut Vec<u64>) {
+    let leading = leaders(world);
+    let won = leading.iter().copied().find(|id| !led.contains(id));
+    *led = leading;
+    let Some(won) = won.filter(|_| prng.chance(1, 3)) else { return };
+    world.isolated.insert(won);
+    let voted = |(id, server): &(&u64, &super::Server)| **id != won && server.core.is_some();
+    let voters: Vec<u64> = world.servers.iter().filter(voted).map(|(id, _)| *id).collect();
+    for id in voters {
+        world.crash(id, prng.next_u64());
+        world.start(id);
+    }
+}
+
 /// Servers that came or went in all worlds.
 static MOVES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
@@ -134,8 +150,10 @@ fn run(seed: u64, mutations: crate::Mutations, mut staff: Option<Staff>) -> crat
     let mut newest: Option<(String, InodeId)> = None;
     let mut busy: Vec<Making> = Vec::new();
     let mut counters = crate::Counters::default();
+    let mut led = Vec::new();
     for step in 0..1500u64 {
         disturb(&mut world, &mut prng);
+        ambush(&mut world, &mut prng, &mut led);
         if let Some(staff) = &mut staff {
             staff.step(&mut world, &mut prng);
         }
