@@ -185,7 +185,8 @@ fn a_flipped_byte_in_any_kind_of_file_is_survived_or_named() {
     shell("sync", LIMIT).expect("synced");
     for name in ["metadata-2", "storage-2"] {
         let data = cluster.folder().join("cluster").join(name).join("data");
-        let (data_text, copy) = (data.display(), data.with_file_name("data-before"));
+        let data_text = data.display().to_string();
+        let copy_text = data.with_file_name("data-before").display().to_string();
         cluster.server(name).expect("there").terminate(Duration::from_secs(60)).expect("stopped");
         let mut done = std::collections::BTreeSet::new();
         // Listed anew each time: a server that serves makes and removes files.
@@ -200,7 +201,7 @@ fn a_flipped_byte_in_any_kind_of_file_is_survived_or_named() {
             let place = (used / 2) as u64;
             let flipped = [bytes[place as usize] ^ 0x10];
             // Who refuses may have changed other files by then: a table cuts its journal where it finds damage.
-            shell(&format!("cp -a --sparse=always {data_text} {}", copy.display()), LIMIT).expect("copied");
+            shell(&format!("cp -a --sparse=always {data_text} {copy_text}"), LIMIT).expect("copied");
             file.write_all_at(&flipped, place).expect("damaged");
             let server = cluster.server(name).expect("there");
             server.start().expect("started");
@@ -223,9 +224,12 @@ fn a_flipped_byte_in_any_kind_of_file_is_survived_or_named() {
             }
             cluster.server(name).expect("there").kill().expect("killed");
             // One that served has dealt with it, and may have written there since.
-            let keep = if started { copy.display() } else { data_text };
-            let back = if started { String::new() } else { format!(" && mv {} {data_text}", copy.display()) };
-            shell(&format!("rm -rf {keep}{back}"), LIMIT).expect("put back as it was");
+            let line = if started {
+                format!("rm -rf {copy_text}")
+            } else {
+                format!("rm -rf {data_text} && mv {copy_text} {data_text}")
+            };
+            shell(&line, LIMIT).expect("put back as it was");
         }
         cluster.restart(name).expect("mended, it starts");
         cluster.wait_healthy(Duration::from_secs(60)).expect("whole again");

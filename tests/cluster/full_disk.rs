@@ -1,5 +1,6 @@
 //! Full disks: a clear error, nothing lost, nothing down, and it goes on when there is room again.
 
+use anyhow::bail;
 use holdfast_tests::command::shell;
 use holdfast_tests::{Cluster, Options, can_mount, until};
 use std::io::{ErrorKind, Write};
@@ -77,6 +78,17 @@ fn a_full_disk_of_one_metadata_server_stops_nobody() {
     let small_disks = Some((vec!["metadata-2".to_owned()], DISK_BYTES));
     let mut cluster =
         Cluster::start(&Options { storage: 1, replicas: 1, small_disks, ..Options::default() }).expect("healthy");
+    // The worst one: whoever is asked first.
+    until("metadata-2 leads", LIMIT, || {
+        let leader = cluster.leader_of(1)?;
+        if leader != "metadata-2" {
+            cluster.restart(&leader)?;
+            cluster.wait_healthy(LIMIT)?;
+            bail!("{leader} leads");
+        }
+        Ok(())
+    })
+    .expect("they take turns");
     let mount = cluster.mount().expect("mounted");
     let at = cluster.mounted(mount).path().to_path_buf();
     let filler = cluster.folder().join("cluster/metadata-2/filler");

@@ -448,9 +448,7 @@ impl MetadataCore {
 
 /// Why a replica can not take a request.
 fn unable<M: Machine>(replica: &Replica<M>, waiting_max: usize) -> Option<MetadataError> {
-    if let Some((index, reason)) = replica.halted() {
-        return Some(MetadataError::Unavailable { reason: format!("halted at {index}: {reason}") });
-    }
+    // One that has halted says no more than that it does not lead: the others elect another, and whoever asks must find it.
     if !replica.is_leader() {
         return Some(MetadataError::NotLeader { hint: replica.leader() });
     }

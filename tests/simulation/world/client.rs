@@ -156,6 +156,7 @@ impl Sim {
                 let request = Box::new(request);
                 let name = self.enter(at, Asked { ticket, to, what: What::Chunk(request.clone()) });
                 let patience = deadline.since(now);
+                self.changing(to, &request, payload.len());
                 self.send(actor, to, Body::Chunk { call: name, request, payload, patience });
                 self.after_local(actor, patience, Local::CallTimeout { call: name });
             }

@@ -5,7 +5,11 @@ use super::{Local, Phase, Sim};
 use holdfast_journal::memory::Loss;
 use holdfast_sim::{Actor, Fault, FaultBudget, Latency, LinkConfig, Nemesis, WorldTime};
 use holdfast_types::{GroupId, MemberId};
+use holdfast_wire::chunk::{ChunkOp, ChunkRequest};
 use std::time::Duration;
+
+/// Bytes of a write that others are likely to meet.
+const LARGE_WRITE_BYTES: usize = 8 << 10;
 
 /// Links between metadata servers: they lose, repeat and reorder.
 pub(super) fn datagram_link() -> LinkConfig {
@@ -64,6 +68,9 @@ pub(super) enum Ambush {
     Promoting { primary: Actor, member: Actor },
     /// As above, the second part.
     LeftAlone { member: Actor },
+    /// A client has asked for a change: the node stops before it hears of that. When it goes on, others have taken over from it and made
+    /// the change, and perhaps later ones in its place.
+    Overtaken { node: Actor },
 }
 
 impl Flavour {
@@ -372,6 +379,20 @@ impl Sim {
         }
     }
 
+    /// A client asks a node for a change.
+    pub(super) fn changing(&mut self, node: Actor, request: &ChunkRequest, bytes: usize) {
+        let waits = self.setup.flavour == Flavour::Zombies && self.may_ambush();
+        if waits && matches!(request.op, ChunkOp::Write { .. }) && bytes >= LARGE_WRITE_BYTES && self.prng.chance(1, 2)
+        {
+            self.lie_in_wait(Duration::from_micros(1), Ambush::Overtaken { node });
+        }
+    }
+
+    /// Whether an actor is not told of a new map.
+    pub(super) fn is_map_held(&self, asker: Actor) -> bool {
+        self.maps_held.is_some_and(|(until, but)| self.world.now() < until && asker != but)
+    }
+
     fn may_ambush(&self) -> bool {
         self.phase == Phase::Hostile && self.world.now() > self.ambush_after
     }
@@ -404,10 +425,16 @@ impl Sim {
             Ambush::Promoting { primary, member } => {
                 let length = self.length(1_000, 1_900);
                 self.part_for(*primary, &[*member], length);
+                // As long as nobody else in the group has heard of it, either, what is written goes on being acknowledged.
+                self.maps_held = Some((self.world.now() + length, *member));
                 for server in 0..self.servers.len() {
                     self.block_for(self.servers[server].actor, *primary, length);
                 }
                 self.world.after(self.director, length, Local::Ambush(Ambush::LeftAlone { member: *member }));
+            }
+            Ambush::Overtaken { node } => {
+                let length = self.length(5_000, 9_000);
+                self.stop_for(*node, length);
             }
             Ambush::LeftAlone { member } => {
                 for node in 0..self.nodes.len() {

@@ -17,6 +17,7 @@ use holdfast_store::{MemoryTable, Table};
 use holdfast_types::prng::mix;
 use holdfast_types::{ClusterId, Instant, LogIndex, NodeId, ServerId, ShardId};
 use holdfast_wire::chunk::ChunkAnswer;
+use holdfast_wire::metadata::Response;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -211,7 +212,10 @@ impl Sim {
                 self.send(actor, to, Body::Peer(message));
             }
             Effect::Answer { request, answer } => {
-                if let Some((asker, call)) = life.requests.remove(&request) {
+                let map = matches!(answer.result, Ok(Response::Map(_)));
+                if let Some((asker, call)) = life.requests.remove(&request)
+                    && !(map && self.is_map_held(asker))
+                {
                     self.send(actor, asker, Body::Answer { call, answer: Box::new(answer) });
                 }
             }

@@ -150,6 +150,8 @@ struct Sim {
     failure: Option<String>,
     /// No other ambush before this.
     ambush_after: WorldTime,
+    /// Until then nobody but one actor is told of a new map.
+    maps_held: Option<(WorldTime, Actor)>,
     /// Text of events is kept, and cores check themselves at every step.
     careful: bool,
 }
@@ -195,6 +197,7 @@ impl Sim {
             totals: Totals::default(),
             failure: None,
             ambush_after: WorldTime::after_start(Duration::from_secs(4)),
+            maps_held: None,
             careful: keep > 0,
         };
         sim.set_links();

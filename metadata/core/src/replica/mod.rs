@@ -182,10 +182,10 @@ impl<M: Machine> Replica<M> {
         self.is_leader() && self.node.raft.apply_to_current_term()
     }
 
-    /// Who leads, as far as this server knows.
+    /// Who leads, as far as this server knows. One that has halted hears of nobody any more, and does not lead.
     pub(crate) fn leader(&self) -> Option<ServerId> {
         let leader = self.node.raft.leader_id;
-        (leader != 0).then_some(ServerId(leader))
+        (leader != 0 && self.halted.is_none()).then_some(ServerId(leader))
     }
 
     pub(crate) fn term(&self) -> Term {

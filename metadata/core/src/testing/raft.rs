@@ -187,3 +187,30 @@ fn a_server_that_finds_its_own_state_wrong_stops_and_names_the_entry() {
     assert!(world.core(1).halted().unwrap().contains("shard1 at @"));
     assert!(world.core(1).leads(ShardId::CLUSTER), "the other shard goes on");
 }
+
+#[test]
+fn others_lead_when_the_leader_has_halted_and_it_points_nobody_to_itself() {
+    let mut world = World::formed(3, 3);
+    let (s, _) = world.attach();
+    let d = world.create(s, ROOT, "d", NewNode::Directory);
+    let leader = world.leader(ShardId::VOLUMES).unwrap();
+    let mut batch = holdfast_store::Batch::new();
+    batch.remove(crate::tables::inode::key(holdfast_types::VolumeId(1), d.inode));
+    holdfast_store::Table::commit(&world.table(leader, ShardId::VOLUMES), batch).unwrap();
+    let lookup = || Request::Query(Query::Lookup { parent: ROOT, name: super::name("d") });
+    let mut hit = world.mutation(s, create(ROOT, "d", NewNode::File, false));
+    if let Request::Mutate(holdfast_wire::namespace::Mutation::Create { exclusive, .. }) = &mut hit.request {
+        *exclusive = false;
+    }
+    world.ask_as(leader, Caller::Client, hit);
+    world.run(5);
+    assert!(world.halted(leader).is_some());
+    assert!(!world.core(leader).leads(ShardId::VOLUMES));
+    let asked = world.ask_as(leader, Caller::Client, envelope(ShardId::VOLUMES, s, lookup()));
+    assert_eq!(world.take(asked).unwrap().result, Err(MetadataError::NotLeader { hint: None }));
+    world.until("another leads", |world| world.leader(ShardId::VOLUMES).is_some_and(|other| other != leader));
+    assert!(matches!(
+        world.query(s, Query::Lookup { parent: ROOT, name: super::name("d") }),
+        Ok(Outcome::Entry { .. })
+    ));
+}
