@@ -295,6 +295,11 @@ pub fn add_metadata(directory: &Path, file: &ClusterFile, id: u64, address: &str
     let mut config: holdfast_metadata_server::config::Config = toml::from_str(&text)?;
     (config.id, config.address, config.data) = (id, address.to_owned(), "data".into());
     (config.authority, config.certificate, config.key) = ("ca.pem".into(), "cert.pem".into(), "key.pem".into());
+    if config.telemetry_address != "off" {
+        // The other one's may be in use, here or where the new server goes.
+        let socket = TcpListener::bind(("0.0.0.0", 0)).context("no free port for telemetry")?;
+        config.telemetry_address = telemetry(socket.local_addr()?.port());
+    }
     let server = |id, address: &str| holdfast_metadata_server::config::Server { id, address: address.to_owned() };
     let others = file.metadata.iter().filter(|other| other.id != id);
     config.servers = others.map(|other| server(other.id, &other.address)).collect();

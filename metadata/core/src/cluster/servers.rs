@@ -19,9 +19,11 @@ use crate::machine::Context;
 use crate::replica::members::Wanted;
 use crate::tables::cluster::{self as rows, ServerRow};
 use crate::txn::Txn;
+use bytes::Bytes;
 use holdfast_types::{ServerId, ShardId};
 use holdfast_wire::admin::{ServerPlace, ServerRecord};
 use holdfast_wire::metadata::{MetadataError, Response};
+use holdfast_wire::peer::PeerMessage;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -194,7 +196,7 @@ impl MetadataCore {
             (from_life != 0 && row.life != 0 && from_life != row.life).then_some(row.life)
         };
         if let Some(life) = stranger {
-            let message = holdfast_wire::peer::PeerMessage::Stranger { life };
+            let message = PeerMessage::Stranger { life };
             self.out.push(Effect::Send { to: from, message });
             return false;
         }
@@ -262,11 +264,12 @@ impl MetadataCore {
 
     /// Both shards' leaders take the next step; shard 0's writes down what has come about.
     pub(crate) fn tick_servers(&mut self) {
-        if !self.ticks.is_multiple_of(LOOK_TICKS) {
-            return;
+        let look = self.ticks.is_multiple_of(LOOK_TICKS);
+        if look {
+            self.ask_whether_removed();
         }
         let wanted = self.cluster.machine.wanted();
-        if !wanted.is_empty() {
+        if look && !wanted.is_empty() {
             self.cluster.drive_members(&wanted);
             self.volumes.drive_members(&wanted);
         }
@@ -300,6 +303,21 @@ impl MetadataCore {
             return;
         };
         self.propose_work(Work::Servers, command);
+    }
+
+    /// Who has left hears nothing more from the others, not even that its leaving is on record: it asks, with a message of raft that
+    /// says nothing.
+    fn ask_whether_removed(&mut self) {
+        let me = self.config.id;
+        let members = self.cluster.members();
+        if members.voters.is_empty() || self.cluster.has_member(me) || self.volumes.has_member(me) {
+            return;
+        }
+        for to in members.voters.into_iter().map(ServerId) {
+            let (shard, from_life) = (ShardId::CLUSTER, self.config.life);
+            let message = PeerMessage::Raft { shard, from_life, to_life: 0, bytes: Bytes::new() };
+            self.out.push(Effect::Send { to, message });
+        }
     }
 
     /// Tells the shell where the servers are, when that has changed.

@@ -105,6 +105,8 @@ fn servers_are_added_and_taken_out_the_leader_too() {
         world.admin(Request::RemoveServer { server: ServerId(leader) }).unwrap();
         world.until_place(leader, ServerPlace::Gone);
         world.create(s, ROOT, &format!("without{leader}"), NewNode::File);
+        world.until("it is told", |world| world.servers[&leader].stopped.is_some());
+        assert!(world.servers[&leader].stopped.as_ref().unwrap().contains("removed"));
         world.servers.remove(&leader);
     }
     assert_eq!(world.voters()[0].len(), 2);
