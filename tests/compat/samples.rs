@@ -1,4 +1,5 @@
 //! One sample of each message, with a different number in each field so that exchanged fields are noticed.
+// tidy: long because there is one of each message
 
 use bytes::Bytes;
 use holdfast_types::{

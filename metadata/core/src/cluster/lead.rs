@@ -141,6 +141,10 @@ impl MetadataCore {
             },
             Request::LeadVolumes { term } => self.propose_for(asker, ClusterCommand::ServiceLeads { term }),
             Request::ListVolumes => self.cluster_read(ReadFor::Volumes(asker)),
+            Request::Status if !self.are_servers_on_record() => {
+                let reason = "the metadata servers are just being put on record; ask again".into();
+                self.refuse(asker, SHARD, MetadataError::Unavailable { reason });
+            }
             Request::Status => self.cluster_read(ReadFor::Status(asker)),
             Request::Attach { .. }
             | Request::Detach

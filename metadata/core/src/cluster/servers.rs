@@ -262,6 +262,11 @@ impl MetadataCore {
         Ok(())
     }
 
+    /// Whether every server that is heard is known by its life. A moment after a cluster has formed, none is yet.
+    pub(crate) fn are_servers_on_record(&self) -> bool {
+        self.config.life == 0 || self.cluster.voters_heard().into_iter().all(|id| self.life_of(id) != 0)
+    }
+
     /// Both shards' leaders take the next step; shard 0's writes down what has come about.
     pub(crate) fn tick_servers(&mut self) {
         let look = self.ticks.is_multiple_of(LOOK_TICKS);
