@@ -198,9 +198,6 @@ impl Names {
         row.caching = true;
         row.told_to_stop = false;
         row.event += 1;
-        for inode in self.inodes.values_mut().filter(|inode| inode.links > 0) {
-            inode.openers.remove(&session);
-        }
     }
 
     /// What an ended session held goes: what it has open first, then its bounds, in the order of inodes.
