@@ -137,7 +137,8 @@ fn a_directory_of_a_future_format_is_refused_with_both_numbers() {
     let folder = cluster.folder().join("cluster");
     let identity = folder.join("metadata-1/data/IDENTITY");
     let before = std::fs::read_to_string(&identity).expect("read");
-    std::fs::write(&identity, before.replace("format 1 ", "format 9 ")).expect("written");
+    let rest = before.strip_prefix("format ").and_then(|rest| rest.split_once(' ')).expect("it says its format").1;
+    std::fs::write(&identity, format!("format 9 {rest}")).expect("written");
     let said = refusal("metadata", &folder.join("metadata-1/config.toml"));
     assert!(said.contains("format 9") && said.contains("newer release"), "{said}");
     std::fs::write(&identity, before).expect("written");
