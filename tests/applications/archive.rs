@@ -112,7 +112,7 @@ fn a_second_rsync_finds_nothing_to_copy() {
 fn fio_reads_back_what_it_wrote() {
     let Some(at) = folder("fio_reads_back_what_it_wrote", &["fio"]) else { return };
     let common = format!(
-        "--directory={} --size=48m --verify=crc32c --verify_fatal=1 --do_verify=1 --ioengine=psync --group_reporting --minimal --randrepeat=1",
+        "--directory={} --size=48m --verify=crc32c --verify_fatal=1 --do_verify=1 --ioengine=psync --group_reporting --minimal --randrepeat=1 --verify_state_save=0",
         quote(&at)
     );
     for (name, options) in [

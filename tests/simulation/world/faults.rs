@@ -415,7 +415,7 @@ impl Sim {
                 return;
             }
             Ambush::Acknowledged { primary, others } => {
-                let long = self.length(6_000, 12_000);
+                let long = self.length(7_000, 14_000);
                 self.crash_for(*primary, Loss::Power, long);
                 for other in others {
                     let down = self.length(5, 300);

@@ -201,7 +201,7 @@ impl Sim {
             Effect::Answer { id, answer, payload } => {
                 if let Some((asker, call, session, group)) = life.requests.remove(&id) {
                     self.check_answer(session, group, &answer);
-                    if matches!(answer, ChunkAnswer::Done { .. }) {
+                    if matches!(answer, ChunkAnswer::Done { .. }) && self.client_of(asker).is_some() {
                         self.acknowledging(actor, group);
                     }
                     self.send(actor, asker, Body::ChunkDone { call, answer, payload });
