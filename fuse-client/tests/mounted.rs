@@ -255,13 +255,36 @@ fn extended_attributes_have_sizes_flags_and_names() {
         assert_eq!(getxattr(&path, "trusted.big", &mut vec![0u8; 70_000][..]), Ok(65536));
         here.shell("python3 -c \"import os; assert os.getxattr('f', 'trusted.big') == bytes([7]) * 65536\"");
         assert_eq!(getxattr(&path, "user.none", &mut buffer[..]), Err(Errno::NODATA));
-        assert_eq!(getxattr(&path, "system.posix_acl_access", &mut buffer[..]), Err(Errno::OPNOTSUPP));
+        assert_eq!(getxattr(&path, "system.posix_acl_access", &mut buffer[..]), Err(Errno::NODATA));
         assert_eq!(set("system.other", b"x", XattrFlags::empty()), Err(Errno::OPNOTSUPP));
         let mut names = [0u8; 100];
         let length = listxattr(&path, &mut names[..]).unwrap();
         assert_eq!(&names[..length], b"trusted.big\0user.a\0user.empty\0");
         assert_eq!(removexattr(&path, "user.a"), Ok(()));
         assert_eq!(removexattr(&path, "user.a"), Err(Errno::NODATA));
+    });
+}
+
+#[test]
+fn a_file_without_a_name_may_be_given_one_and_births_are_shown() {
+    everywhere(|here| {
+        here.shell(
+            "python3 -I - <<'end'
+import os
+fd = os.open('.', os.O_TMPFILE | os.O_RDWR, 0o640)
+assert os.fstat(fd).st_nlink == 0 and os.listdir('.') == []
+os.write(fd, b'unnamed')
+root = os.open('/', os.O_RDONLY)
+os.link(f'/proc/self/fd/{fd}', 'named', src_dir_fd=root, follow_symlinks=True)
+assert os.fstat(fd).st_nlink == 1 and open('named').read() == 'unnamed'
+fd = os.open('.', os.O_TMPFILE | os.O_RDWR | os.O_EXCL)
+try: os.link(f'/proc/self/fd/{fd}', 'never', src_dir_fd=root, follow_symlinks=True)
+except FileNotFoundError: pass
+else: raise SystemExit('O_EXCL forbids it')
+end
+             birth=$(stat -c %W named); test $birth -gt 1000000000; touch -d @5 named; test $(stat -c %W named) = $birth
+             touch -d '1901-02-03 04:05:06.75 UTC' named; test $(stat -c %.Y named) = -2174586893.250000000; rm named",
+        );
     });
 }
 

@@ -45,6 +45,8 @@ pub struct World {
     /// What is under way to storage: file, first byte, end.
     writing: BTreeMap<Sequence, (InodeId, u64, u64)>,
     outstanding: BTreeMap<Ticket, Sequence>,
+    /// Requests dropped or sent again.
+    pub forgotten: u64,
     pub sent_metadata: u64,
     pub sent_chunks: u64,
     pub trace: Vec<String>,
@@ -86,6 +88,7 @@ impl World {
             notices: Vec::new(),
             writing: BTreeMap::new(),
             outstanding: BTreeMap::new(),
+            forgotten: 0,
             sent_metadata: 0,
             sent_chunks: 0,
             trace: Vec::new(),
@@ -109,7 +112,7 @@ impl World {
                     self.note_write(ticket, &call);
                     self.post(Event::Chunk(ticket, call, deadline));
                 }
-                Effect::Forget { .. } => {}
+                Effect::Forget { .. } => self.forgotten += 1,
                 Effect::Complete { id, result } => {
                     let old = self.completed.insert(id, result);
                     assert!(old.is_none(), "{id:?} completed twice");
@@ -311,6 +314,7 @@ impl World {
             name: name(text),
             node: NewNode::File,
             mode: 0o644,
+            umask: 0,
             uid: 0,
             gid: 0,
             exclusive: false,
