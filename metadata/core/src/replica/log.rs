@@ -46,6 +46,10 @@ impl LogStore {
         self.members = members;
     }
 
+    pub(crate) fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
     pub(crate) fn set_hard_state(&mut self, hard_state: HardState) {
         self.hard_state = hard_state;
     }

@@ -13,6 +13,7 @@ use crate::tables::members::MembersRow;
 use holdfast_types::ServerId;
 use raft::ProgressState;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Message, MessageType};
+use std::collections::BTreeSet;
 
 /// A server that said something within so many ticks (a second) is heard.
 const HEARD_TICKS: u64 = 20;
@@ -62,10 +63,11 @@ impl<M: Machine> Replica<M> {
 
     /// Voters that this leader has heard of late, itself included.
     pub(crate) fn voters_heard(&self) -> Vec<ServerId> {
-        let of_late = |id: &u64| {
-            *id == self.config.id.0 || self.heard.get(id).is_some_and(|tick| self.ticks < tick + HEARD_TICKS)
-        };
-        self.node.store().conf_state().voters.into_iter().filter(of_late).map(ServerId).collect()
+        self.node.store().conf_state().voters.into_iter().filter(|id| self.hears(*id)).map(ServerId).collect()
+    }
+
+    fn hears(&self, id: u64) -> bool {
+        id == self.config.id.0 || self.heard.get(&id).is_some_and(|tick| self.ticks < tick + HEARD_TICKS)
     }
 
     /// Takes the next step towards what is wanted, if it is due and this server leads.
@@ -78,14 +80,34 @@ impl<M: Machine> Replica<M> {
             // Raft leaves it by itself, unless the leader changed in between.
             return self.propose_members(Vec::new());
         }
+        if !state.voters.contains(&self.config.id.0) {
+            // Elected while it was on its way out: it can propose nothing any more.
+            return self.hand_over();
+        }
         for wish in wanted.iter().filter(|wish| !self.is_as_wanted(**wish)) {
             if let Some(changes) = self.next_changes(&state, *wish) {
                 if changes.iter().any(|(change, id)| *change == ConfChangeType::RemoveNode && *id == self.config.id) {
                     return self.hand_over();
                 }
-                return self.propose_members(changes);
+                // It was looked at when it was asked for, but in the other shard, and a while ago.
+                if self.leaves_a_majority(&state, &changes) {
+                    return self.propose_members(changes);
+                }
             }
         }
+    }
+
+    /// Whether a majority of the voters that these changes leave is heard.
+    fn leaves_a_majority(&self, state: &ConfState, changes: &[(ConfChangeType, ServerId)]) -> bool {
+        let mut voters: BTreeSet<u64> = state.voters.iter().copied().collect();
+        for (kind, server) in changes {
+            match kind {
+                ConfChangeType::AddNode => drop(voters.insert(server.0)),
+                ConfChangeType::RemoveNode => drop(voters.remove(&server.0)),
+                ConfChangeType::AddLearnerNode => {}
+            }
+        }
+        voters.iter().filter(|id| self.hears(**id)).count() * 2 > voters.len()
     }
 
     fn next_changes(&self, state: &ConfState, wish: Wanted) -> Option<Vec<(ConfChangeType, ServerId)>> {

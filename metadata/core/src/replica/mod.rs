@@ -109,6 +109,8 @@ pub(crate) struct Replica<M> {
     election_ticks: usize,
     /// (term, role) that the election wait was drawn for.
     drawn_for: (u64, StateRole),
+    /// What the log holds of raft's state, as of the last record that was given to be written in this life; at first that is not known.
+    state_written: HardState,
     ticket: u64,
     in_flight: VecDeque<InFlight>,
     /// To be written before anything else: the log's start was found wanting.
@@ -152,6 +154,7 @@ impl<M: Machine> Replica<M> {
             prng: Prng::new(config.seed).fork(label),
             election_ticks: ELECTION_TICKS_MIN,
             drawn_for: (u64::MAX, StateRole::Follower),
+            state_written: HardState::default(),
             ticket: 0,
             in_flight: VecDeque::new(),
             first_records,

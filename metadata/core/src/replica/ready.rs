@@ -79,6 +79,7 @@ impl<M: Machine> Replica<M> {
             assert_eq!(Some(base.index), restarted, "raft restores what was installed");
             self.node.mut_store().restart(base);
             records.push(LogRecord::Restart { base });
+            self.state_written = HardState::default();
         }
         let entries = ready.take_entries();
         if !entries.is_empty() {
@@ -89,10 +90,13 @@ impl<M: Machine> Replica<M> {
             let state =
                 HardState { term: Term(state.term), vote: ServerId(state.vote), commit: LogIndex(state.commit) };
             self.node.mut_store().set_hard_state(state);
-            // A commit index that rose is found again from what is applied; it needs no write of its own.
-            if must_sync && !self.config.mutations.vote_not_persisted {
-                records.push(LogRecord::HardState(state));
-            }
+        }
+        // A commit index that rose needs no write of its own, but goes with the next one: a change of members counts once it is
+        // committed, and the entry that follows it must not be found without that.
+        let state = self.node.store().hard_state();
+        if must_sync && state != self.state_written && !self.config.mutations.vote_not_persisted {
+            self.state_written = state;
+            records.push(LogRecord::HardState(state));
         }
         must_sync &= !records.is_empty();
         self.ticket += 1;
