@@ -117,6 +117,13 @@ impl Names {
         }
     }
 
+    /// Forgets everything; what is older than this is not taken up again.
+    pub fn clear_to(&mut self, at: LogIndex) {
+        let floor = self.floor.max(at);
+        self.clear();
+        self.floor = floor;
+    }
+
     /// Forgets everything. Answers that are under way must not be put in afterwards.
     pub fn clear(&mut self) {
         self.nodes.clear();

@@ -109,6 +109,10 @@ impl ClientCore {
     /// Takes up what an answer says, whoever waits for it.
     pub(crate) fn learn(&mut self, operation: &Operation, at: LogIndex, result: &Result<Outcome, ClientError>) {
         let keep = self.caching() && operation.span == self.session.span;
+        if !keep && self.caching() && matches!(operation.request, Request::Mutate(_)) {
+            // Asked before caching began, and made who knows when: what is cached may be from before it was made.
+            self.names.clear_to(at);
+        }
         match result {
             Ok(outcome) => {
                 for attributes in attributes_of(outcome) {
