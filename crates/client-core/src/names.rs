@@ -3,7 +3,8 @@
 //! Answers arrive in any order, so what is kept is ordered by index and not by arrival:
 //! * A whole value at index `s` replaces one only if nothing newer than `s` is known of it.
 //! * A change at index `m` (an entry of ours changed the directory) applies to a value whose `base` is below `m`.
-//! * What was dropped while something newer was known raises `floor`: answers below it are not kept.
+//! * What was dropped while something newer was known raises `floor`: answers below it are not kept for what is not here. What is here knows
+//!   what it has seen, whatever else was dropped meanwhile.
 //!
 //! The size is bounded: the least recently used inode goes first, with everything known of it.
 
@@ -52,6 +53,8 @@ struct Xattrs {
 
 #[derive(Default)]
 struct Node {
+    /// The cache's floor when this was made.
+    floor: LogIndex,
     attributes: Option<Known>,
     /// Attributes below this are history.
     attributes_floor: LogIndex,
@@ -224,7 +227,8 @@ impl Names {
 
     fn change(&mut self, inode: InodeId, change: impl FnOnce(&mut Node)) {
         let known = self.nodes.contains_key(&inode);
-        let node = self.nodes.entry(inode).or_default();
+        let floor = self.floor;
+        let node = self.nodes.entry(inode).or_insert_with(|| Node { floor, ..Node::default() });
         let before = if known { node.weight() } else { 0 };
         change(node);
         let weight = node.weight();
@@ -240,6 +244,11 @@ impl Names {
         }
     }
 
+    /// Below this nothing is known of what else happened to an inode.
+    fn floor_of(&self, inode: InodeId) -> LogIndex {
+        self.nodes.get(&inode).map_or(self.floor, |node| node.floor)
+    }
+
     fn drop_node(&mut self, inode: InodeId) {
         if let Some(node) = self.nodes.remove(&inode) {
             self.by_use.remove(&node.used);
@@ -250,7 +259,7 @@ impl Names {
 
     /// Attributes as a whole, right at `at`.
     pub fn put_attributes(&mut self, value: &Attributes, at: LogIndex) {
-        if at < self.floor {
+        if at < self.floor_of(value.inode) {
             return;
         }
         self.change(value.inode, |node| {
@@ -292,7 +301,7 @@ impl Names {
 
     /// What a name means at `at`; its attributes are put apart.
     pub fn put_entry(&mut self, parent: InodeId, name: &FileName, inode: Option<(InodeId, FileKind)>, at: LogIndex) {
-        if at >= self.floor {
+        if at >= self.floor_of(parent) {
             self.change(parent, |node| {
                 node.directory.get_or_insert_default().put(name, inode, None, at);
             });
@@ -301,7 +310,7 @@ impl Names {
 
     /// A part of a listing that was asked for with `after`, right at `at`.
     pub fn put_listing(&mut self, inode: InodeId, after: u64, entries: &[DirectoryEntry], end: bool, at: LogIndex) {
-        if at < self.floor || entries.len() > self.limit / 4 {
+        if at < self.floor_of(inode) || entries.len() > self.limit / 4 {
             return;
         }
         for entry in entries {
@@ -327,7 +336,7 @@ impl Names {
     /// An inode that was just made at `at`: a directory has no entries, nothing has extended attributes.
     pub fn put_new(&mut self, attributes: &Attributes, target: Option<&Bytes>, at: LogIndex) {
         self.put_attributes(attributes, at);
-        if at >= self.floor {
+        if at >= self.floor_of(attributes.inode) {
             self.change(attributes.inode, |node| {
                 node.xattrs.complete = true;
                 node.target = target.cloned();
@@ -345,7 +354,7 @@ impl Names {
 
     /// An extended attribute, or that there is none, at `at`.
     pub fn put_xattr(&mut self, inode: InodeId, name: &Bytes, value: Option<Bytes>, at: LogIndex) {
-        if at >= self.floor {
+        if at >= self.floor_of(inode) {
             self.change(inode, |node| {
                 let kept = node.xattrs.values.entry(name.clone()).or_default();
                 if kept.0 <= at {

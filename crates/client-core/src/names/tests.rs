@@ -104,3 +104,24 @@ fn memory_is_bounded_and_what_was_dropped_does_not_come_back_older() {
     names.put_attributes(&attributes(0, FileKind::File, 0), LogIndex(99));
     assert_eq!(names.attributes(InodeId(0)), None);
 }
+
+#[test]
+fn what_is_here_takes_up_its_own_changes_whatever_else_was_dropped() {
+    let mut names = Names::new(100);
+    names.put_attributes(&attributes(1, FileKind::Directory, 0), LogIndex(10));
+    names.put_entry(InodeId(1), &name("a"), Some((InodeId(2), FileKind::File)), LogIndex(10));
+    names.put_xattr(InodeId(1), &"x".into(), Some("old".into()), LogIndex(10));
+    // Something else that was seen later goes.
+    names.put_attributes(&attributes(7, FileKind::File, 0), LogIndex(50));
+    names.remove(InodeId(7));
+    // Changes of our own from between, answered late.
+    names.put_attributes(&attributes(1, FileKind::Directory, 5), LogIndex(20));
+    names.put_entry(InodeId(1), &name("a"), None, LogIndex(20));
+    names.put_xattr(InodeId(1), &"x".into(), None, LogIndex(20));
+    assert_eq!(names.attributes(InodeId(1)).map(|a| a.size), Some(5));
+    assert_eq!(names.entry(InodeId(1), &name("a")), Found::Absent);
+    assert_eq!(names.xattr(InodeId(1), &"x".into()), Some(None));
+    // What went stays away.
+    names.put_attributes(&attributes(7, FileKind::File, 0), LogIndex(49));
+    assert_eq!(names.attributes(InodeId(7)), None);
+}
