@@ -398,7 +398,9 @@ impl Sim {
     }
 
     fn lie_in_wait(&mut self, delay: Duration, ambush: Ambush) {
-        self.ambush_after = self.world.now() + Duration::from_secs(8);
+        // What a power cut took must be missed before it comes back; then the next one may follow.
+        let pause = if self.setup.flavour == Flavour::PowerCuts { 3 } else { 8 };
+        self.ambush_after = self.world.now() + Duration::from_secs(pause);
         self.stats.faults += 1;
         self.world.after(self.director, delay, Local::Ambush(ambush));
     }
