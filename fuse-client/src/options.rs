@@ -206,28 +206,9 @@ fn size(name: &str, value: &str) -> Result<u64, OptionError> {
 
 /// The known option that begins like this, else the one that takes the fewest changes of a letter to reach.
 fn nearest(given: &str) -> &'static str {
-    KNOWN
-        .iter()
-        .copied()
-        .min_by_key(|known| {
-            let name = known.split('=').next().unwrap_or(known);
-            (!name.starts_with(given), distance(given, name))
-        })
-        .expect("the table is not empty")
-}
-
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+    let name = |option: &'static str| option.split('=').next().unwrap_or(option);
+    let meant = holdfast_client::nearest(given, KNOWN.iter().copied().map(name));
+    KNOWN.iter().copied().find(|option| meant == Some(name(option))).expect("the table is not empty")
 }
 
 #[cfg(test)]
