@@ -1,7 +1,7 @@
 //! What a mount counts: every name with its unit and meaning, and which calls and messages were slow.
 
 use holdfast_client_core::{Call, ClientError};
-use holdfast_telemetry::metrics::{Gauge, Registry, Times, Unit};
+use holdfast_telemetry::metrics::{self, Gauge, Registry, Times};
 use holdfast_telemetry::slow::SlowLog;
 use std::time::{Duration, Instant};
 use strum::VariantNames;
@@ -30,15 +30,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry, slow: Duration) -> Self {
         let waiting = Gauge::default();
         registry.register("holdfast_client_calls_waiting", "Calls begun and not answered yet", waiting.clone());
-        let start = Gauge::<i64>::default();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        start.set(i64::try_from(now.as_secs()).unwrap_or(0));
-        registry.register_with_unit(
-            "holdfast_client_start_time",
-            "When this mount was started, since 1970",
-            Unit::Seconds,
-            start,
-        );
+        metrics::start_time(registry, "holdfast_client_start_time", "When this mount was started, since 1970");
         Self {
             calls: Times::register(
                 registry,

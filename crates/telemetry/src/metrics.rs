@@ -58,6 +58,14 @@ impl Times {
     }
 }
 
+/// Registers when this part of the process was started: now, in seconds since 1970.
+pub fn start_time(registry: &mut Registry, name: &'static str, help: &'static str) {
+    let start = Gauge::<i64>::default();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    start.set(i64::try_from(now.as_secs()).unwrap_or(0));
+    registry.register_with_unit(name, help, Unit::Seconds, start);
+}
+
 /// All that a registry holds, as Prometheus reads it.
 pub fn text(registry: &Registry) -> String {
     let mut text = String::new();

@@ -6,7 +6,7 @@
 //! ```
 
 use holdfast_metadata_core::Counters;
-use holdfast_telemetry::metrics::{Counter, Gauge, Registry, Times, Unit};
+use holdfast_telemetry::metrics::{self, Counter, Gauge, Registry, Times};
 use holdfast_telemetry::slow::SlowLog;
 use holdfast_types::ShardId;
 use holdfast_wire::admin::ServerStatus;
@@ -112,15 +112,7 @@ impl Metrics {
         let waiting = gauge("holdfast_metadata_requests_waiting", "Requests taken and not answered yet");
         let halted =
             gauge("holdfast_metadata_halted", "1 when a shard has stopped applying on this server: replace it");
-        let process_start = Gauge::<i64>::default();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        process_start.set(i64::try_from(now.as_secs()).unwrap_or(0));
-        registry.register_with_unit(
-            "holdfast_metadata_start_time",
-            "When this server was started, since 1970",
-            Unit::Seconds,
-            process_start,
-        );
+        metrics::start_time(registry, "holdfast_metadata_start_time", "When this server was started, since 1970");
         Self {
             requests: Times::register(
                 registry,

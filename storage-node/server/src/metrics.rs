@@ -8,7 +8,7 @@ use crate::shell::Standing;
 use holdfast_storage_core::Input;
 use holdfast_storage_core::local::{LocalCommand, Ticket};
 use holdfast_telemetry::http::Health;
-use holdfast_telemetry::metrics::{Counter, Gauge, Registry, Times, Unit};
+use holdfast_telemetry::metrics::{self, Counter, Gauge, Registry, Times};
 use holdfast_telemetry::slow::SlowLog;
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp};
 use std::collections::BTreeMap;
@@ -68,15 +68,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry, slow: Duration) -> Self {
         let waiting = Gauge::default();
         registry.register("holdfast_storage_requests_waiting", "Requests taken and not answered yet", waiting.clone());
-        let start = Gauge::<i64>::default();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        start.set(i64::try_from(now.as_secs()).unwrap_or(0));
-        registry.register_with_unit(
-            "holdfast_storage_start_time",
-            "When this node was started, since 1970",
-            Unit::Seconds,
-            start,
-        );
+        metrics::start_time(registry, "holdfast_storage_start_time", "When this node was started, since 1970");
         Self {
             counters: Counters::register(registry),
             requests: Times::register(
