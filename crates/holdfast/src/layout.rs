@@ -265,17 +265,20 @@ impl Ports {
             let port = socket.local_addr()?.port();
             Ok::<_, std::io::Error>((socket, port))
         };
-        let tcp = |_| {
-            let socket = TcpListener::bind(("0.0.0.0", 0))?;
-            let port = socket.local_addr()?.port();
-            Ok::<_, std::io::Error>((socket, port))
-        };
+        let tcp = |_| free_tcp_port();
         Ok(Self {
             metadata: (0..plan.sizes.metadata).map(udp).collect::<Result<_, _>>()?,
             storage: (0..plan.sizes.storage).map(tcp).collect::<Result<_, _>>()?,
             telemetry: (0..plan.sizes.metadata + plan.sizes.storage).map(tcp).collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// A port that nobody else takes as long as the socket is kept.
+fn free_tcp_port() -> std::io::Result<(TcpListener, u16)> {
+    let socket = TcpListener::bind(("0.0.0.0", 0))?;
+    let port = socket.local_addr()?.port();
+    Ok((socket, port))
 }
 
 /// Writes the directory of a metadata server that joins a cluster made earlier; returns its configuration. One that was prepared
@@ -297,8 +300,8 @@ pub fn add_metadata(directory: &Path, file: &ClusterFile, id: u64, address: &str
     (config.authority, config.certificate, config.key) = ("ca.pem".into(), "cert.pem".into(), "key.pem".into());
     if config.telemetry_address != "off" {
         // The other one's may be in use, here or where the new server goes.
-        let socket = TcpListener::bind(("0.0.0.0", 0)).context("no free port for telemetry")?;
-        config.telemetry_address = telemetry(socket.local_addr()?.port());
+        let (_held, port) = free_tcp_port().context("no free port for telemetry")?;
+        config.telemetry_address = telemetry(port);
     }
     let server = |id, address: &str| holdfast_metadata_server::config::Server { id, address: address.to_owned() };
     let others = file.metadata.iter().filter(|other| other.id != id);
