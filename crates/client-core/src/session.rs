@@ -243,7 +243,7 @@ impl ClientCore {
         self.names.clear();
         self.pages.clear();
         for file in self.files.values_mut() {
-            // The service forgets who has what open, but for orphans; from now on we name it when a name goes away.
+            // What is on record stays there until it is closed; from now on we name what is open when a name goes away.
             file.recorded = false;
             // Another host may have cut it before it left, and there may be another content in its place.
             file.refresh |= !file.gone;
