@@ -331,6 +331,11 @@ impl File {
             || self.unconfirmed.iter().chain(&self.doubtful).any(|(from, sent)| of((*from, sent)))
     }
 
+    /// Whether bytes that this host has written may stand above a size, without being known to count.
+    pub fn reaches_beyond(&self, size: u64) -> bool {
+        self.standing > size || self.unconfirmed.iter().chain(&self.doubtful).any(|(_, sent)| sent.end > size)
+    }
+
     /// When the size must be published at the latest: a file that is written without a pause would never be, and would end where it
     /// did before if this client died.
     pub fn size_due(&self, delay: std::time::Duration) -> Option<Instant> {

@@ -5,7 +5,7 @@ use crate::control::{Published, Purpose};
 use crate::core::ClientCore;
 use crate::data::{DataPurpose, chunk_key};
 use crate::error::ClientError;
-use crate::file::{Change, Lane, Sending, Sync, Waiter};
+use crate::file::{Change, File, Lane, Sending, Sync, Waiter};
 use crate::read::Content;
 use crate::session::Caching;
 use holdfast_types::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
@@ -172,8 +172,14 @@ impl ClientCore {
     fn publish(&mut self, inode: InodeId) {
         let keep = self.caching();
         let Some(file) = self.files.get(&inode) else { return };
-        let release = file.bound_held && file.is_clean() && (!keep || !file.is_open());
+        let release = file.bound_held && (!keep || !file.is_open()) && self.may_release(file);
         self.publish_with(inode, release);
+    }
+
+    /// Whether all that stands beyond the size once the file is published is nothing of this host's.
+    fn may_release(&self, file: &File) -> bool {
+        let published = if self.caching() { file.stored_end() } else { file.unpublished_end };
+        file.is_clean() && !file.reaches_beyond(published)
     }
 
     fn publish_with(&mut self, inode: InodeId, release: bool) {
@@ -439,7 +445,7 @@ impl ClientCore {
     }
 
     fn run_change(&mut self, inode: InodeId) {
-        let Some(file) = self.files.get_mut(&inode) else { return };
+        let Some(file) = self.files.get(&inode) else { return };
         let touches_data = file.changes.front().is_some_and(Change::touches_data);
         if touches_data && !file.sending.is_empty() {
             return;
@@ -448,11 +454,11 @@ impl ClientCore {
             Some(Change::Set { set: SetAttributes { size: Some(size), .. }, .. }) => *size >= file.size(),
             _ => false,
         };
-        if grows && file.bound_held && file.is_clean() {
+        if grows && file.bound_held && self.may_release(file) {
             // With no bound held, nothing above the size has to be removed; otherwise the service removes what may be there.
             return self.publish_with(inode, true);
         }
-        match file.changes.pop_front() {
+        match self.files.get_mut(&inode).and_then(|file| file.changes.pop_front()) {
             Some(Change::Set { id, set, quiet }) => self.run_set(id, inode, set, quiet),
             Some(Change::Zero { id, offset, length, extend }) => self.run_zero(id, inode, offset, length, extend),
             None => {}

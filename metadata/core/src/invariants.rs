@@ -230,8 +230,8 @@ impl Namespace {
             trims.insert(purge::trim_of(&key), row);
         }
         for ((volume, number), row) in &self.inodes {
-            for (session, _) in &row.bounds {
-                if !holders.remove(&(*session, *volume, *number)) {
+            for session in row.bound_sessions() {
+                if !holders.remove(&(session, *volume, *number)) {
                     self.wrong.push(format!("{volume}/{number}: the bound of {session} is not known by session"));
                 }
             }

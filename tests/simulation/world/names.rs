@@ -36,6 +36,8 @@ pub(super) struct Inode {
     pub(super) xattrs: BTreeMap<Bytes, Bytes>,
     openers: BTreeSet<SessionId>,
     bounds: BTreeMap<SessionId, u64>,
+    /// How far sessions may still write that had a bound taken from them.
+    late: BTreeMap<SessionId, u64>,
     /// How far sessions that are over may have written.
     stale_bound: u64,
     trim: Option<(u64, u64)>,
@@ -58,6 +60,7 @@ impl Inode {
             xattrs: BTreeMap::new(),
             openers: BTreeSet::new(),
             bounds: BTreeMap::new(),
+            late: BTreeMap::new(),
             stale_bound: 0,
             trim: None,
         }
@@ -69,14 +72,22 @@ impl Inode {
 
     /// Where bytes may have been written at the most.
     fn end(&self) -> u64 {
-        let bound = self.bounds.values().copied().max().unwrap_or(0);
+        let bound = self.bounds.values().chain(self.late.values()).copied().max().unwrap_or(0);
         self.size.max(bound).max(self.stale_bound).max(self.trim.map_or(0, |(_, to)| to))
     }
 
     fn trim_from(&mut self, from: u64, to: u64) {
         self.trim = Some((self.trim.map_or(from, |(earlier, _)| earlier.min(from)), to));
         self.stale_bound = 0;
-        self.bounds.clear();
+        for (session, bound) in std::mem::take(&mut self.bounds) {
+            let late = self.late.entry(session).or_default();
+            *late = bound.max(*late);
+        }
+    }
+
+    /// How far a session may have written, which it will not do again.
+    fn unbind(&mut self, session: SessionId) -> Option<u64> {
+        self.bounds.remove(&session).max(self.late.remove(&session))
     }
 
     /// When nobody may write beyond the size any more, what was written there goes.
@@ -216,7 +227,7 @@ impl Names {
         for id in &ids {
             if left > 0
                 && let Some(inode) = self.inodes.get_mut(id)
-                && let Some(bound) = inode.bounds.remove(&session)
+                && let Some(bound) = inode.unbind(session)
             {
                 inode.stale_bound = inode.stale_bound.max(bound);
                 inode.settle();
@@ -611,7 +622,9 @@ impl Names {
                 file.trim = None;
                 file.stale_bound = 0;
                 file.bounds.retain(|holder, _| *holder == session);
-            } else if size < end && !(size >= file.size && file.bounds.is_empty()) {
+                file.late.clear();
+            } else if size < end && !(size >= file.size && file.bounds.is_empty() && file.late.is_empty()) {
+                file.unbind(session);
                 file.trim_from(size, end);
             }
             file.size = size;
@@ -641,7 +654,7 @@ impl Names {
                 }
                 file.size = size;
             }
-            if release && file.bounds.remove(&session).is_some() {
+            if release && file.unbind(session).is_some() {
                 file.settle();
             }
         }

@@ -273,8 +273,8 @@ fn belongings(check: &mut Check<'_>, cursors: &mut Cursors, at: At, row: &InodeR
     if trim != row.trim.map(|(from, to)| (row.generation, from, to)) {
         check.found(format!("{volume}/{number}: trim {:?}, queued {trim:?}", row.trim));
     }
-    for (session, _) in &row.bounds {
-        if check.view.get(&mark::bound(*session, volume, number))?.is_none() {
+    for session in row.bound_sessions() {
+        if check.view.get(&mark::bound(session, volume, number))?.is_none() {
             check.found(format!("{volume}/{number}: the bound of {session} is not known by session"));
         }
     }
@@ -294,7 +294,7 @@ pub(super) fn by_session(check: &mut Check<'_>) -> Applied<()> {
             continue;
         }
         let row: Option<InodeRow> = get(view, &inode::key(volume, number)).unwrap_or_default();
-        if row.is_none_or(|row| row.bounds.iter().all(|(holder, _)| *holder != session)) {
+        if row.is_none_or(|row| !row.bound_sessions().contains(&session)) {
             check.found(format!("{volume}/{number}: {session} holds a bound the inode does not know"));
         }
     }

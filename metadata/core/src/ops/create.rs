@@ -93,6 +93,7 @@ impl Op<'_, '_> {
             cookie_next: COOKIE_FIRST,
             trim: None,
             bounds: Vec::new(),
+            late: Vec::new(),
             stale_bound: 0,
         })
     }

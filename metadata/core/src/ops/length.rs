@@ -86,9 +86,7 @@ impl Op<'_, '_> {
 
     /// The session wrote nothing above `size` and gives its bound back.
     fn release(&mut self, inode: InodeId, row: &mut InodeRow) {
-        let before = row.bounds.len();
-        row.bounds.retain(|(holder, _)| *holder != self.session);
-        if row.bounds.len() < before {
+        if row.unbind(self.session) > 0 {
             self.txn.remove(mark::bound(self.session, self.volume, inode));
         }
     }

@@ -206,8 +206,8 @@ impl Op<'_, '_> {
         if row.kind == FileKind::Symlink {
             self.txn.remove(mark::symlink(self.volume, inode));
         }
-        for (holder, _) in &row.bounds {
-            self.txn.remove(mark::bound(*holder, self.volume, inode));
+        for holder in row.bound_sessions() {
+            self.txn.remove(mark::bound(holder, self.volume, inode));
         }
         if row.kind == FileKind::File {
             self.purge(inode, row);

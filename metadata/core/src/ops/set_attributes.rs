@@ -72,16 +72,23 @@ impl Op<'_, '_> {
             row.stale_bound = 0;
             // Whoever truncates goes on to write: its bound now is one of the new generation.
             let own = row.bound_of(self.session);
-            self.drop_bounds(inode, row);
+            for holder in row.bound_sessions() {
+                row.unbind(holder);
+                self.txn.remove(mark::bound(holder, self.volume, inode));
+            }
             if own > 0 {
                 row.bounds.push((self.session, own));
                 self.txn.put_raw(mark::bound(self.session, self.volume, inode), bytes::Bytes::new());
             }
-        } else if size < end && !(size >= row.size && row.bounds.is_empty()) {
+        } else if size < end && !(size >= row.size && row.bounds.is_empty() && row.late.is_empty()) {
             // With no bound held, all above `size` is either nothing or being trimmed already. A growing file keeps what a session
-            // that lives has written up to the new size; what one that is over may have left begins at the old size.
+            // that lives has written up to the new size; what one that is over may have left begins at the old size. Whoever
+            // truncates has nothing under way itself.
             let live = row.bounds.iter().any(|(_, bound)| *bound > row.size);
             let from = if row.stale_bound > row.size && !live { row.size.min(size) } else { size };
+            if row.unbind(self.session) > 0 {
+                self.txn.remove(mark::bound(self.session, self.volume, inode));
+            }
             self.start_trim(inode, row, from, end);
         }
         row.size = size;
@@ -93,13 +100,7 @@ impl Op<'_, '_> {
         let from = row.trim.map_or(from, |(earlier, _)| earlier.min(from));
         row.trim = Some((from, to));
         row.stale_bound = 0;
-        self.drop_bounds(inode, row);
+        row.take_bounds_back();
         self.txn.put(purge::trim(self.volume, inode), &purge::TrimRow { generation: row.generation, from, to });
-    }
-
-    fn drop_bounds(&mut self, inode: InodeId, row: &mut InodeRow) {
-        for (holder, _) in std::mem::take(&mut row.bounds) {
-            self.txn.remove(mark::bound(holder, self.volume, inode));
-        }
     }
 }

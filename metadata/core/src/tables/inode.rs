@@ -1,5 +1,7 @@
 //! An inode: attributes, and what sessions may do beyond its size.
 
+use std::collections::BTreeSet;
+
 use super::{Key, Row};
 use holdfast_types::{Generation, InodeId, SessionId, Timestamp, VolumeId};
 use holdfast_wire::namespace::{Attributes, FileKind};
@@ -32,6 +34,9 @@ pub(crate) struct InodeRow {
     pub(crate) trim: Option<(u64, u64)>,
     /// How far sessions may write before they ask again. Sorted by session.
     pub(crate) bounds: Vec<(SessionId, u64)>,
+    /// Bounds that were taken back while their sessions may have had writes under way: these may be made after the trim that was to remove
+    /// them. They reserve nothing. Sorted by session.
+    pub(crate) late: Vec<(SessionId, u64)>,
     /// How far sessions that are over may have written. Set only while others hold bounds above the size.
     pub(crate) stale_bound: u64,
 }
@@ -44,9 +49,35 @@ impl InodeRow {
         self.bounds.iter().find(|(holder, _)| *holder == session).map_or(0, |(_, bound)| *bound)
     }
 
+    /// Takes away what a session may write beyond the size, or might still. How far that was; 0 for nothing.
+    pub(crate) fn unbind(&mut self, session: SessionId) -> u64 {
+        let mut reach = 0;
+        for list in [&mut self.bounds, &mut self.late] {
+            for (_, bound) in list.extract_if(.., |(holder, _)| *holder == session) {
+                reach = bound.max(reach);
+            }
+        }
+        reach
+    }
+
+    /// Takes all bounds back from sessions that live on.
+    pub(crate) fn take_bounds_back(&mut self) {
+        for (session, bound) in std::mem::take(&mut self.bounds) {
+            match self.late.binary_search_by_key(&session, |(holder, _)| *holder) {
+                Ok(at) => self.late[at].1 = self.late[at].1.max(bound),
+                Err(at) => self.late.insert(at, (session, bound)),
+            }
+        }
+    }
+
+    /// Sessions that may write beyond the size, or might still; each once.
+    pub(crate) fn bound_sessions(&self) -> BTreeSet<SessionId> {
+        self.bounds.iter().chain(&self.late).map(|(session, _)| *session).collect()
+    }
+
     /// The end of everything that may have been written under this generation.
     pub(crate) fn end(&self) -> u64 {
-        let bounds = self.bounds.iter().map(|(_, bound)| *bound).max().unwrap_or(0);
+        let bounds = self.bounds.iter().chain(&self.late).map(|(_, bound)| *bound).max().unwrap_or(0);
         let trim = self.trim.map_or(0, |(_, to)| to);
         self.size.max(bounds).max(trim).max(self.stale_bound)
     }
@@ -114,6 +145,7 @@ pub(crate) fn example() -> InodeRow {
         cookie_next: 3,
         trim: Some((4, 9)),
         bounds: vec![(SessionId(3), 1 << 26)],
+        late: vec![(SessionId(2), 1 << 20)],
         stale_bound: 0,
     }
 }
@@ -129,5 +161,20 @@ mod tests {
             (example().end(), example().bound_of(SessionId(3)), example().bound_of(SessionId(4))),
             (1 << 26, 1 << 26, 0)
         );
+    }
+
+    #[test]
+    fn a_bound_taken_back_reserves_nothing_and_still_counts_for_the_end() {
+        let mut row = example();
+        row.take_bounds_back();
+        row.bounds = vec![(SessionId(2), 1 << 10)];
+        assert_eq!(row.late, [(SessionId(2), 1 << 20), (SessionId(3), 1 << 26)]);
+        assert_eq!((row.end(), row.bound_of(SessionId(3))), (1 << 26, 0));
+        assert_eq!(row.bound_sessions(), BTreeSet::from([SessionId(2), SessionId(3)]));
+        assert_eq!(
+            (row.unbind(SessionId(3)), row.unbind(SessionId(2)), row.unbind(SessionId(2))),
+            (1 << 26, 1 << 20, 0)
+        );
+        assert_eq!(row.end(), 10_000);
     }
 }

@@ -214,6 +214,50 @@ fn what_an_ended_session_left_beyond_the_end_never_shows_when_another_makes_the_
     world.check();
 }
 
+/// A bound is taken back by another session's truncation while a write under it may be under way: the trim may come first.
+#[test]
+fn what_is_written_late_under_a_bound_that_was_taken_back_never_shows() {
+    use holdfast_wire::namespace::SetAttributes;
+    let truncate = |inode, size| {
+        let set = SetAttributes { size: Some(size), ..SetAttributes::default() };
+        Mutation::SetAttributes { inode, set }
+    };
+    for ends in [false, true] {
+        let mut world = World::formed(3, 3);
+        let (first, second) = two_sessions(&mut world);
+        let f = world.create(first, ROOT, "f", NewNode::File).inode;
+        world.mutate(first, reserve(f, 500)).unwrap();
+        world.mutate(second, truncate(f, 5)).unwrap();
+        world.until("trimmed", |world| world.attributes(second, f).trim_from.is_none());
+        let now = world.attributes(first, f);
+        assert_eq!((now.size, now.size_bound), (5, 0));
+        world.check();
+        world.chunks_stuck = true;
+        if ends {
+            world.call(VOLUMES, first, Request::Detach).unwrap();
+            world.run(10);
+        } else {
+            // Its own truncation makes the file longer, and shorter than what it wrote.
+            world.mutate(first, truncate(f, 200)).unwrap();
+        }
+        let now = world.attributes(second, f);
+        let size = if ends { 5 } else { 200 };
+        assert_eq!((now.size, now.trim_from), (size, Some(size)));
+        world.check();
+    }
+    // Once it says that all it wrote is within the size, nothing is owed any more.
+    let mut world = World::formed(3, 3);
+    let (first, second) = two_sessions(&mut world);
+    let f = world.create(first, ROOT, "f", NewNode::File).inode;
+    world.mutate(first, reserve(f, 500)).unwrap();
+    world.mutate(second, truncate(f, 5)).unwrap();
+    world.until("trimmed", |world| world.attributes(second, f).trim_from.is_none());
+    world.mutate(first, publish(f, 0, true)).unwrap();
+    world.mutate(second, truncate(f, 200)).unwrap();
+    assert_eq!(world.attributes(second, f).trim_from, None);
+    world.check();
+}
+
 #[test]
 fn a_leader_removes_chunks_only_when_the_map_says_that_it_leads() {
     let mut world = World::formed(3, 3);

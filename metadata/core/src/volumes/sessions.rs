@@ -111,6 +111,7 @@ fn make_root(txn: &mut Txn<'_>, record: &VolumeRecord, stamp: Timestamp) {
         cookie_next: COOKIE_FIRST,
         trim: None,
         bounds: Vec::new(),
+        late: Vec::new(),
         stale_bound: 0,
     };
     txn.put(inode::key(record.id, InodeId::ROOT), &root);
@@ -229,9 +230,8 @@ fn make_stale(
     txn.remove(mark::bound(session, volume, inode));
     let row: Option<InodeRow> = txn.get(&inode::key(volume, inode))?;
     let mut row = row.ok_or_else(|| Fail::Broken(format!("{volume}: {inode} is bound but missing")))?;
-    let bound = row.bound_of(session);
+    let bound = row.unbind(session);
     ensure!(bound > 0, "{volume}: {inode} does not know the bound of {session}");
-    row.bounds.retain(|(holder, _)| *holder != session);
     row.stale_bound = row.stale_bound.max(bound);
     let mut op = Op { txn, volume, session, caching: false, stamp: context.stamp };
     settle_bounds(&mut op, inode, &mut row);
