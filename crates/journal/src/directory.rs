@@ -1,4 +1,4 @@
-//! A real directory as a [`Disk`], through the page cache.
+//! A real directory as a [`Disk`], through the page cache but for what asks to go past it.
 //!
 //! * One process at a time: a lock on the file `.lock`, held while any clone of the disk or any of its files is alive.
 //! * Syncs are real unless the test switch [`Syncing::SkippedForTest`] was asked for by name.
@@ -6,12 +6,16 @@
 use crate::disk::{Disk, DiskFile, Space, check_name};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Name of the lock file; the dot keeps it out of [`Disk::list`].
 const LOCK_NAME: &str = ".lock";
+
+/// What offsets, lengths and places in memory of direct writes are multiples of: enough for every disk with blocks of up to 4 KiB.
+const DIRECT_BYTES: u64 = 4096;
 
 /// Whether syncs reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,8 @@ struct Inner {
 #[derive(Debug)]
 pub struct DirectoryFile {
     file: File,
+    /// The same file, opened past the page cache when that was first wanted; `None` where it cannot be.
+    direct: OnceLock<Option<File>>,
     disk: Arc<Inner>,
 }
 
@@ -87,7 +93,7 @@ impl DirectoryDisk {
     }
 
     fn handle(&self, file: File) -> DirectoryFile {
-        DirectoryFile { file, disk: Arc::clone(&self.inner) }
+        DirectoryFile { file, direct: OnceLock::new(), disk: Arc::clone(&self.inner) }
     }
 }
 
@@ -149,6 +155,16 @@ impl DirectoryFile {
     pub fn as_file(&self) -> &File {
         &self.file
     }
+
+    /// The file past the page cache. By its descriptor, not by its name: that may have changed.
+    fn direct(&self) -> Option<&File> {
+        let open = || {
+            let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+            OpenOptions::new().write(true).custom_flags(flags).open(path).ok()
+        };
+        self.direct.get_or_init(open).as_ref()
+    }
 }
 
 impl DiskFile for DirectoryFile {
@@ -158,6 +174,19 @@ impl DiskFile for DirectoryFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
+    }
+
+    fn write_past_cache_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let whole = |number: u64| number.is_multiple_of(DIRECT_BYTES);
+        // Without syncs everything is to be lost with the power: what went past the cache might not be.
+        let real = self.disk.syncing == Syncing::Real;
+        let fits = real && whole(offset) && whole(bytes.len() as u64) && whole(bytes.as_ptr() as u64);
+        match self.direct().filter(|_| fits).map(|file| file.write_all_at(bytes, offset)) {
+            // This disk wants larger blocks than most, or its file system cannot do it at all.
+            None => self.write_at(bytes, offset),
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => self.write_at(bytes, offset),
+            Some(done) => done,
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -202,5 +231,49 @@ impl DiskFile for DirectoryFile {
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.fill_zeros(offset, length),
             other => Ok(other?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that begin at `shift` behind a whole block in memory.
+    fn placed(shift: usize, length: usize, fill: u8, memory: &mut Vec<u8>) -> std::ops::Range<usize> {
+        memory.resize(length + 2 * DIRECT_BYTES as usize, fill);
+        let start = memory.as_ptr().align_offset(DIRECT_BYTES as usize) + shift;
+        memory[start..start + length].fill(fill);
+        start..start + length
+    }
+
+    #[test]
+    fn writes_past_the_cache_and_through_it_see_each_other() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk = DirectoryDisk::open(directory.path(), Syncing::Real).expect("opened");
+        let file = disk.create("file").expect("created");
+        let block = DIRECT_BYTES as usize;
+        let mut expected = vec![1; 16 * block];
+        file.write_at(&expected, 0).expect("written");
+        // Whole blocks, then what cannot go past the cache: by its offset, by its length, by its place in memory.
+        for (round, (offset, length, shift)) in
+            [(block, 4 * block, 0), (block + 7, block, 0), (6 * block, block + 1, 0), (9 * block, 2 * block, 512)]
+                .into_iter()
+                .enumerate()
+        {
+            let (fill, mut memory) = (round as u8 + 2, Vec::new());
+            let range = placed(shift, length, fill, &mut memory);
+            file.write_past_cache_at(&memory[range], offset as u64).expect("written");
+            expected[offset..offset + length].fill(fill);
+            file.write_at(&[fill + 100], (15 * block + round) as u64).expect("written");
+            expected[15 * block + round] = fill + 100;
+            let mut found = vec![0; expected.len()];
+            file.read_at(&mut found, 0).expect("read");
+            assert!(found == expected, "round {round}");
+        }
+        file.sync_data().expect("synced");
+        drop(file);
+        let mut found = vec![0; expected.len()];
+        disk.open("file").expect("still there").read_at(&mut found, 0).expect("read");
+        assert!(found == expected);
     }
 }

@@ -90,6 +90,15 @@ pub trait DiskFile: Send + Sync + 'static {
     /// `StorageFull`, after which a part may have been written; what the disk reports.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
+    /// As [`DiskFile::write_at`], and past the page cache where that can be done: for large writes that nobody is about to read, which
+    /// it would cost a copy and as much memory. Whole blocks that begin at a whole block in memory, too, have a chance.
+    ///
+    /// # Errors
+    /// As [`DiskFile::write_at`].
+    fn write_past_cache_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(bytes, offset)
+    }
+
     /// Makes all that was written to this file, and its length, durable (`fdatasync`).
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Invariants:
 //! * At most [`FREE_BYTES_MAX`] lie unused, in the whole process.
 //! * A buffer is lent to one body at a time, and comes back when the last `Bytes` of it is dropped.
+//! * A body begins at a multiple of [`ALIGNMENT`], so that a disk can take it from there without a copy.
 
 use bytes::Bytes;
 use std::sync::Mutex;
@@ -14,6 +15,9 @@ const LEAST: u32 = 14;
 /// Largest, as a power of two: a chunk. Larger messages are rare.
 const MOST: u32 = 22;
 
+/// Where bodies may begin, in bytes: what direct writes to any disk ask for at the most.
+const ALIGNMENT: usize = 4096;
+
 static FREE: Mutex<Free> = Mutex::new(Free { bytes: 0, by_size: [const { Vec::new() }; (MOST - LEAST + 1) as usize] });
 
 struct Free {
@@ -23,8 +27,9 @@ struct Free {
 
 /// Memory for one body while it is filled.
 pub(crate) struct Buffer {
-    /// Empty at first, with room for the body.
-    pub bytes: Vec<u8>,
+    /// What aligns it, then the body.
+    bytes: Vec<u8>,
+    padding: usize,
     class: Option<usize>,
 }
 
@@ -33,15 +38,32 @@ impl Buffer {
     pub fn new(length: usize) -> Self {
         let power = length.next_power_of_two().ilog2().max(LEAST);
         if power > MOST {
-            return Self { bytes: Vec::with_capacity(length), class: None };
+            return Self::aligned(Vec::with_capacity(length + ALIGNMENT), None);
         }
         let class = (power - LEAST) as usize;
         let mut free = FREE.lock().expect("nothing panics under this lock");
         let found = free.by_size[class].pop();
         free.bytes -= found.as_ref().map_or(0, Vec::capacity);
         drop(free);
-        let bytes = found.unwrap_or_else(|| Vec::with_capacity(1 << power));
-        Self { bytes, class: Some(class) }
+        let bytes = found.unwrap_or_else(|| Vec::with_capacity((1 << power) + ALIGNMENT));
+        Self::aligned(bytes, Some(class))
+    }
+
+    fn aligned(mut bytes: Vec<u8>, class: Option<usize>) -> Self {
+        // It may also say that it cannot tell; alignment is a matter of speed alone.
+        let padding = Some(bytes.as_ptr().align_offset(ALIGNMENT)).filter(|n| *n < ALIGNMENT).unwrap_or(0);
+        bytes.resize(padding, 0);
+        Self { bytes, padding, class }
+    }
+
+    /// Bytes of the body so far.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.padding
+    }
+
+    /// Where more of the body goes.
+    pub fn rest(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
     }
 
     /// The body, once it is complete.
@@ -52,7 +74,7 @@ impl Buffer {
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        &self.bytes[self.padding..]
     }
 }
 
@@ -77,12 +99,14 @@ mod tests {
     fn memory_comes_back_and_is_bounded() {
         for length in [1, 16 << 10, (16 << 10) + 1, 1 << 20, 4 << 20, (4 << 20) + 1, 16 << 20] {
             let buffer = Buffer::new(length);
-            assert!(buffer.bytes.is_empty() && buffer.bytes.capacity() >= length, "{length}");
+            assert!(buffer.len() == 0 && buffer.bytes.capacity() - buffer.padding >= length, "{length}");
+            assert_eq!((buffer.bytes.as_ptr() as usize + buffer.padding) % ALIGNMENT, 0, "{length}");
         }
         let many: Vec<Bytes> = (0..30u8)
             .map(|n| {
                 let mut buffer = Buffer::new(3 << 20);
-                buffer.bytes.resize(3 << 20, n);
+                let length = buffer.padding + (3 << 20);
+                buffer.rest().resize(length, n);
                 buffer.freeze()
             })
             .collect();

@@ -59,11 +59,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             return Ok(self.buffer.split_to(length).freeze());
         }
         let mut body = Buffer::new(length);
-        body.bytes.extend_from_slice(&self.buffer);
+        body.rest().extend_from_slice(&self.buffer);
         self.buffer.clear();
-        while body.bytes.len() < length {
-            let rest = length - body.bytes.len();
-            if self.io.read_buf(&mut (&mut body.bytes).limit(rest)).await? == 0 {
+        while body.len() < length {
+            let rest = length - body.len();
+            if self.io.read_buf(&mut body.rest().limit(rest)).await? == 0 {
                 return Err(ReadError::End);
             }
             progress();

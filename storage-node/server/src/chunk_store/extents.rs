@@ -95,9 +95,24 @@ impl<D: Disk> Extents<D> {
 
     /// Writes blocks through the page cache; a checkpoint (or [`Extents::sync`]) makes them durable.
     pub fn write(&mut self, id: u32, start: u32, bytes: &[u8]) -> io::Result<()> {
+        self.write_by(id, start, bytes, D::File::write_at)
+    }
+
+    /// As [`Extents::write`], past the page cache where the disk can: for large writes to space that nobody reads yet.
+    pub fn write_fresh(&mut self, id: u32, start: u32, bytes: &[u8]) -> io::Result<()> {
+        self.write_by(id, start, bytes, D::File::write_past_cache_at)
+    }
+
+    fn write_by(
+        &mut self,
+        id: u32,
+        start: u32,
+        bytes: &[u8],
+        write: impl Fn(&D::File, &[u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
         let file = self.files.get(id).ok_or_else(|| io::Error::new(ErrorKind::NotFound, name(id)))?;
         self.dirty.insert(id);
-        file.write_at(bytes, u64::from(start) * BLOCK_BYTES)?;
+        write(&file, bytes, u64::from(start) * BLOCK_BYTES)?;
         let end = start + (bytes.len() as u64).div_ceil(BLOCK_BYTES) as u32;
         let size = self.sizes.get_mut(&id).expect("an open file has a size");
         // Only a replay writes beyond the end: the file's growth was lost with the power.

@@ -331,7 +331,7 @@ impl<D: Disk> Writer<D> {
     fn write_fresh(&mut self, places: &[Placed], draft: &mut Draft) -> Result<(), StageError> {
         for place in places {
             draft.fresh.insert(place.file);
-            let written = self.extents.write(place.file, place.start, &place.bytes);
+            let written = self.extents.write_fresh(place.file, place.start, &place.bytes);
             written.map_err(|error| StageError::Fatal(format!("extent file {}: {error}", place.file)))?;
         }
         Ok(())
