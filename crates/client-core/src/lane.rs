@@ -17,7 +17,7 @@ use holdfast_wire::namespace::{FileKind, Mutation, NamespaceError, Outcome, Quer
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What a growing file asks for beyond its end; asked again when a quarter of it is left.
+/// What a growing file asks for beyond its end at the most; asked again when a quarter of it is left, or half of what there is.
 const RESERVE_BYTES: u64 = 64 * MIB;
 /// A stream publishes its size in between, so that its bound stays near the size.
 const PUBLISH_BYTES: u64 = 512 * MIB;
@@ -283,16 +283,17 @@ impl ClientCore {
     /// Whether a growing file nears the end of what it was promised.
     fn reserve_ahead(&self, inode: InodeId) -> bool {
         let file = &self.files[&inode];
-        let end = file.dirty.end();
+        let (end, known) = (file.dirty.end(), file.limit().max(file.asked_bound));
         self.caching()
             && file.bound_held
             && end > file.base.size
-            && end + RESERVE_BYTES / 4 > file.limit().max(file.asked_bound)
+            && end + (RESERVE_BYTES / 4).min(known / 2) > known
             && file.limit() < FILE_BYTES_MAX
     }
 
     fn reserve(&mut self, inode: InodeId, end: u64) {
-        let ahead = if self.caching() { RESERVE_BYTES } else { 0 };
+        // As much again: what is reserved has to be cleaned up with a file that goes, and most files stay small.
+        let ahead = if self.caching() { end.clamp(CHUNK_BYTES, RESERVE_BYTES) } else { 0 };
         let Some(file) = self.files.get_mut(&inode) else { return };
         file.lane = Some(Lane::Reserve);
         file.freshening = file.wants_fresh;

@@ -13,7 +13,7 @@ use holdfast_wire::namespace::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a session may write into a file that it has just created.
-const BOUND_FIRST: u64 = 64 << 20;
+const BOUND_FIRST: u64 = 4 << 20;
 /// Position of a directory's first entry.
 const COOKIE_FIRST: u64 = 3;
 

@@ -6,13 +6,13 @@ use crate::tables::entry::COOKIE_FIRST;
 use crate::tables::inode::InodeRow;
 use crate::tables::{mark, volume};
 use bytes::Bytes;
-use holdfast_types::limits::PATH_BYTES_MAX;
-use holdfast_types::size::MIB;
+use holdfast_types::limits::{CHUNK_BYTES, PATH_BYTES_MAX};
 use holdfast_types::{FileName, Generation, InodeId};
 use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode, Outcome};
 
-/// How far a session may write into a file that it has just created, in bytes.
-pub(super) const BOUND_FIRST: u64 = 64 * MIB;
+/// How far a session may write into a file that it has just created, in bytes. One chunk: when the file goes before the bound was given
+/// back, every group that may hold a part of it is told to delete, and most files are small.
+pub(super) const BOUND_FIRST: u64 = CHUNK_BYTES;
 const SET_GROUP_ID: u16 = 0o2000;
 
 /// What is created.

@@ -192,7 +192,7 @@ fn truncation_to_nothing_starts_a_new_content() {
     let Ok(Outcome::Created { attributes: f, .. }) = world.mutate(s, create(ROOT, "f", NewNode::File, true)) else {
         panic!()
     };
-    assert_eq!(f.size_bound, 64 * MIB, "the first write needs no permission");
+    assert_eq!(f.size_bound, 4 * MIB, "the first write needs no permission");
     world.mutate(s, publish(f.inode, 1, 100, true)).unwrap();
     let Ok(Outcome::Attributes { attributes, .. }) = world.mutate(s, truncate(f.inode, 0)) else { panic!() };
     assert_eq!((attributes.size, attributes.generation, attributes.trim_from), (0, Generation(2), None));
