@@ -1,7 +1,7 @@
 //! The metadata server: what surrounds `metadata/core` with a log, tables, sockets and clocks.
 //!
-//! One thread owns the core ([`node`]); everything slow is a worker that sends it inputs: a thread per log, a thread per table, the
-//! connections of `crates/rpc`.
+//! The core has one owner ([`node`]), and whoever brings it an input does its work; everything slow is a worker that brings inputs: a
+//! thread per log, a thread per table, the connections of `crates/rpc`.
 //!
 //! * An effect is started in the order in which the core asked for it.
 //! * A log that cannot be written stops its shard on this server, and nothing else; the others go on.
