@@ -42,6 +42,14 @@ impl<M: Machine> Replica<M> {
         MembersRow::of(&self.node.store().conf_state())
     }
 
+    /// The configuration as raft goes by it, as its store says it, and as the table holds it: three copies of one thing.
+    #[cfg(test)]
+    pub(crate) fn members_everywhere(&self) -> [MembersRow; 3] {
+        let raft = self.node.raft.prs().conf().to_conf_state();
+        let table = super::members_of(&*self.table, &self.config).expect("it was written here");
+        [MembersRow::of(&raft), self.members(), MembersRow::of(&table)]
+    }
+
     /// Whether a wish has come true, as far as this server has applied.
     pub(crate) fn is_as_wanted(&self, wanted: Wanted) -> bool {
         let state = self.node.store().conf_state();

@@ -217,6 +217,8 @@ impl<M: Machine> Replica<M> {
             Ok(members) => members,
             Err(error) => return self.halt(at.index, error.to_string()),
         };
+        // Raft tells its own progress of it, but not its store, which later snapshots and restarts are made from.
+        self.node.mut_store().set_members(conf_state.clone());
         snapshot.mut_metadata().set_conf_state(conf_state);
         let mut message = Message { from: from.0, to: self.config.id.0, term: term.0, ..Message::default() };
         message.set_msg_type(MessageType::MsgSnapshot);

@@ -505,6 +505,9 @@ impl World {
                     assert_eq!(crate::fsck::found_in(&disk.table), Vec::<String>::new(), "server {id}: fsck");
                 }
                 let core = self.core(*id);
+                let members = [core.cluster.members_everywhere(), core.volumes.members_everywhere()];
+                let [raft, store, table] = &members[number];
+                assert!(raft == store && store == table, "server {id}, {shard}: members {:?}", members[number]);
                 let applied = core.shards()[number].applied.0;
                 let rows: Vec<_> = holdfast_store::View::range(&disk.table, holdfast_store::KeyRange::all())
                     .map(Result::unwrap)
