@@ -195,6 +195,7 @@ fn cluster_requests() -> Named<Request> {
         ("promote", Request::Promote { group, epoch, member: member(3) }),
         ("evict", Request::Evict { group, epoch, member: member(3), reporter: member(1) }),
         ("lead-volumes", Request::LeadVolumes { term: Term(4) }),
+        ("server-arrived", Request::ServerArrived { server: ServerId(4), place: ServerPlace::Leaving }),
         (
             "add-server",
             Request::AddServer { server: ServerId(4), address: "10.0.0.4:4101".into(), replaces: Some(ServerId(2)) },

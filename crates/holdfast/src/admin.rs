@@ -70,13 +70,13 @@ async fn records(cluster: &Cluster) -> Result<Vec<ServerRecord>> {
 
 async fn metadata(path: &Path, file: &ClusterFile, cluster: &Cluster, command: MetadataCommand) -> Result<ExitCode> {
     let directory = std::path::absolute(path)?.parent().context("cluster.toml has a directory")?.to_path_buf();
+    tidy_up(&directory, (path, file), &records(cluster).await?)?;
     match command {
         MetadataCommand::Add { id, address } => join(&directory, path, (file, cluster), (id, &address), None).await,
         MetadataCommand::Replace { old, new, address } => {
             join(&directory, path, (file, cluster), (new, &address), Some(old)).await
         }
         MetadataCommand::Remove { id } => {
-            let before = records(cluster).await?;
             let request = Request::RemoveServer { server: ServerId(id) };
             cluster.request(ShardId::CLUSTER, request, PATIENCE).await?;
             let deadline = tokio::time::Instant::now() + LEAVE_PATIENCE;
@@ -86,9 +86,7 @@ async fn metadata(path: &Path, file: &ClusterFile, cluster: &Cluster, command: M
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
-            let left = before.iter().filter(|r| r.id.0 != id && r.place != ServerPlace::Gone);
-            layout::rewrite(path, &left.map(place_of).collect::<Vec<_>>())?;
-            layout::retire_metadata(&directory, id)?;
+            tidy_up(&directory, (path, file), &records(cluster).await?)?;
             println!("metadata server {id} is out, for good; its process ends by itself, and its directory may go");
             Ok(ExitCode::SUCCESS)
         }
@@ -97,6 +95,16 @@ async fn metadata(path: &Path, file: &ClusterFile, cluster: &Cluster, command: M
 
 fn place_of(record: &ServerRecord) -> MetadataAddress {
     MetadataAddress { id: record.id.0, address: record.address.clone() }
+}
+
+/// Brings cluster.toml and the servers' directories here up to the record: who is gone is in no file, and is not started any more.
+fn tidy_up(directory: &Path, (path, file): (&Path, &ClusterFile), known: &[ServerRecord]) -> Result<()> {
+    let (gone, present): (Vec<_>, Vec<_>) = known.iter().partition(|record| record.place == ServerPlace::Gone);
+    let present: Vec<MetadataAddress> = present.into_iter().map(place_of).collect();
+    if !present.is_empty() && present != file.metadata {
+        layout::rewrite(path, &present)?;
+    }
+    gone.into_iter().try_for_each(|record| layout::retire_metadata(directory, record.id.0))
 }
 
 /// Prepares a new server's directory, and has the cluster take it in.
@@ -119,15 +127,18 @@ async fn join(
     let request =
         Request::AddServer { server: ServerId(id), address: address.to_owned(), replaces: replaces.map(ServerId) };
     cluster.request(ShardId::CLUSTER, request, PATIENCE).await?;
+    // Whom it replaces stays until it is out: it votes, and may have to be asked.
     let mut servers: Vec<MetadataAddress> = here.metadata.into_iter().filter(|s| s.id != id).collect();
-    servers.retain(|server| Some(server.id) != replaces);
     servers.push(MetadataAddress { id, address: address.to_owned() });
     layout::rewrite(path, &servers)?;
-    if let Some(old) = replaces {
-        layout::retire_metadata(directory, old)?;
-    }
     println!("metadata server {id} may join; start it (after copying its directory to its host):");
     println!("holdfast metadata --config {}", config.display());
+    if let Some(old) = replaces {
+        println!(
+            "{old} is out when `admin status` says that {id} votes; `admin metadata remove {old}` then tidies up after it,"
+        );
+        println!("and `admin metadata remove {id}` before that calls it all off");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,6 +7,7 @@
 //!
 //! A request is sent to the server believed to lead the shard; another one answers [`MetadataError::NotLeader`] with a hint.
 
+use crate::admin::ServerPlace;
 use crate::map::MapUpdate;
 use crate::namespace::{Attributes, Mutation, NamespaceError, Outcome, Query, VolumeRecord};
 use holdfast_types::{
@@ -92,6 +93,14 @@ pub enum Request {
     LeadVolumes {
         /// Its term.
         term: Term,
+    },
+    /// The members of the volumes' log are as a server's place on record wants them: its leader says so, who alone knows it for certain.
+    /// Asked by metadata servers. Answer: `Done`.
+    ServerArrived {
+        /// Which server.
+        server: ServerId,
+        /// Its place as it was read from the record.
+        place: ServerPlace,
     },
     /// A new metadata server, which has an empty log, is to be caught up and to vote; in the step in which it begins to vote, another
     /// one may leave. One change at a time. Answer: `Done` when that is on record; `Status` tells how far it is. Asked by administrators.

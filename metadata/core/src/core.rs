@@ -12,7 +12,7 @@ use crate::volumes::Volumes;
 use crate::volumes::lead::VolumesLead;
 use holdfast_types::limits::{GROUPS_MAX, REPLICAS_MAX};
 use holdfast_types::{Instant, LogIndex, MapVersion, ServerId, SessionId, ShardId, Term, Timestamp};
-use holdfast_wire::admin::ShardStatus;
+use holdfast_wire::admin::{ServerPlace, ShardStatus};
 use holdfast_wire::metadata::{Answer, Envelope, MetadataError, Request, Response};
 use holdfast_wire::peer::PeerMessage;
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ const ANSWER_AHEAD: Duration = Duration::from_millis(250);
 /// How long a request of another server is worked on; it asks again.
 const FORWARD_PATIENCE: Duration = Duration::from_secs(10);
 /// Ticks after which an unanswered request to the other shard is sent again.
+/// How often a server that can not lead one shard tries to let go of the other.
+const HAND_OVER_TICKS: u64 = ticks(Duration::from_secs(2));
 const FORWARD_AGAIN_TICKS: u64 = ticks(Duration::from_millis(500));
 
 /// Who is to get an answer.
@@ -57,6 +59,8 @@ enum Wish {
     Fence(SessionId),
     /// Storage nodes are to know that it leads in this term.
     Lead(Term),
+    /// This shard's members are as this server's place wants them.
+    Arrived(ServerId),
 }
 
 /// A request of shard 1's leader to shard 0's.
@@ -248,7 +252,20 @@ impl MetadataCore {
         self.tick_cluster();
         self.tick_volumes();
         self.tick_servers();
+        self.tick_halted();
         self.send_forwards();
+    }
+
+    /// One shard has halted here, of which the other's leader needs to know what is so: another server leads it better.
+    fn tick_halted(&mut self) {
+        if !self.ticks.is_multiple_of(HAND_OVER_TICKS) {
+            return;
+        }
+        match (self.cluster.halted().is_some(), self.volumes.halted().is_some()) {
+            (true, false) => self.volumes.hand_over(),
+            (false, true) => self.cluster.hand_over(),
+            (false, false) | (true, true) => {}
+        }
     }
 
     /// Civil time now.
@@ -387,6 +404,11 @@ impl MetadataCore {
         self.forward(Wish::Lead(term), Request::LeadVolumes { term });
     }
 
+    /// Tells shard 0 that this shard's members are as a server's place wants them; until it is answered.
+    pub(crate) fn forward_arrival(&mut self, server: ServerId, place: ServerPlace) {
+        self.forward(Wish::Arrived(server), Request::ServerArrived { server, place });
+    }
+
     fn forward(&mut self, wish: Wish, request: Request) {
         if self.forwards.values().any(|forward| forward.wish == wish) {
             return;
@@ -411,7 +433,12 @@ impl MetadataCore {
     }
 
     fn send_forwards(&mut self) {
-        let leader = self.cluster.leader();
+        // A server whose own part of shard 0 has halted hears of no leader: it asks one after the other.
+        let leader = self.cluster.leader().or_else(|| {
+            let voters = self.cluster.halted().map(|_| self.cluster.members().voters)?;
+            let turn = (self.ticks / FORWARD_AGAIN_TICKS) as usize % voters.len().max(1);
+            voters.get(turn).copied().map(ServerId).filter(|id| *id != self.config.id)
+        });
         let due = |forward: &Forward| forward.sent.is_none_or(|sent| self.ticks >= sent + FORWARD_AGAIN_TICKS);
         let due: Vec<u64> = self.forwards.iter().filter(|(_, forward)| due(forward)).map(|(id, _)| *id).collect();
         for id in due {
@@ -437,7 +464,7 @@ impl MetadataCore {
                 self.forwards.remove(&id);
                 self.session_fenced(session);
             }
-            (Wish::Lead(_), Ok(Response::Done)) => {
+            (Wish::Lead(_) | Wish::Arrived(_), Ok(Response::Done)) => {
                 // It is seen when it is applied here.
                 self.forwards.remove(&id);
             }
@@ -466,6 +493,7 @@ fn shard_of(request: &Request) -> ShardId {
         | Request::Evict { .. }
         | Request::LeaveViews { .. }
         | Request::LeadVolumes { .. }
+        | Request::ServerArrived { .. }
         | Request::AddServer { .. }
         | Request::RemoveServer { .. }
         | Request::CreateVolume { .. }
@@ -493,7 +521,7 @@ fn is_allowed(from: Caller, request: &Request) -> bool {
         Request::FenceSession { .. } => matches!(from, Caller::Server(_) | Caller::Admin),
         Request::InspectInodes { .. } => from == Caller::Admin,
         Request::AddServer { .. } | Request::RemoveServer { .. } => from == Caller::Admin,
-        Request::LeadVolumes { .. } => matches!(from, Caller::Server(_)),
+        Request::LeadVolumes { .. } | Request::ServerArrived { .. } => matches!(from, Caller::Server(_)),
         Request::CreateVolume { .. } | Request::DeleteVolume { .. } => matches!(from, Caller::Client | Caller::Admin),
         Request::OpenSession { .. }
         | Request::Attach { .. }

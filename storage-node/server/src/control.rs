@@ -1,5 +1,7 @@
 //! Asking shard 0: finds its leader among the metadata servers and stays with it. The map says who they are from the first map on.
 
+use crate::config::MetadataServer;
+use crate::servers_file::ServersFile;
 use bytes::Bytes;
 use holdfast_rpc::{ConnectError, Identity, Peer, PeerIdentity, PeerOptions, Role, Transport};
 use holdfast_types::{LogIndex, Sequence, ServerId, SessionId, ShardId, Term};
@@ -22,17 +24,19 @@ pub(crate) struct Control {
     servers: RwLock<Vec<Known>>,
     identity: Identity,
     runtime: tokio::runtime::Handle,
+    file: ServersFile,
     /// Position in `servers` of the one that answered last.
     leader: AtomicUsize,
 }
 
 impl Control {
     /// Must be called within a tokio runtime.
-    pub fn new(identity: &Identity, servers: &[crate::config::MetadataServer]) -> Result<Self, ConnectError> {
+    pub fn new(identity: &Identity, servers: &[MetadataServer], file: ServersFile) -> Result<Self, ConnectError> {
+        let servers = file.with(servers);
         let known = servers.iter().map(|server| connect(identity, ServerId(server.id), &server.address));
         let known = known.collect::<Result<Vec<Known>, _>>()?;
         let (identity, runtime) = (identity.clone(), tokio::runtime::Handle::current());
-        Ok(Self { servers: RwLock::new(known), identity, runtime, leader: AtomicUsize::new(0) })
+        Ok(Self { servers: RwLock::new(known), identity, runtime, file, leader: AtomicUsize::new(0) })
     }
 
     /// The servers are these, from now on. Of those known already the configured address counts.
@@ -48,7 +52,11 @@ impl Control {
             known.map_or_else(|| connect(&self.identity, *id, address), Ok)
         };
         match found.iter().map(way).collect::<Result<Vec<Known>, _>>() {
-            Ok(known) => *servers = known,
+            Ok(known) => {
+                *servers = known;
+                let one = |(id, address): (&ServerId, &String)| MetadataServer { id: id.0, address: address.clone() };
+                self.file.keep(found.iter().map(one).collect());
+            }
             Err(error) => tracing::warn!(%error, "the map names a metadata server that is out of reach"),
         }
     }

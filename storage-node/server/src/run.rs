@@ -17,6 +17,7 @@ use crate::inspect::Inspector;
 use crate::metrics::{Journeys, Metrics};
 use crate::owner::Owner;
 use crate::peers::Peers;
+use crate::servers_file::ServersFile;
 use crate::service::{Requests, Service};
 use crate::shell::{Shell, Standing};
 use holdfast_journal::{DirectoryDisk, Disk as _, Syncing};
@@ -225,7 +226,8 @@ impl Node {
         };
         let (disks, threads) = disk::start(stores, &report, &metrics)?;
         let inspector = Arc::new(Inspector::new(config.node_id(), &disks));
-        let control = Arc::new(Control::new(identity, &config.metadata)?);
+        let kept = ServersFile::new(config.disks.iter().map(|disk| disk.path.clone()).collect());
+        let control = Arc::new(Control::new(identity, &config.metadata, kept)?);
         let standing = Arc::new(Standing {
             map_version: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),

@@ -10,6 +10,7 @@ use crate::core::{Asker, MetadataCore, Waiter};
 use crate::replica::{Event, Outcome, Token};
 use holdfast_types::limits::{DRIFT_MARGIN, NODE_TTL};
 use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, ServerId, SessionId, ShardId};
+use holdfast_wire::admin::ServerPlace;
 use holdfast_wire::map::{MapUpdate, View};
 use holdfast_wire::metadata::{MetadataError, Request, Response};
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,6 +76,8 @@ pub(crate) struct ClusterLead {
     pub(super) reforming: BTreeMap<GroupId, u64>,
     /// Lives of logs as they were heard.
     pub(super) lives: BTreeMap<ServerId, u64>,
+    /// What the leader of the volumes has said of its shard's members: for these places they are as they should be.
+    pub(super) arrived: BTreeMap<ServerId, ServerPlace>,
     /// When primaries were last moved for balance.
     pub(super) balanced: u64,
     /// Something has happened that views may depend on.
@@ -139,6 +142,10 @@ impl MetadataCore {
                 Ok(()) => self.propose_for(asker, ClusterCommand::RemoveServer { server }),
                 Err(error) => self.refuse(asker, SHARD, error),
             },
+            Request::ServerArrived { server, place } => {
+                self.cluster_lead.arrived.insert(server, place);
+                self.answer(asker, SHARD, None, Ok(Response::Done));
+            }
             Request::LeadVolumes { term } => self.propose_for(asker, ClusterCommand::ServiceLeads { term }),
             Request::ListVolumes => self.cluster_read(ReadFor::Volumes(asker)),
             Request::Status if !self.are_servers_on_record() => {

@@ -277,6 +277,7 @@ impl MetadataCore {
         if look && !wanted.is_empty() {
             self.cluster.drive_members(&wanted);
             self.volumes.drive_members(&wanted);
+            self.tell_arrivals(&wanted);
         }
         if self.cluster_lead.since.is_none() || !self.cluster.is_ready_to_lead() {
             return;
@@ -292,11 +293,11 @@ impl MetadataCore {
         let lives: Vec<(ServerId, u64)> =
             self.cluster_lead.lives.iter().filter(unknown).map(|(id, life)| (*id, *life)).collect();
         let settled = wanted.iter().find_map(|wish| {
-            let server = match wish {
-                Wanted::In(server, _) | Wanted::Out(server) => *server,
-            };
-            let moving = machine.servers.get(&server).is_some_and(|row| !is_gone(row));
-            (moving && self.cluster.is_as_wanted(*wish) && self.volumes.is_as_wanted(*wish)).then_some(server)
+            let server = wish.server();
+            let place =
+                machine.servers.get(&server).map(|row| row.place).filter(|place| *place != ServerPlace::Gone)?;
+            let arrived = self.cluster_lead.arrived.get(&server) == Some(&place);
+            (arrived && self.cluster.is_as_wanted(*wish)).then_some(server)
         });
         let command = if machine.servers.is_empty() && !self.config.servers.is_empty() {
             ClusterCommand::Found { servers: self.config.servers.clone() }
@@ -308,6 +309,20 @@ impl MetadataCore {
             return;
         };
         self.propose_work(Work::Servers, command);
+    }
+
+    /// The leader of the volumes' log says which wishes have come true there. Nobody else can: what another server has applied may be
+    /// from before the server in question ever came.
+    fn tell_arrivals(&mut self, wanted: &[Wanted]) {
+        if !self.volumes.knows_its_members() {
+            return;
+        }
+        for wish in wanted.iter().filter(|wish| self.volumes.is_as_wanted(**wish)).copied().collect::<Vec<_>>() {
+            let place = self.cluster.machine.servers.get(&wish.server()).map(|row| row.place);
+            if let Some(place) = place.filter(|place| *place != ServerPlace::Gone) {
+                self.forward_arrival(wish.server(), place);
+            }
+        }
     }
 
     /// Who has left hears nothing more from the others, not even that its leaving is on record: it asks, with a message of raft that

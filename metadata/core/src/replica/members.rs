@@ -29,6 +29,15 @@ pub(crate) enum Wanted {
     Out(ServerId),
 }
 
+impl Wanted {
+    /// Whose place it is about.
+    pub(crate) fn server(self) -> ServerId {
+        match self {
+            Self::In(server, _) | Self::Out(server) => server,
+        }
+    }
+}
+
 /// Whether a server takes part in any way.
 pub(crate) fn is_member(state: &ConfState, server: ServerId) -> bool {
     [&state.voters, &state.learners, &state.voters_outgoing, &state.learners_next]
@@ -64,6 +73,11 @@ impl<M: Machine> Replica<M> {
         }
     }
 
+    /// Whether this server leads, has applied all of earlier terms, and nothing is on its way that changes the configuration.
+    pub(crate) fn knows_its_members(&self) -> bool {
+        self.is_ready_to_lead() && !self.node.raft.has_pending_conf()
+    }
+
     /// Whether a server takes part, as far as this server has applied.
     pub(crate) fn has_member(&self, server: ServerId) -> bool {
         is_member(&self.node.store().conf_state(), server)
@@ -80,7 +94,7 @@ impl<M: Machine> Replica<M> {
 
     /// Takes the next step towards what is wanted, if it is due and this server leads.
     pub(crate) fn drive_members(&mut self, wanted: &[Wanted]) {
-        if !self.is_ready_to_lead() || self.node.raft.has_pending_conf() || self.node.raft.lead_transferee.is_some() {
+        if !self.knows_its_members() || self.node.raft.lead_transferee.is_some() {
             return;
         }
         let state = self.node.store().conf_state();
@@ -147,15 +161,19 @@ impl<M: Machine> Replica<M> {
         let _ = self.node.propose_conf_change(Vec::new(), change);
     }
 
-    /// The voter that holds most leads next.
-    fn hand_over(&mut self) {
+    /// The voter that holds most leads next. Nothing happens without another voter that is heard, or if this server does not lead.
+    pub(crate) fn hand_over(&mut self) {
+        if !self.is_leader() || self.node.raft.lead_transferee.is_some() {
+            return;
+        }
         let me = self.config.id.0;
         let state = self.node.store().conf_state();
         let raft = &self.node.raft;
         let others = raft
             .prs()
             .iter()
-            .filter(|(id, progress)| **id != me && state.voters.contains(id) && progress.recent_active);
+            // Not by raft's own mark, which it takes off all of them in the same moment, once every election timeout.
+            .filter(|(id, _)| **id != me && state.voters.contains(id) && self.hears(**id));
         if let Some((next, _)) = others.max_by_key(|(id, progress)| (progress.matched, u64::MAX - **id)) {
             let next = *next;
             self.node.transfer_leader(next);

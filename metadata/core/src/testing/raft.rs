@@ -214,3 +214,22 @@ fn others_lead_when_the_leader_has_halted_and_it_points_nobody_to_itself() {
         Ok(Outcome::Entry { .. })
     ));
 }
+
+#[test]
+fn who_cannot_lead_one_shard_lets_go_of_the_other_and_the_cluster_does_all_its_work() {
+    let mut world = World::formed(3, 3);
+    let (s, _) = world.attach();
+    let volumes = world.leader(ShardId::VOLUMES).unwrap();
+    // Shard 0 halts on the server that leads shard 1, be it a follower or the leader there.
+    let core = world.servers.get_mut(&volumes).unwrap().core.as_mut().unwrap();
+    core.cluster.halt(holdfast_types::LogIndex(1), "its disk is full".into());
+    world.until("another leads the volumes", |world| {
+        world.leader(ShardId::VOLUMES).is_some_and(|other| other != volumes)
+            && world.leader(ShardId::CLUSTER).is_some_and(|other| other != volumes)
+    });
+    assert!(world.core(volumes).halted().is_some());
+    world.create(s, ROOT, "after", NewNode::File);
+    // What needs both: the end of a session is fenced in shard 0 and then forgotten in shard 1.
+    world.call(ShardId::VOLUMES, s, Request::Detach).unwrap();
+    assert!(world.attach().1, "alone again");
+}

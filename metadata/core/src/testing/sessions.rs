@@ -291,11 +291,21 @@ fn a_leader_removes_chunks_only_when_the_map_says_that_it_leads() {
 fn a_mount_that_was_killed_does_not_keep_the_other_from_caching() {
     let mut world = World::formed(3, 3);
     let (first, second) = two_sessions(&mut world);
-    // The second is never heard again; nobody mounts anew.
-    for _ in 0..15 {
-        world.run(ticks(SESSION_TTL) / 5);
-        renew(&mut world, first, 1).unwrap();
-    }
+    let alone = |world: &mut World, seconds: u64| {
+        for _ in 0..seconds / 2 {
+            world.run(ticks(Duration::from_secs(2)));
+            renew(world, first, 1).unwrap();
+        }
+    };
+    // A cut network keeps the second silent for minutes. Nobody has replaced it: it goes on as if nothing had been.
+    alone(&mut world, 240);
+    assert!(!renew(&mut world, first, 1).unwrap().1);
+    assert!(matches!(renew(&mut world, second, 0), Ok((_, false))));
+    world.create(second, ROOT, "f", NewNode::File);
+    // And then it is never heard again; nobody mounts anew.
+    alone(&mut world, 240);
+    assert!(!renew(&mut world, first, 1).unwrap().1, "its minutes are counted afresh");
+    alone(&mut world, 120);
     assert!(renew(&mut world, first, 1).unwrap().1, "it is alone, and caches");
     assert!(matches!(renew(&mut world, second, 0), Err(MetadataError::SessionEnded { .. })));
     world.check();

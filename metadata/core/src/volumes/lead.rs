@@ -132,6 +132,7 @@ impl MetadataCore {
             | Request::Evict { .. }
             | Request::LeaveViews { .. }
             | Request::LeadVolumes { .. }
+            | Request::ServerArrived { .. }
             | Request::AddServer { .. }
             | Request::RemoveServer { .. }
             | Request::CreateVolume { .. }

@@ -5,7 +5,7 @@
 //! second session attaches: holder told to stop ──it answers──▶ attached, nobody caches
 //!                              └──silent for TTL and margin──▶ ending ──fenced──▶ attached
 //! one session is left:     told to start (committed before it is told)
-//! the others are parked:   they are ending: whoever is left wants to cache
+//! the others are parked:   after five minutes of it they are ending: whoever is left wants to cache
 //! ```
 //! * A holder that renews is never fenced, however long it takes.
 //! * A new leader starts every timer afresh.
@@ -27,6 +27,9 @@ use std::time::Duration;
 const SHARD: ShardId = ShardId::VOLUMES;
 /// A session silent for longer is over even if nobody wants what it holds.
 const PARKED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Whoever is the only one heard on a volume for so long wants it for itself. Longer than a network is cut by an accident that somebody
+/// is there to mend: nobody else has replaced those who are silent.
+const ALONE_TICKS: u64 = ticks(Duration::from_secs(5 * 60));
 /// A session that was opened but not attached for this long is over.
 const UNATTACHED_TICKS_MAX: u64 = ticks(Duration::from_secs(60));
 /// How often such sessions are looked for.
@@ -67,6 +70,8 @@ pub(crate) struct Waiting {
     /// Volumes all of whose sessions but one are silent, and since when.
     alone: BTreeMap<VolumeId, u64>,
     to_end: BTreeMap<SessionId, String>,
+    /// As above, but for nothing else than their silence: a word from one of them, and it stays.
+    to_end_silent: BTreeMap<SessionId, String>,
     to_park: Vec<(SessionId, bool)>,
 }
 
@@ -91,6 +96,7 @@ impl MetadataCore {
     /// A session has said something: it lives.
     pub(super) fn heard_session(&mut self, session: SessionId) {
         self.volumes_lead.waiting.heard.insert(session, self.ticks);
+        self.volumes_lead.waiting.to_end_silent.remove(&session);
     }
 
     /// Whether a session was silent for so long that its lease has run out by any clock.
@@ -239,7 +245,7 @@ impl MetadataCore {
             .collect();
         self.volumes_lead.waiting.heard.retain(|session, _| rows.contains_key(session));
         self.volumes_lead.waiting.to_park = parked;
-        self.volumes_lead.waiting.to_end.extend(ended.into_iter().chain(in_the_way));
+        self.volumes_lead.waiting.to_end_silent.extend(ended.into_iter().chain(in_the_way));
     }
 
     /// Sessions that shard 0 knows and this shard does not, and the other way round. What is applied here of shard 0 may be
@@ -306,8 +312,7 @@ impl MetadataCore {
         self.drive_lists();
     }
 
-    /// Where all but one are silent, that one wants to cache: it does not wait a day for those who may never come back. But they
-    /// have the time in which everybody is heard after a cut network is whole again.
+    /// Where all but one are silent for long, that one wants to cache: it does not wait a day for those who may never come back.
     fn end_parked(&mut self, volume: VolumeId, rows: &[(SessionId, SessionRow)]) {
         let (parked, heard): (Vec<_>, Vec<_>) =
             rows.iter().filter(|(_, row)| row.phase == Phase::Attached).partition(|(_, row)| row.parked.is_some());
@@ -317,15 +322,24 @@ impl MetadataCore {
             return;
         }
         let since = *self.volumes_lead.waiting.alone.entry(volume).or_insert(self.ticks);
-        if self.ticks >= since + ticks(SESSION_TTL) {
-            let reason = || "silent while another session wanted to cache the volume".to_owned();
-            self.volumes_lead.waiting.to_end.extend(parked.iter().map(|(session, _)| (*session, reason())));
+        if self.ticks < since + ALONE_TICKS {
+            return;
         }
+        let lately = |session: &SessionId| {
+            self.volumes_lead.waiting.heard.get(session).is_some_and(|heard| self.ticks < heard + ticks(SESSION_TTL))
+        };
+        let reason = || "silent for minutes while another session wanted to cache the volume".to_owned();
+        let over: Vec<_> =
+            parked.iter().filter(|(session, _)| !lately(session)).map(|(session, _)| (*session, reason())).collect();
+        self.volumes_lead.waiting.to_end_silent.extend(over);
     }
 
     fn drive_lists(&mut self) {
-        if !self.volumes_lead.waiting.to_end.is_empty() && !self.volumes_lead.is_busy(Work::End) {
-            let sessions = std::mem::take(&mut self.volumes_lead.waiting.to_end).into_iter().collect();
+        let waiting = &mut self.volumes_lead.waiting;
+        if waiting.to_end.len() + waiting.to_end_silent.len() > 0 && !self.volumes_lead.is_busy(Work::End) {
+            let waiting = &mut self.volumes_lead.waiting;
+            waiting.to_end.append(&mut waiting.to_end_silent);
+            let sessions = std::mem::take(&mut waiting.to_end).into_iter().collect();
             self.propose_own(Work::End, VolumesCommand::End { sessions });
         }
         if !self.volumes_lead.waiting.to_park.is_empty() && !self.volumes_lead.is_busy(Work::Park) {
@@ -393,7 +407,7 @@ impl MetadataCore {
         }
         if self.is_session_silent(session, row) {
             let reason = "silent while another session wanted the volume".into();
-            self.volumes_lead.waiting.to_end.insert(session, reason);
+            self.volumes_lead.waiting.to_end_silent.insert(session, reason);
         } else if row.told != Told::Stop {
             self.propose_own(Work::Recall(session), VolumesCommand::Recall { session });
         }
