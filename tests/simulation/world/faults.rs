@@ -64,13 +64,25 @@ enum Act {
 pub(super) enum Ambush {
     /// A change was acknowledged: every member of its group loses power, and the primary stays away for long. The others must have it.
     Acknowledged { primary: Actor, others: Vec<usize> },
-    /// A promotion was asked for: the primary hears neither of the outcome nor of the member, and goes on; then the member is left alone.
-    Promoting { primary: Actor, member: Actor },
-    /// As above, the second part.
+    /// A promotion was asked for: the primary hears neither of the outcome nor of the member, and goes on. If it then acknowledges a
+    /// change, the member is left alone.
+    Promoting { primary: Actor, member: Actor, group: GroupId },
+    /// All others lose power for long: what was acknowledged must be here.
     LeftAlone { member: Actor },
     /// A client has asked for a change: the node stops before it hears of that. When it goes on, others have taken over from it and made
     /// the change, and perhaps later ones in its place.
     Overtaken { node: Actor },
+}
+
+/// What nobody should do, and what follows if somebody does.
+#[derive(Clone, Debug)]
+pub(super) struct Lure {
+    /// It is over then.
+    until: WorldTime,
+    /// A change of this group acknowledged by this node springs the ambush.
+    group: GroupId,
+    primary: Actor,
+    ambush: Ambush,
 }
 
 impl Flavour {
@@ -143,6 +155,7 @@ impl Sim {
                 let loss = if self.prng.chance(2, 3) { Loss::Power } else { Loss::Process };
                 self.crash_actor(*actor, loss);
             }
+            Fault::Restart(actor) | Fault::GoOn(actor) if self.is_kept_away(*actor) => {}
             Fault::Restart(actor) => self.restart_actor(*actor),
             Fault::Link { from, to, config } => {
                 let datagram = self.server_of(*from).is_some() && self.server_of(*to).is_some();
@@ -193,9 +206,19 @@ impl Sim {
         }
     }
 
+    /// Whether an ambush wants an actor away for longer: other faults, over sooner, do not bring it back.
+    fn is_kept_away(&self, actor: Actor) -> bool {
+        self.kept_away.get(&actor).is_some_and(|until| self.world.now() < *until)
+    }
+
+    fn keep_away(&mut self, actor: Actor, length: Duration) {
+        self.kept_away.insert(actor, self.world.now() + length);
+    }
+
     /// The hostile phase is over: all is whole again.
     pub(super) fn heal(&mut self) {
         self.phase = Phase::Healed;
+        self.kept_away.clear();
         self.world.network().unblock_all();
         self.set_links();
         for actor in (0..self.director.0).map(Actor) {
@@ -356,13 +379,17 @@ impl Sim {
 
     /// A node is about to acknowledge a change: perhaps an ambush waits for that.
     pub(super) fn acknowledging(&mut self, primary: Actor, group: GroupId) {
-        let waits = self.setup.flavour == Flavour::PowerCuts && self.may_ambush();
+        let now = self.world.now();
+        let lured = |lure: &Lure| now < lure.until && (lure.primary, lure.group) == (primary, group);
+        if let Some(lure) = self.lure.take_if(|lure| lured(lure)) {
+            // The client gets its answer, and no disk gets any further.
+            return self.lie_in_wait(Duration::from_millis(2), lure.ambush);
+        }
+        let waits = matches!(self.setup.flavour, Flavour::PowerCuts | Flavour::Mixed) && self.may_ambush();
         if !waits {
             return;
         }
-        let Some(view) = self.leaders_map().and_then(|map| map.view(group).cloned()) else { return };
-        let members = view.in_sync.iter().map(|member| member.node.0 as usize - 1);
-        let others: Vec<usize> = members.filter(|at| self.nodes[*at].actor != primary).collect();
+        let others = self.other_members(primary, group);
         // The best moment is when the others' disks are at work, and the client has the answer.
         if others.is_empty() || !others.iter().all(|at| self.nodes[*at].is_writing()) {
             return;
@@ -371,20 +398,51 @@ impl Sim {
     }
 
     /// A node asks for a member's promotion.
-    pub(super) fn promoting(&mut self, primary: Actor, member: MemberId) {
-        let waits = self.setup.flavour == Flavour::Members && self.may_ambush();
-        if waits && self.prng.chance(1, 2) {
+    pub(super) fn promoting(&mut self, primary: Actor, group: GroupId, member: MemberId) {
+        let waits = matches!(self.setup.flavour, Flavour::Members | Flavour::Reboots) && self.may_ambush();
+        // Only with another member can it acknowledge anything without the one that is promoted.
+        if waits && !self.other_members(primary, group).is_empty() {
             let member = self.nodes[member.node.0 as usize - 1].actor;
-            self.lie_in_wait(Duration::from_micros(1), Ambush::Promoting { primary, member });
+            self.lie_in_wait(Duration::from_micros(1), Ambush::Promoting { primary, member, group });
         }
+    }
+
+    /// Nodes other than the primary that a group has in sync.
+    fn other_members(&self, primary: Actor, group: GroupId) -> Vec<usize> {
+        let Some(view) = self.leaders_map().and_then(|map| map.view(group).cloned()) else { return Vec::new() };
+        let members = view.in_sync.iter().map(|member| member.node.0 as usize - 1);
+        members.filter(|at| self.nodes[*at].actor != primary).collect()
     }
 
     /// A client asks a node for a change.
     pub(super) fn changing(&mut self, node: Actor, request: &ChunkRequest, bytes: usize) {
+        if matches!(self.setup.flavour, Flavour::PowerCuts | Flavour::Mixed) && self.may_ambush() && bytes > 0 {
+            self.slow_down_others(node, request.group);
+        }
         let waits = self.setup.flavour == Flavour::Zombies && self.may_ambush();
         if waits && matches!(request.op, ChunkOp::Write { .. }) && bytes >= LARGE_WRITE_BYTES && self.prng.chance(1, 2)
         {
             self.lie_in_wait(Duration::from_micros(1), Ambush::Overtaken { node });
+        }
+    }
+
+    /// The disks of all members but one are slow for a moment. A change that is acknowledged meanwhile, they do not have.
+    fn slow_down_others(&mut self, primary: Actor, group: GroupId) {
+        let others = self.other_members(primary, group);
+        if others.is_empty() || self.prng.chance(1, 2) {
+            return;
+        }
+        let until = self.world.now() + self.length(20, 100);
+        self.disks_slow = Some((until, others.clone()));
+        self.lure = Some(Lure { until, group, primary, ambush: Ambush::Acknowledged { primary, others } });
+        self.ambush_after = until + Duration::from_millis(500);
+    }
+
+    /// How much longer a node's disk takes than usual.
+    pub(super) fn slowness(&self, at: usize) -> Duration {
+        match &self.disks_slow {
+            Some((until, slow)) if slow.contains(&at) => until.since(self.world.now()),
+            _ => Duration::ZERO,
         }
     }
 
@@ -417,14 +475,16 @@ impl Sim {
                 return;
             }
             Ambush::Acknowledged { primary, others } => {
-                let long = self.length(7_000, 14_000);
+                // The others are taken back without it after six seconds, or as long again when the leader changes meanwhile.
+                let long = self.length(11_000, 18_000);
+                self.keep_away(*primary, long);
                 self.crash_for(*primary, Loss::Power, long);
                 for other in others {
                     let down = self.length(5, 300);
                     self.crash_for(self.nodes[*other].actor, Loss::Power, down);
                 }
             }
-            Ambush::Promoting { primary, member } => {
+            Ambush::Promoting { primary, member, group } => {
                 let length = self.length(1_000, 1_900);
                 self.part_for(*primary, &[*member], length);
                 // As long as nobody else in the group has heard of it, either, what is written goes on being acknowledged.
@@ -432,16 +492,21 @@ impl Sim {
                 for server in 0..self.servers.len() {
                     self.block_for(self.servers[server].actor, *primary, length);
                 }
-                self.world.after(self.director, length, Local::Ambush(Ambush::LeftAlone { member: *member }));
+                let ambush = Ambush::LeftAlone { member: *member };
+                self.lure = Some(Lure { until: self.world.now() + length, group: *group, primary: *primary, ambush });
+                // It is tried again soon when it comes to nothing.
+                self.ambush_after = self.world.now() + length + Duration::from_secs(1);
             }
             Ambush::Overtaken { node } => {
                 let length = self.length(5_000, 9_000);
+                self.keep_away(*node, length);
                 self.stop_for(*node, length);
             }
             Ambush::LeftAlone { member } => {
                 for node in 0..self.nodes.len() {
                     let (actor, down) = (self.nodes[node].actor, self.length(9_000, 15_000));
                     if actor != *member {
+                        self.keep_away(actor, down);
                         self.crash_for(actor, Loss::Power, down);
                     }
                 }

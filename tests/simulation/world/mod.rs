@@ -46,6 +46,7 @@ use node::Node;
 use record::Record;
 use script::{Script, State};
 use setup::Setup;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;
 use truth::Truth;
@@ -152,6 +153,11 @@ struct Sim {
     ambush_after: WorldTime,
     /// Until then nobody but one actor is told of a new map.
     maps_held: Option<(WorldTime, Actor)>,
+    /// Until then these nodes' disks take longer.
+    disks_slow: Option<(WorldTime, Vec<usize>)>,
+    lure: Option<faults::Lure>,
+    /// An ambush wants them away until then.
+    kept_away: BTreeMap<Actor, WorldTime>,
     /// Text of events is kept, and cores check themselves at every step.
     careful: bool,
 }
@@ -198,6 +204,9 @@ impl Sim {
             failure: None,
             ambush_after: WorldTime::after_start(Duration::from_secs(4)),
             maps_held: None,
+            disks_slow: None,
+            lure: None,
+            kept_away: BTreeMap::new(),
             careful: keep > 0,
         };
         sim.set_links();

@@ -90,9 +90,14 @@ impl Inode {
         self.bounds.remove(&session).max(self.late.remove(&session))
     }
 
+    /// Whether somebody may write beyond the size.
+    fn may_grow(&self) -> bool {
+        self.bounds.values().any(|bound| *bound > self.size)
+    }
+
     /// When nobody may write beyond the size any more, what was written there goes.
     fn settle(&mut self) {
-        if self.bounds.is_empty() && self.stale_bound > 0 {
+        if self.stale_bound > 0 && !self.may_grow() {
             let stale = std::mem::take(&mut self.stale_bound);
             if stale > self.size {
                 self.trim_from(self.size, stale.max(self.end()));
@@ -624,8 +629,9 @@ impl Names {
                 file.bounds.retain(|holder, _| *holder == session);
                 file.late.clear();
             } else if size < end && !(size >= file.size && file.bounds.is_empty() && file.late.is_empty()) {
+                let from = if file.stale_bound > file.size && !file.may_grow() { file.size.min(size) } else { size };
                 file.unbind(session);
-                file.trim_from(size, end);
+                file.trim_from(from, end);
             }
             file.size = size;
         }
@@ -654,9 +660,10 @@ impl Names {
                 }
                 file.size = size;
             }
-            if release && file.unbind(session).is_some() {
-                file.settle();
+            if release {
+                file.unbind(session);
             }
+            file.settle();
         }
         if clear_set_ids {
             file.mode = without_set_ids(file.mode);

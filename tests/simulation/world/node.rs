@@ -208,8 +208,8 @@ impl Sim {
                 }
             }
             Effect::AskView { token, request } => {
-                if let Request::Promote { member, .. } = &request {
-                    self.promoting(actor, *member);
+                if let Request::Promote { group, member, .. } = &request {
+                    self.promoting(actor, *group, *member);
                 }
                 self.ask_view(at, token, request);
             }
@@ -251,7 +251,7 @@ impl Sim {
             return;
         }
         life.writing = life.queue.drain(..).collect();
-        let delay = self.sync_latency();
+        let delay = self.sync_latency() + self.slowness(at);
         self.world.after(self.nodes[at].actor, delay, Local::DiskDone);
     }
 
