@@ -105,3 +105,77 @@ fn a_disk_that_lies_about_syncs_is_noticed() {
     });
     assert!(caught.is_some());
 }
+
+/// Runs a story anew for a crash at its first call, its second, and so on until it ends undisturbed; returns at how many.
+/// `story` does its work and says whether all of it was acknowledged; `judge` is given that, and what a restart finds.
+fn at_every_call(
+    loss: Loss,
+    prepare: impl Fn(&mut Store),
+    story: impl Fn(&mut Store) -> bool,
+    judge: impl Fn(bool, &Store),
+) -> u64 {
+    for nth in 1..10_000 {
+        let (disk, table, mut store) = fresh(nth);
+        prepare(&mut store);
+        disk.crash_at_operation(nth);
+        let acknowledged = story(&mut store);
+        let crashed = disk.crashed();
+        assert!(acknowledged || crashed, "call {nth}: refused, and nothing was wrong");
+        table.crash(&mut Prng::new(nth));
+        let disk = disk.restart(loss);
+        judge(acknowledged, &open(&disk, &table).unwrap_or_else(|error| panic!("call {nth}: {error}")));
+        if !crashed {
+            return nth - 1;
+        }
+    }
+    panic!("the story has no end");
+}
+
+#[test]
+fn power_lost_between_an_acknowledgement_and_the_end_of_the_checkpoint_costs_nothing_at_any_call() {
+    for loss in [Loss::Power, Loss::Process] {
+        let prepare = |store: &mut Store| {
+            let ops = [
+                op(0, 1, write(chunk(2, 0), 0, vec![1; 300_000])),
+                op(0, 2, write(chunk(2, 0), 70_000, vec![2; 100])),
+                op(0, 3, write(chunk(3, 0), 10, vec![3; 50])),
+            ];
+            assert!(store.apply(&ops).iter().all(Result::is_ok));
+        };
+        let judge = |_: bool, store: &Store| {
+            let mut wanted = vec![1; 300_000];
+            wanted[70_000..70_100].fill(2);
+            assert_eq!(read(store, 0, chunk(2, 0), 0, 1 << 20).unwrap(), wanted);
+            assert_eq!(read(store, 0, chunk(3, 0), 0, 100).unwrap(), [vec![0; 10], vec![3; 50]].concat());
+        };
+        let calls = at_every_call(loss, prepare, |store| store.checkpoint().is_ok(), judge);
+        assert!(calls >= 1, "a checkpoint that makes no call makes nothing durable");
+    }
+}
+
+#[test]
+fn a_large_write_over_a_small_one_is_there_or_not_and_never_the_small_one_on_top_after_a_crash_at_any_call() {
+    for loss in [Loss::Power, Loss::Process] {
+        // The small one goes through the journal and is put in its place late, the large one goes to space of its own at once.
+        let prepare = |store: &mut Store| {
+            assert_eq!(store.apply(&[op(0, 1, write(chunk(2, 0), 0, vec![1; 400_000]))]), [Ok(())]);
+            store.checkpoint().expect("nothing is wrong yet");
+            assert_eq!(store.apply(&[op(0, 2, write(chunk(2, 0), 5_000, vec![2; 100]))]), [Ok(())]);
+        };
+        let story = |store: &mut Store| -> bool {
+            let done = store.apply(&[op(0, 3, write(chunk(2, 0), 0, vec![3; 300_000]))]);
+            // What comes later must not bring the small one back either.
+            done == [Ok(())] && store.checkpoint().is_ok()
+        };
+        let judge = |acknowledged: bool, store: &Store| {
+            let mut before = vec![1; 400_000];
+            before[5_000..5_100].fill(2);
+            let mut after = before.clone();
+            after[..300_000].fill(3);
+            let found = read(store, 0, chunk(2, 0), 0, 1 << 20).unwrap();
+            assert!(found == after || !acknowledged && found == before, "neither before nor after");
+        };
+        let calls = at_every_call(loss, prepare, story, judge);
+        assert!(calls >= 4, "{calls} calls");
+    }
+}
