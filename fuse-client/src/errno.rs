@@ -39,6 +39,8 @@ pub fn of_namespace(error: NamespaceError) -> Errno {
         NamespaceError::NameTooLong => Errno::NAMETOOLONG,
         NamespaceError::ReadOnly => Errno::ROFS,
         NamespaceError::Stale => Errno::STALE,
+        NamespaceError::Deadlock => Errno::DEADLK,
+        NamespaceError::TooManyLocks => Errno::NOLCK,
     }
 }
 

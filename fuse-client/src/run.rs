@@ -34,8 +34,8 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(3);
 const END_PATIENCE: Duration = Duration::from_secs(5);
 /// Memory for un-flushed writes, in bytes, unless the mount's options say otherwise; the client's own default.
 const WRITE_BUFFER_BYTES: u64 = 256 << 20;
-/// How often interrupted calls are looked at.
-const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// How often interrupted calls are looked at: with the patience for a caller that is asked to end, well within a second.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why a mount could not be made, or ended badly.
 #[derive(Debug, thiserror::Error)]

@@ -74,7 +74,7 @@ impl Asker {
 
     fn create(&mut self, name: &[u8], flags: i32) -> (InodeId, u64, OpenHints) {
         let flags = flags.cast_unsigned();
-        match self.ask(ROOT, Operation::Create { name, mode: 0o100644, flags }) {
+        match self.ask(ROOT, Operation::Create { name, mode: 0o100644, umask: 0, flags }) {
             Ok(Answer::Created(entry, handle, hints)) => (entry.attributes.inode, handle, hints),
             other => panic!("{other:?}"),
         }
@@ -91,7 +91,7 @@ fn everywhere(test: impl Fn(Asker, Duration)) {
 #[test]
 fn a_name_is_found_with_its_timeouts_or_absent_with_one() {
     everywhere(|mut asker, ttl| {
-        let made = asker.entry(ROOT, Operation::MakeDirectory { name: b"d", mode: 0o40751 });
+        let made = asker.entry(ROOT, Operation::MakeDirectory { name: b"d", mode: 0o40751, umask: 0 });
         assert_eq!((made.attributes.kind, made.attributes.mode), (FileKind::Directory, 0o751));
         assert_eq!((made.attributes.uid, made.attributes.gid), (10, 20));
         let found = asker.entry(ROOT, Operation::Lookup { name: b"d" });
@@ -110,7 +110,8 @@ fn a_name_is_found_with_its_timeouts_or_absent_with_one() {
 fn a_file_that_appeared_meanwhile_is_looked_at_again_before_it_is_opened() {
     everywhere(|mut asker, _| {
         asker.create(b"f", 0);
-        let create = |flags: i32| Operation::Create { name: b"f", mode: 0o100666, flags: flags.cast_unsigned() };
+        let create =
+            |flags: i32| Operation::Create { name: b"f", mode: 0o100666, umask: 0, flags: flags.cast_unsigned() };
         assert_eq!(asker.ask(ROOT, create(libc::O_CREAT)).unwrap_err(), Errno::STALE);
         assert_eq!(asker.ask(ROOT, create(libc::O_CREAT | libc::O_EXCL)).unwrap_err(), Errno::EXIST);
     });
@@ -138,7 +139,7 @@ fn a_file_is_cached_or_bypassed_as_the_volume_allows() {
 #[test]
 fn nothing_is_answered_with_a_timeout_after_caching_stopped() {
     let mut asker = Asker::new(Pace::AtOnce, LONG);
-    asker.entry(ROOT, Operation::MakeDirectory { name: b"d", mode: 0o40755 });
+    asker.entry(ROOT, Operation::MakeDirectory { name: b"d", mode: 0o40755, umask: 0 });
     let (f, _, _) = asker.create(b"f", libc::O_RDWR);
     let _ = asker.ask(ROOT, Operation::Lookup { name: b"absent" });
     // The kernel's entry moves with its timeout.
@@ -200,7 +201,8 @@ fn appending_is_by_the_writes_own_flag_and_mapped_pages_never_append() {
 fn set_id_bits_are_cleared_by_a_change_of_owner_but_of_directories() {
     everywhere(|mut asker, _| {
         let (file, ..) = asker.create(b"f", 0);
-        let directory = asker.entry(ROOT, Operation::MakeDirectory { name: b"d", mode: 0o40755 }).attributes.inode;
+        let directory =
+            asker.entry(ROOT, Operation::MakeDirectory { name: b"d", mode: 0o40755, umask: 0 }).attributes.inode;
         for (inode, after) in [(file, 0o777), (directory, 0o6777)] {
             let mode = NewAttributes { mode: Some(0o6777), ..NewAttributes::default() };
             assert!(asker.ask(inode, Operation::SetAttributes(mode)).is_ok());
@@ -280,7 +282,8 @@ fn only_what_can_be_done_right_is_allocated() {
             asker.ask(inode, Operation::Allocate { handle, offset, length, mode }).map(drop)
         };
         assert_eq!(allocate(0, 50, 0), Ok(()));
-        assert_eq!(allocate(0, 1, libc::FALLOC_FL_KEEP_SIZE), Err(Errno::OPNOTSUPP));
+        assert_eq!(allocate(0, 1000, libc::FALLOC_FL_KEEP_SIZE), Ok(()), "nothing is reserved, and nothing grows");
+        assert_eq!(allocate(0, 1, libc::FALLOC_FL_INSERT_RANGE), Err(Errno::OPNOTSUPP));
         assert_eq!(allocate(0, 1, libc::FALLOC_FL_COLLAPSE_RANGE), Err(Errno::OPNOTSUPP));
         assert_eq!(allocate(u64::MAX, 1, 0), Err(Errno::FBIG));
         assert_eq!(allocate(10, 10, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE), Ok(()));

@@ -1,6 +1,8 @@
 //! One sample of each message, with a different number in each field so that exchanged fields are noticed.
 // tidy: long because there is one of each message
 
+// tidy: long because it is a list: a sample of every message.
+
 use bytes::Bytes;
 use holdfast_types::{
     ChunkIndex, ChunkKey, ClusterId, DiskId, Epoch, FileName, Generation, GroupId, Incarnation, InodeId,
@@ -15,6 +17,7 @@ use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
     ChunkDigest, Contender, Difference, GroupBody, GroupChange, GroupMessage, KeyRange, Origin,
 };
+use holdfast_wire::lock::{HeldLock, Lock, LockKind, LockSpace};
 use holdfast_wire::map::{ClusterMap, DiskRecord, MapDelta, MapUpdate, NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::{
     Answer, ClientRecord, DiskState, Envelope, Event, Heartbeat, MetadataError, Request, Response,
@@ -128,6 +131,15 @@ fn map() -> ClusterMap {
     }
 }
 
+fn lock() -> Lock {
+    let kind = Some(LockKind::Exclusive);
+    Lock { space: LockSpace::Range, owner: 77, pid: 88, start: 0, end: i64::MAX as u64, kind }
+}
+
+fn held_lock() -> HeldLock {
+    HeldLock { session: SessionId(10), owner: 77, pid: 88, start: 1, end: 2, kind: LockKind::Shared }
+}
+
 fn delta() -> MapDelta {
     MapDelta {
         from: MapVersion(59),
@@ -224,6 +236,8 @@ fn queries() -> Named<Query> {
         ("list-xattrs", Query::ListXattrs { inode }),
         ("stat-volume", Query::StatVolume),
         ("await-trim", Query::AwaitTrim { inode }),
+        ("test-lock", Query::TestLock { inode, lock: lock() }),
+        ("await-lock", Query::AwaitLock { inode, lock: Lock { space: LockSpace::Whole, ..lock() } }),
     ]
 }
 
@@ -233,6 +247,7 @@ fn create(node: NewNode) -> Mutation {
         name: name("a"),
         node,
         mode: 0o644,
+        umask: 0o22,
         uid: 1000,
         gid: 1001,
         exclusive: true,
@@ -294,6 +309,19 @@ fn mutations() -> Named<Mutation> {
         ("set-xattr-create", xattr(XattrMode::Create)),
         ("set-xattr-replace", xattr(XattrMode::Replace)),
         ("remove-xattr", Mutation::RemoveXattr { inode, name: Bytes::from_static(b"user.a") }),
+        ("create-unnamed", Mutation::CreateUnnamed { parent, mode: 0o600, umask: 0o77, uid: 1000, gid: 1001 }),
+        (
+            "set-acl",
+            Mutation::SetAcl {
+                inode,
+                default: false,
+                value: Some(Bytes::from_static(b"list")),
+                clear_set_group_id: true,
+            },
+        ),
+        ("remove-acl", Mutation::SetAcl { inode, default: true, value: None, clear_set_group_id: false }),
+        ("set-lock", Mutation::SetLock { inode, lock: lock() }),
+        ("unlock", Mutation::SetLock { inode, lock: Lock { kind: None, ..lock() } }),
     ]
 }
 
@@ -343,7 +371,7 @@ fn outcomes() -> Named<Outcome> {
         ("outcome-done", Outcome::Done),
         ("outcome-entry", Outcome::Entry { attributes: attributes(), lease: lease() }),
         ("outcome-attributes", Outcome::Attributes { attributes: attributes(), lease: None }),
-        ("outcome-created", Outcome::Created { attributes: attributes(), new: true, lease: lease() }),
+        ("outcome-created", Outcome::Created { attributes: attributes(), new: true, inherited: true, lease: lease() }),
         ("outcome-removed", Outcome::Removed { attributes: attributes(), orphan: true }),
         ("outcome-renamed", Outcome::Renamed { moved: attributes(), replaced: Some(attributes()), orphan: false }),
         (
@@ -353,6 +381,8 @@ fn outcomes() -> Named<Outcome> {
         ("outcome-bytes", Outcome::Bytes(Bytes::from_static(b"target"))),
         ("outcome-names", Outcome::Names(vec![Bytes::from_static(b"user.a")])),
         ("outcome-usage", Outcome::Usage(usage)),
+        ("outcome-locked", Outcome::Locked { in_the_way: Some(SessionId(10)), replaced: true }),
+        ("outcome-conflict", Outcome::Conflict(Some(held_lock()))),
     ]
 }
 
@@ -385,6 +415,8 @@ fn errors() -> Named<MetadataError> {
         ("name-too-long", NamespaceError::NameTooLong.into()),
         ("read-only", NamespaceError::ReadOnly.into()),
         ("stale", NamespaceError::Stale.into()),
+        ("deadlock", NamespaceError::Deadlock.into()),
+        ("too-many-locks", NamespaceError::TooManyLocks.into()),
     ]
 }
 

@@ -5,6 +5,7 @@
 
 use bytes::{Bytes, BytesMut};
 use holdfast_types::{FileName, InodeId, SessionId};
+use holdfast_wire::lock::{HeldLock, Lock};
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, NewNode, RenameMode, SetAttributes, VolumeRecord, VolumeUsage, XattrMode,
 };
@@ -80,8 +81,10 @@ pub enum Call {
         name: FileName,
         /// What.
         node: NewNode,
-        /// Permission bits after umask.
+        /// Permission bits as asked for.
         mode: u16,
+        /// Bits that are taken from them, unless the directory has a default access list.
+        umask: u16,
         /// Owner.
         uid: u32,
         /// Group.
@@ -90,6 +93,21 @@ pub enum Call {
         exclusive: bool,
         /// Open the file too.
         open: Option<OpenMode>,
+    },
+    /// Creates a file without a name and opens it (`O_TMPFILE`); `Link` may give it one. Reply: `Created`.
+    CreateUnnamed {
+        /// Directory whose set-group-id bit and default access list count.
+        parent: InodeId,
+        /// Permission bits as asked for.
+        mode: u16,
+        /// As in `Create`.
+        umask: u16,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+        /// How it is opened.
+        open: OpenMode,
     },
     /// One more name. Reply: `Attributes` of the inode.
     Link {
@@ -233,6 +251,33 @@ pub enum Call {
         /// Which.
         name: Bytes,
     },
+    /// Sets an access control list, or removes it. Reply: `Done`.
+    SetAcl {
+        /// Of which inode.
+        inode: InodeId,
+        /// A directory's default list, not the access list.
+        default: bool,
+        /// The bytes of Linux's attribute.
+        value: Option<Bytes>,
+        /// The caller may not keep the set-group-id bit.
+        clear_set_group_id: bool,
+    },
+    /// Sets, changes or gives back an advisory lock. Reply: `Locked`.
+    SetLock {
+        /// On which file.
+        inode: InodeId,
+        /// Which lock.
+        lock: Lock,
+        /// Do not answer before it is granted. (Error: `Deadlock`, if that could never be.)
+        wait: bool,
+    },
+    /// Who is in the way of a lock. Reply: `Conflict`.
+    TestLock {
+        /// On which file.
+        inode: InodeId,
+        /// Which lock.
+        lock: Lock,
+    },
     /// Totals, for `statfs(2)`. Reply: `Usage`.
     StatVolume,
     /// Flushes everything, then ends the session. Later calls fail with `SessionOver`. Reply: `Done`.
@@ -297,6 +342,13 @@ pub enum Reply {
     Names(Vec<Bytes>),
     /// Totals.
     Usage(VolumeUsage),
+    /// Whether a lock was granted; false: another owner's is in the way.
+    Locked {
+        /// It was.
+        granted: bool,
+    },
+    /// A lock that is in the way.
+    Conflict(Option<HeldLock>),
 }
 
 /// Bytes that were read, in consecutive pieces as they lay in memory.

@@ -7,6 +7,7 @@ use crate::call::{Call, CallId};
 use crate::core::{ClientCore, Timer};
 use crate::effect::{Effect, Failure, Ticket};
 use crate::error::ClientError;
+use crate::lock::Asked;
 use holdfast_types::{InodeId, Instant, LogIndex, Sequence, ServerId, SessionId, ShardId, Term, Timestamp};
 use holdfast_wire::metadata::{Answer, Envelope, MetadataError, Request, Response};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -34,6 +35,8 @@ pub(crate) enum Purpose {
     },
     /// A namespace operation: its outcome is the call's reply.
     Call(CallId),
+    /// A namespace operation whose call is told only that it is done.
+    Quiet(CallId),
     /// A query that a call needed before it could begin; it begins anew.
     Resume(CallId, Box<Call>),
     /// `Call::Create` with `open`.
@@ -58,6 +61,10 @@ pub(crate) enum Purpose {
     /// The file's attributes, after the service said that ours are stale.
     Refresh(InodeId),
     Close(InodeId),
+    /// `Call::SetLock`.
+    Lock(Asked),
+    /// `Call::SetLock` that waits.
+    AwaitLock(Asked),
 }
 
 /// What a `Publish` covers.
@@ -133,7 +140,14 @@ impl Control {
 
 impl ClientCore {
     /// Begins a request. `hold`: how long the server may hold the answer by design.
-    pub(crate) fn control_start(&mut self, shard: ShardId, request: Request, purpose: Purpose, hold: Option<Duration>) {
+    /// Returns its number.
+    pub(crate) fn control_start(
+        &mut self,
+        shard: ShardId,
+        request: Request,
+        purpose: Purpose,
+        hold: Option<Duration>,
+    ) -> u64 {
         let number = self.control.operation_next;
         self.control.operation_next += 1;
         let mutation = matches!(request, Request::Mutate(_));
@@ -153,6 +167,17 @@ impl ClientCore {
             self.control.queue.push_back(number);
         } else {
             self.control_send(number);
+        }
+        number
+    }
+
+    /// Gives up a query: its answer is not waited for any more.
+    pub(crate) fn control_drop(&mut self, number: u64) {
+        let Some(operation) = self.control.operations.remove(&number) else { return };
+        assert!(operation.sequence.is_none(), "what has a number goes on by itself");
+        if let Some((ticket, _)) = operation.sent {
+            self.control.by_ticket.remove(&ticket);
+            self.out.push(Effect::Forget { ticket });
         }
     }
 
@@ -291,6 +316,7 @@ impl ClientCore {
         self.learn(&operation, applied, &result);
         match operation.purpose {
             Purpose::Call(id) => self.call_answered(id, result),
+            Purpose::Quiet(id) => self.complete(id, result.map(|_| crate::Reply::Done)),
             Purpose::Resume(id, call) => self.resume(id, *call, result),
             Purpose::Create(id, call) => self.created(id, call, result),
             Purpose::Open(id, inode, mode) => self.open_answered(id, inode, mode, &operation.request, result),
@@ -303,6 +329,8 @@ impl ClientCore {
             Purpose::Trim(inode) => self.trimmed(inode, result),
             Purpose::Refresh(inode) => self.refreshed(inode, result),
             Purpose::Close(inode) => self.closed(inode),
+            Purpose::Lock(asked) => self.lock_answered(asked, result),
+            Purpose::AwaitLock(asked) => self.lock_awaited(asked, result),
             Purpose::OpenSession
             | Purpose::Attach
             | Purpose::Renew

@@ -7,6 +7,7 @@ use crate::data::DataEngine;
 use crate::effect::{Effect, Input, Notice, Ticket};
 use crate::error::ClientError;
 use crate::file::{File, Handle};
+use crate::lock::Asked;
 use crate::names::Names;
 use crate::pages::Pages;
 use crate::read::Reads;
@@ -64,6 +65,8 @@ pub struct ClientCore {
     pub(crate) changing_names: BTreeMap<(InodeId, FileName), VecDeque<(CallId, Call)>>,
     /// Names that a call is changing.
     pub(crate) names_held: BTreeMap<CallId, Vec<(InodeId, FileName)>>,
+    /// Requests that wait for a lock at the service, by call.
+    pub(crate) lock_waits: BTreeMap<CallId, u64>,
     /// Opens of inodes whose name is just being removed: they wait for what becomes of it.
     pub(crate) removing: BTreeMap<InodeId, Vec<(CallId, Call)>>,
 }
@@ -103,6 +106,7 @@ impl ClientCore {
             opening: BTreeMap::new(),
             changing_names: BTreeMap::new(),
             names_held: BTreeMap::new(),
+            lock_waits: BTreeMap::new(),
             removing: BTreeMap::new(),
             config,
         }
@@ -116,7 +120,7 @@ impl ClientCore {
         }
         match input {
             Input::Call { id, call } => self.accept(id, call),
-            Input::Cancel { id } => self.complete(id, Err(ClientError::Interrupted)),
+            Input::Cancel { id } => self.cancel(id),
             Input::MetadataAnswer { ticket, result } => self.metadata_answered(ticket, result),
             Input::ChunkAnswer { ticket, result } => self.chunk_answered(ticket, result),
             Input::Invalidated { event } => self.invalidated(event),
@@ -258,8 +262,10 @@ impl ClientCore {
     fn accept(&mut self, id: CallId, call: Call) {
         let fresh = self.calls.insert(id);
         assert!(fresh, "{id:?} is in use");
+        // Another owner may hold a lock for as long as it likes, whatever the cluster does.
+        let may_take_long = matches!(call, Call::SetLock { wait: true, .. });
         self.start(id, call);
-        if let Some(soft) = self.config.soft.filter(|_| self.calls.contains(&id)) {
+        if let Some(soft) = self.config.soft.filter(|_| self.calls.contains(&id) && !may_take_long) {
             self.timer(self.now + soft, Timer::Call(id));
         }
     }
@@ -297,6 +303,7 @@ impl ClientCore {
             Call::SyncAll => self.sync_all(id),
             Call::Zero { .. } => self.zero(id, call),
             Call::SetAttributes { inode, set } => self.set_attributes(id, inode, set),
+            Call::SetLock { inode, lock, wait } => self.set_lock(Asked { id, inode, lock, wait }),
             call => self.name_call(id, call),
         }
     }

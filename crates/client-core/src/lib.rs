@@ -31,6 +31,7 @@ mod data;
 mod extents;
 mod file;
 mod lane;
+mod lock;
 mod names;
 mod namespace;
 mod open;

@@ -10,6 +10,7 @@
 
 use bytes::Bytes;
 use holdfast_types::{FileName, InodeId, LogIndex, Timestamp};
+use holdfast_wire::acl::{ACCESS, Acl};
 use holdfast_wire::namespace::{Attributes, DirectoryEntry, FileKind};
 use std::collections::BTreeMap;
 
@@ -334,11 +335,13 @@ impl Names {
     }
 
     /// An inode that was just made at `at`: a directory has no entries, nothing has extended attributes.
-    pub fn put_new(&mut self, attributes: &Attributes, target: Option<&Bytes>, at: LogIndex) {
+    ///
+    /// `plain`: but for an inode that was made with access lists.
+    pub fn put_new(&mut self, attributes: &Attributes, target: Option<&Bytes>, plain: bool, at: LogIndex) {
         self.put_attributes(attributes, at);
         if at >= self.floor_of(attributes.inode) {
             self.change(attributes.inode, |node| {
-                node.xattrs.complete = true;
+                node.xattrs.complete = plain;
                 node.target = target.cloned();
                 if attributes.kind == FileKind::Directory {
                     node.directory.get_or_insert_default().complete = true;
@@ -361,6 +364,17 @@ impl Names {
                     *kept = (at, value);
                 }
             });
+        }
+    }
+
+    /// After a change of the mode at `at` the access list, if there is one, is another: as the service changes it.
+    pub fn follow_mode(&mut self, inode: InodeId, mode: u16, at: LogIndex) {
+        let Some(node) = self.nodes.get_mut(&inode) else { return };
+        if let Some((known_at, Some(value))) = node.xattrs.values.get_mut(ACCESS)
+            && *known_at < at
+            && let Some(acl) = Acl::parse(value)
+        {
+            (*known_at, *value) = (at, acl.with_mode(mode).bytes());
         }
     }
 

@@ -6,7 +6,9 @@ use crate::core::ClientCore;
 use crate::error::ClientError;
 use crate::file::{File, Sync, Waiter};
 use crate::names::{Found, ParentChange};
+use bytes::Bytes;
 use holdfast_types::{FileName, InodeId, LogIndex, ShardId};
+use holdfast_wire::acl::{ACCESS, Acl, DEFAULT};
 use holdfast_wire::metadata::Request;
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
@@ -35,6 +37,7 @@ impl ClientCore {
             Call::ReadLink { inode } => self.ask(Query::ReadLink { inode }, Purpose::Call(id)),
             Call::GetXattr { inode, name } => self.ask(Query::GetXattr { inode, name }, Purpose::Call(id)),
             Call::ListXattrs { inode } => self.ask(Query::ListXattrs { inode }, Purpose::Call(id)),
+            Call::TestLock { inode, lock } => self.ask(Query::TestLock { inode, lock }, Purpose::Call(id)),
             Call::StatVolume => self.ask(Query::StatVolume, Purpose::Call(id)),
             Call::ReadDirectory { inode, after, limit, plus } => {
                 let after = if after < 3 { 0 } else { after };
@@ -43,6 +46,11 @@ impl ClientCore {
                 self.ask(Query::ReadDirectory { inode, after, limit, plus: plus || caching }, Purpose::Call(id));
             }
             Call::Create { .. } => self.create(id, call),
+            Call::CreateUnnamed { .. } => self.create_unnamed(id, call),
+            Call::SetAcl { inode, default, value, clear_set_group_id } => {
+                let mutation = Mutation::SetAcl { inode, default, value, clear_set_group_id };
+                self.mutate(mutation, Purpose::Quiet(id));
+            }
             Call::Link { .. } => {
                 if let Some(Call::Link { inode, parent, name }) = self.hold_names(id, call) {
                     self.mutate(Mutation::Link { inode, parent, name }, Purpose::Call(id));
@@ -172,18 +180,34 @@ impl ClientCore {
 
     fn learn_mutation(&mut self, mutation: &Mutation, outcome: &Outcome, at: LogIndex) {
         match (mutation, outcome) {
-            (Mutation::Create { parent, name, node, .. }, Outcome::Created { attributes, new, .. }) => {
+            (Mutation::Create { parent, name, node, .. }, Outcome::Created { attributes, new, inherited, .. }) => {
                 let target = match node {
                     NewNode::Symlink(target) => Some(target),
                     _ => None,
                 };
                 self.names.put_entry(*parent, name, Some((attributes.inode, attributes.kind)), at);
                 if *new {
-                    self.names.put_new(attributes, target, at);
+                    self.names.put_new(attributes, target, !inherited, at);
                     self.names.change_parent(*parent, entry_change(1, attributes), at);
                 } else {
                     self.names.put_attributes(attributes, at);
                 }
+            }
+            (Mutation::CreateUnnamed { .. }, Outcome::Created { attributes, inherited, .. }) => {
+                self.names.put_new(attributes, None, !inherited, at);
+            }
+            (Mutation::SetAcl { inode, default, value, .. }, Outcome::Attributes { attributes, .. }) => {
+                let kept =
+                    value.as_ref().filter(|value| *default || !Acl::parse(value).is_some_and(|a| a.is_minimal()));
+                let name = Bytes::from_static(if *default { DEFAULT } else { ACCESS });
+                self.names.put_xattr(*inode, &name, kept.cloned(), at);
+                self.names.put_attributes(attributes, at);
+            }
+            (Mutation::SetAttributes { inode, set }, Outcome::Attributes { attributes, .. }) => {
+                if let Some(mode) = set.mode {
+                    self.names.follow_mode(*inode, mode, at);
+                }
+                self.names.put_attributes(attributes, at);
             }
             (Mutation::Link { parent, name, .. }, Outcome::Attributes { attributes, .. }) => {
                 self.names.put_attributes(attributes, at);
@@ -305,6 +329,8 @@ impl ClientCore {
             Outcome::Bytes(bytes) => Reply::Bytes(bytes),
             Outcome::Names(names) => Reply::Names(names),
             Outcome::Usage(usage) => Reply::Usage(usage),
+            Outcome::Locked { in_the_way, .. } => Reply::Locked { granted: in_the_way.is_none() },
+            Outcome::Conflict(conflict) => Reply::Conflict(conflict),
         });
         self.complete(id, reply);
         self.let_names_go(id);
@@ -492,6 +518,11 @@ fn attributes_of(outcome: &Outcome) -> Vec<&Attributes> {
         | Outcome::Removed { attributes, .. } => vec![attributes],
         Outcome::Renamed { moved, replaced, .. } => std::iter::once(moved).chain(replaced).collect(),
         Outcome::Directory { entries, .. } => entries.iter().filter_map(|e| e.attributes.as_ref()).collect(),
-        Outcome::Done | Outcome::Bytes(_) | Outcome::Names(_) | Outcome::Usage(_) => Vec::new(),
+        Outcome::Done
+        | Outcome::Bytes(_)
+        | Outcome::Names(_)
+        | Outcome::Usage(_)
+        | Outcome::Locked { .. }
+        | Outcome::Conflict(_) => Vec::new(),
     }
 }

@@ -17,12 +17,13 @@ use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, O
 impl ClientCore {
     pub(crate) fn create(&mut self, id: CallId, call: Call) {
         let Some(call) = self.hold_names(id, call) else { return };
-        let Call::Create { parent, ref name, ref node, mode, uid, gid, exclusive, open } = call else { return };
+        let Call::Create { parent, ref name, ref node, mode, umask, uid, gid, exclusive, open } = call else { return };
         let mutation = Mutation::Create {
             parent,
             name: name.clone(),
             node: node.clone(),
             mode,
+            umask,
             uid,
             gid,
             exclusive,
@@ -32,13 +33,22 @@ impl ClientCore {
         self.mutate(mutation, purpose);
     }
 
+    pub(crate) fn create_unnamed(&mut self, id: CallId, call: Call) {
+        let Call::CreateUnnamed { parent, mode, umask, uid, gid, .. } = call else { return };
+        self.mutate(Mutation::CreateUnnamed { parent, mode, umask, uid, gid }, Purpose::Create(id, call));
+    }
+
     pub(crate) fn created(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
         self.create_answered(id, call, result);
         self.let_names_go(id);
     }
 
     fn create_answered(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
-        let Call::Create { open: Some(mode), .. } = call else { return };
+        let (mode, unnamed) = match call {
+            Call::Create { open: Some(mode), .. } => (mode, false),
+            Call::CreateUnnamed { open, .. } => (open, true),
+            _ => return,
+        };
         let (attributes, new) = match result {
             Ok(Outcome::Created { attributes, new, .. }) => (attributes, new),
             Ok(_) => return self.complete(id, Err(ClientError::Protocol { detail: "create answered something else" })),
@@ -55,8 +65,9 @@ impl ClientCore {
             return file.parked.push((id, call));
         }
         file.bound_held |= attributes.size_bound > 0;
-        file.opener |= !caching;
-        file.recorded |= !caching;
+        // An orphan's openers are recorded in any case.
+        file.opener |= !caching || unnamed;
+        file.recorded |= !caching || unnamed;
         if !self.waits(id) {
             // Nobody will close it: the file retires by itself.
             return;

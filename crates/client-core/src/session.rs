@@ -369,6 +369,7 @@ impl ClientCore {
         self.files.clear();
         self.handles.clear();
         self.touched.clear();
+        self.lock_waits.clear();
         self.removing.clear();
         self.changing_names.clear();
         self.names_held.clear();

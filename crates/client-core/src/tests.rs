@@ -3,6 +3,7 @@
 mod caching;
 mod fake;
 mod files;
+mod locks;
 mod races;
 mod sharing;
 mod world;

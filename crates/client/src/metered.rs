@@ -22,7 +22,7 @@ pub(crate) struct Metered {
 /// The name of a request, and whether a server answers it at once.
 fn name(request: &Request) -> (&'static str, bool) {
     match request {
-        Request::Query(query) => (query.into(), !matches!(query, Query::AwaitTrim { .. })),
+        Request::Query(query) => (query.into(), !matches!(query, Query::AwaitTrim { .. } | Query::AwaitLock { .. })),
         Request::Mutate(mutation) => (mutation.into(), true),
         Request::Renew { wait, .. } | Request::GetMap { wait, .. } => (request.into(), !wait),
         other => (other.into(), !matches!(other, Request::Attach { .. })),

@@ -4,15 +4,16 @@ use crate::cluster_file::ClusterFile;
 use crate::metered::Metered;
 use crate::metrics::Metrics;
 use crate::transport::Transport;
-use holdfast_client_core::{Call, CallId, ClientCore, ClientError, Config, Effect, Input, Notice, Reply};
+use holdfast_client_core::{Call, CallId, ClientCore, ClientError, Config, Effect, Input, Notice, Reply, Ticket};
 use holdfast_types::{Instant, SessionId};
 use holdfast_wire::map::MapUpdate;
-use holdfast_wire::metadata::{Answer, ClientRecord, Response};
-use holdfast_wire::namespace::{Attributes, VolumeRecord};
+use holdfast_wire::metadata::{Answer, ClientRecord, Envelope, Request, Response};
+use holdfast_wire::namespace::{Attributes, Query, VolumeRecord};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::AbortHandle;
 
 /// What to mount, and how.
 #[derive(Clone, Debug)]
@@ -90,6 +91,8 @@ struct State {
     timer: Option<Instant>,
     notices: mpsc::UnboundedSender<Notice>,
     effects: Vec<Effect>,
+    /// Requests that may be held for long, to be dropped when nobody waits any more.
+    held: HashMap<Ticket, AbortHandle>,
 }
 
 /// Time since boot, suspended time included.
@@ -136,8 +139,15 @@ impl Client {
     ) -> Result<(Self, Notices), MountError> {
         let (sender, notices) = mpsc::unbounded_channel();
         let core = ClientCore::new(config, now(), random_u128() as u64);
-        let state =
-            State { core, waiting: HashMap::new(), call_next: 1, timer: None, notices: sender, effects: Vec::new() };
+        let state = State {
+            core,
+            waiting: HashMap::new(),
+            call_next: 1,
+            timer: None,
+            notices: sender,
+            effects: Vec::new(),
+            held: HashMap::new(),
+        };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             transport,
@@ -294,9 +304,25 @@ impl Shared {
                     // Nobody listens any more only while the mount is being taken down.
                     let _ = state_ref.notices.send(notice);
                 }
+                Effect::SendMetadata { ticket, server, envelope, deadline } if may_be_held(&envelope) => {
+                    // Under the lock: it cannot be given up, nor answered, before its handle is here.
+                    let answer = self.transport.metadata(server, envelope, deadline.since(now()));
+                    let shared = Arc::clone(self);
+                    let task = self.runtime.spawn(async move {
+                        let result = answer.await;
+                        let mut state = shared.lock();
+                        state.held.remove(&ticket);
+                        shared.step(state, Input::MetadataAnswer { ticket, result });
+                    });
+                    state_ref.held.insert(ticket, task.abort_handle());
+                }
                 Effect::SendMetadata { .. } | Effect::SendChunk { .. } => sends.push(effect),
-                // Deadlines bound how long an answer that nobody wants is waited for.
-                Effect::Forget { .. } => {}
+                // Deadlines bound how long an answer that nobody wants is waited for, but for one that may be held for long.
+                Effect::Forget { ticket } => {
+                    if let Some(held) = state_ref.held.remove(&ticket) {
+                        held.abort();
+                    }
+                }
             }
         }
         state_ref.effects = effects;
@@ -331,6 +357,11 @@ impl Shared {
             _ => {}
         }
     }
+}
+
+/// Whether a request may be held by the service for as long as another owner likes.
+fn may_be_held(envelope: &Envelope) -> bool {
+    matches!(envelope.request, Request::Query(Query::AwaitLock { .. }))
 }
 
 /// Gives the core its ticks until the client is gone.

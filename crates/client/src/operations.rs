@@ -4,6 +4,7 @@ use crate::Client;
 use bytes::Bytes;
 use holdfast_client_core::{Call, ClientError, HandleId, OpenMode, Reply};
 use holdfast_types::{FileName, InodeId};
+use holdfast_wire::lock::{HeldLock, Lock};
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, NewNode, RenameMode, SetAttributes, VolumeUsage, XattrMode,
 };
@@ -58,7 +59,7 @@ impl Client {
         node: NewNode,
         mode: u16,
     ) -> Result<Attributes, ClientError> {
-        let call = Call::Create { parent, name, node, mode, uid: 0, gid: 0, exclusive: true, open: None };
+        let call = Call::Create { parent, name, node, mode, umask: 0, uid: 0, gid: 0, exclusive: true, open: None };
         expect!(self, call, Reply::Created { attributes, .. } => attributes)
     }
 
@@ -71,7 +72,8 @@ impl Client {
         open: OpenMode,
     ) -> Result<Opened, ClientError> {
         let node = NewNode::File;
-        let call = Call::Create { parent, name, node, mode, uid: 0, gid: 0, exclusive: false, open: Some(open) };
+        let call =
+            Call::Create { parent, name, node, mode, umask: 0, uid: 0, gid: 0, exclusive: false, open: Some(open) };
         expect!(self, call, Reply::Created { attributes, new, handle: Some(handle) } => Opened { handle, attributes, new })
     }
 
@@ -177,6 +179,16 @@ impl Client {
     /// [`Call::RemoveXattr`]
     pub async fn remove_xattr(&self, inode: InodeId, name: Bytes) -> Result<(), ClientError> {
         expect!(self, Call::RemoveXattr { inode, name }, Reply::Done => ())
+    }
+
+    /// [`Call::SetLock`]: whether it was granted.
+    pub async fn set_lock(&self, inode: InodeId, lock: Lock, wait: bool) -> Result<bool, ClientError> {
+        expect!(self, Call::SetLock { inode, lock, wait }, Reply::Locked { granted } => granted)
+    }
+
+    /// [`Call::TestLock`]
+    pub async fn test_lock(&self, inode: InodeId, lock: Lock) -> Result<Option<HeldLock>, ClientError> {
+        expect!(self, Call::TestLock { inode, lock }, Reply::Conflict(conflict) => conflict)
     }
 
     /// [`Call::StatVolume`]

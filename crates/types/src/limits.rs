@@ -28,6 +28,8 @@ pub const XATTR_VALUE_BYTES_MAX: usize = 64 * KIB as usize;
 pub const XATTR_NAME_BYTES_MAX: usize = 255;
 /// Most hard links of a file.
 pub const LINKS_MAX: u32 = 1 << 31;
+/// Locks that one session may hold on one file; more are refused with `ENOLCK`. By eye: a database locks a few, a test some thousands.
+pub const LOCKS_PER_FILE_MAX: u32 = 65_536;
 /// Largest file, in bytes.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 /// Longest volume name, in bytes.

@@ -6,12 +6,14 @@
 //! Compatibility: enums only grow at their end, structs never change within a message version; a change of either raises the
 //! version byte of that message. The golden tests hold the bytes of every release.
 
+pub mod acl;
 pub mod admin;
 pub mod chunk;
 pub mod codec;
 pub mod frame;
 pub mod group;
 pub mod kind;
+pub mod lock;
 pub mod map;
 pub mod metadata;
 pub mod namespace;

@@ -2,6 +2,7 @@
 //!
 //! Every mutation is exactly-once by `(session, sequence)`; every answer carries the index at which it holds.
 
+use crate::lock::{HeldLock, Lock};
 use bytes::Bytes;
 use holdfast_types::{FileName, Generation, InodeId, SessionId, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -185,6 +186,20 @@ pub enum Query {
         /// Of which inode.
         inode: InodeId,
     },
+    /// A lock of another owner that is in the way of this one. Answer: `Conflict`.
+    TestLock {
+        /// On which inode.
+        inode: InodeId,
+        /// Which lock.
+        lock: Lock,
+    },
+    /// Waits until nothing is in the way of a lock: a good moment to ask for it, and no more. Answer: `Done`, or `Deadlock`.
+    AwaitLock {
+        /// On which inode.
+        inode: InodeId,
+        /// Which lock.
+        lock: Lock,
+    },
 }
 
 /// Changes of a namespace. Exactly once by `(session, sequence)`.
@@ -199,8 +214,10 @@ pub enum Mutation {
         name: FileName,
         /// What.
         node: NewNode,
-        /// Permission bits after umask.
+        /// Permission bits as asked for.
         mode: u16,
+        /// Bits that are taken from them, unless the directory has a default access list: then that says what is granted.
+        umask: u16,
         /// Owner.
         uid: u32,
         /// Group; a set-group-id directory overrides it (and a new sub-directory inherits the bit).
@@ -310,6 +327,38 @@ pub enum Mutation {
         /// Which attribute.
         name: Bytes,
     },
+    /// Creates a file without a name (`O_TMPFILE`) that the session has open: an orphan, which `Link` may give a name. Answer: `Created`.
+    CreateUnnamed {
+        /// Directory whose set-group-id bit and default list count.
+        parent: InodeId,
+        /// Permission bits as asked for.
+        mode: u16,
+        /// As in `Create`.
+        umask: u16,
+        /// Owner.
+        uid: u32,
+        /// Group, as in `Create`.
+        gid: u32,
+    },
+    /// Sets an access control list, or removes it; mode and access list follow each other. Answer: `Attributes`.
+    SetAcl {
+        /// Of which inode.
+        inode: InodeId,
+        /// A directory's default list, not the access list.
+        default: bool,
+        /// The bytes of Linux's attribute.
+        value: Option<Bytes>,
+        /// The caller may not keep the set-group-id bit.
+        clear_set_group_id: bool,
+    },
+    /// Sets a lock, changes one, or gives one back. Never waits. A whole-file lock that cannot be changed is lost, as on Linux.
+    /// Answer: `Locked`.
+    SetLock {
+        /// On which inode.
+        inode: InodeId,
+        /// Which lock.
+        lock: Lock,
+    },
 }
 
 /// An entry of a directory.
@@ -378,6 +427,8 @@ pub enum Outcome {
         attributes: Attributes,
         /// False: it was there before.
         new: bool,
+        /// It was made with access lists of its directory's: what its extended attributes are is not known to whoever made it.
+        inherited: bool,
         /// Right to cache.
         lease: Option<Lease>,
     },
@@ -414,6 +465,15 @@ pub enum Outcome {
     Names(Vec<Bytes>),
     /// Totals.
     Usage(VolumeUsage),
+    /// A lock was asked for, or given back.
+    Locked {
+        /// It was not granted: a lock of this session is in the way.
+        in_the_way: Option<SessionId>,
+        /// The owner had locks there before: giving back what was granted now would take more than that.
+        replaced: bool,
+    },
+    /// Who is in the way of a lock, if anybody is.
+    Conflict(Option<HeldLock>),
 }
 
 /// Why the namespace refuses; each has one errno, chosen in `fuse-client/src/errno.rs`.
@@ -464,6 +524,12 @@ pub enum NamespaceError {
     /// ESTALE: the inode is gone, or its content was replaced.
     #[error("stale inode or content")]
     Stale,
+    /// EDEADLK: to wait for this lock would be to wait for oneself.
+    #[error("locks would wait for each other for ever")]
+    Deadlock,
+    /// ENOLCK
+    #[error("too many locks")]
+    TooManyLocks,
 }
 
 /// A volume.

@@ -28,17 +28,19 @@ pub mod op {
         LOOKUP = 1, FORGET = 2, GETATTR = 3, SETATTR = 4, READLINK = 5, SYMLINK = 6, MKNOD = 8, MKDIR = 9, UNLINK = 10,
         RMDIR = 11, RENAME = 12, LINK = 13, OPEN = 14, READ = 15, WRITE = 16, STATFS = 17, RELEASE = 18, FSYNC = 20,
         SETXATTR = 21, GETXATTR = 22, LISTXATTR = 23, REMOVEXATTR = 24, FLUSH = 25, INIT = 26, OPENDIR = 27,
-        READDIR = 28, RELEASEDIR = 29, FSYNCDIR = 30, ACCESS = 34, CREATE = 35, INTERRUPT = 36, DESTROY = 38,
-        BATCH_FORGET = 42, FALLOCATE = 43, READDIRPLUS = 44, RENAME2 = 45, LSEEK = 46,
+        READDIR = 28, RELEASEDIR = 29, FSYNCDIR = 30, GETLK = 31, SETLK = 32, SETLKW = 33, ACCESS = 34, CREATE = 35, INTERRUPT = 36, DESTROY = 38,
+        BATCH_FORGET = 42, FALLOCATE = 43, READDIRPLUS = 44, RENAME2 = 45, LSEEK = 46, TMPFILE = 51,
+        STATX = 52,
     );
 }
 
 /// What may be negotiated.
 pub mod init {
     numbers!(u64:
-        ASYNC_READ = 1, BIG_WRITES = 1 << 5, AUTO_INVAL_DATA = 1 << 12,
+        ASYNC_READ = 1, POSIX_LOCKS = 1 << 1, BIG_WRITES = 1 << 5, DONT_MASK = 1 << 6, FLOCK_LOCKS = 1 << 10, AUTO_INVAL_DATA = 1 << 12,
         DO_READDIRPLUS = 1 << 13, READDIRPLUS_AUTO = 1 << 14, ASYNC_DIO = 1 << 15, PARALLEL_DIROPS = 1 << 18,
-        MAX_PAGES = 1 << 22, CACHE_SYMLINKS = 1 << 23, HANDLE_KILLPRIV_V2 = 1 << 28, INIT_EXT = 1 << 30,
+        POSIX_ACL = 1 << 20,
+        MAX_PAGES = 1 << 22, CACHE_SYMLINKS = 1 << 23, HANDLE_KILLPRIV_V2 = 1 << 28, SETXATTR_EXT = 1 << 29, INIT_EXT = 1 << 30,
         HAS_EXPIRE_ONLY = 1 << 35, DIRECT_IO_ALLOW_MMAP = 1 << 36,
     );
 }
@@ -57,6 +59,10 @@ pub const GETATTR_HANDLE: u32 = 1;
 pub const WRITE_FROM_CACHE: u32 = 1;
 /// WRITE: set-id bits are to be cleared.
 pub const WRITE_KILL_SET_IDS: u32 = 1 << 2;
+/// SETXATTR of an access list: the caller may not keep the set-group-id bit.
+pub const SETXATTR_KILL_SET_GROUP_ID: u32 = 1;
+/// GETLK, SETLK, SETLKW: a lock of `flock(2)`, not of `fcntl(2)`.
+pub const LOCK_IS_FLOCK: u32 = 1;
 /// FSYNC, FSYNCDIR: data only.
 pub const FSYNC_DATA_ONLY: u32 = 1;
 

@@ -7,6 +7,7 @@ use super::abi::{self, op, set};
 use super::protocol::{Caller, NewAttributes, Operation, Request, timestamp};
 use bytes::Bytes;
 use holdfast_types::InodeId;
+use holdfast_wire::lock::{Lock, LockKind, LockSpace};
 use holdfast_wire::namespace::SetTime;
 
 /// A request that is shorter than its kind wants.
@@ -95,18 +96,24 @@ pub fn init(bytes: &[u8]) -> Option<Init> {
     Some(Init { major, minor, readahead, offered: u64::from(high) << 32 | u64::from(low) })
 }
 
-/// Reads a whole request. `payload` turns a write's data into bytes that outlive the buffer.
+/// Reads a whole request. `payload` turns a write's data into bytes that outlive the buffer; `long_xattrs`: `SETXATTR_EXT` is
+/// negotiated.
 ///
 /// # Errors
 /// [`Malformed`] when it is too short for what it asks.
-pub fn request<'a>(bytes: &'a [u8], payload: &mut dyn FnMut(&[u8]) -> Bytes) -> Result<Request<'a>, Malformed> {
+pub fn request<'a>(
+    bytes: &'a [u8],
+    long_xattrs: bool,
+    payload: &mut dyn FnMut(&[u8]) -> Bytes,
+) -> Result<Request<'a>, Malformed> {
     let header = header(bytes).ok_or(Malformed { unique: 0, opcode: 0, length: bytes.len() })?;
     let mut body = Cursor(&bytes[abi::IN_HEADER_BYTES..]);
-    let operation = operation(header.opcode, &mut body, payload).ok_or(Malformed {
-        unique: header.unique,
-        opcode: header.opcode,
-        length: bytes.len(),
-    })?;
+    let operation = match header.opcode {
+        op::SETXATTR => set_xattr(&mut body, long_xattrs),
+        opcode => operation(opcode, &mut body, payload),
+    };
+    let (unique, opcode, length) = (header.unique, header.opcode, bytes.len());
+    let operation = operation.ok_or(Malformed { unique, opcode, length })?;
     Ok(Request { unique: header.unique, inode: header.inode, caller: header.caller, operation })
 }
 
@@ -123,12 +130,12 @@ fn operation<'a>(opcode: u32, body: &mut Cursor<'a>, payload: &mut dyn FnMut(&[u
         op::READLINK => Operation::ReadLink,
         op::SYMLINK => Operation::Symlink { name: body.name()?, target: body.name()? },
         op::MKNOD => {
-            let (mode, rdev, _umask, _) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
-            Operation::MakeNode { name: body.name()?, mode, rdev }
+            let (mode, rdev, umask, _) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
+            Operation::MakeNode { name: body.name()?, mode, umask, rdev }
         }
         op::MKDIR => {
-            let (mode, _umask) = (body.u32()?, body.u32()?);
-            Operation::MakeDirectory { name: body.name()?, mode }
+            let (mode, umask) = (body.u32()?, body.u32()?);
+            Operation::MakeDirectory { name: body.name()?, mode, umask }
         }
         op::UNLINK => Operation::Unlink { name: body.name()? },
         op::RMDIR => Operation::RemoveDirectory { name: body.name()? },
@@ -138,11 +145,6 @@ fn operation<'a>(opcode: u32, body: &mut Cursor<'a>, payload: &mut dyn FnMut(&[u
         op::DESTROY => Operation::Destroy,
         op::ACCESS => Operation::Access { mask: body.u32()? },
         op::INTERRUPT => Operation::Interrupt { unique: body.u64()? },
-        op::SETXATTR => {
-            // Without SETXATTR_EXT, which we do not negotiate, the fixed part has 8 bytes.
-            let (size, flags) = (body.u32()?, body.u32()?);
-            Operation::SetXattr { name: body.name()?, value: body.take(size as usize)?, flags }
-        }
         op::GETXATTR => {
             let (size, _) = (body.u32()?, body.u32()?);
             Operation::GetXattr { name: body.name()?, size }
@@ -165,8 +167,16 @@ fn file_operation<'a>(
             Operation::Open { flags }
         }
         op::CREATE => {
-            let (flags, mode, _umask, _how) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
-            Operation::Create { name: body.name()?, mode, flags }
+            let (flags, mode, umask, _how) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
+            Operation::Create { name: body.name()?, mode, umask, flags }
+        }
+        op::TMPFILE => {
+            let (flags, mode, umask, _how) = (body.u32()?, body.u32()?, body.u32()?, body.u32()?);
+            Operation::CreateUnnamed { mode, umask, flags }
+        }
+        op::STATX => {
+            let (_how, _, _handle, _flags, _mask) = (body.u32()?, body.u32()?, body.u64()?, body.u32()?, body.u32()?);
+            Operation::GetAllAttributes
         }
         op::READ | op::READDIR | op::READDIRPLUS => {
             let (handle, offset, size, _) = (body.u64()?, body.u64()?, body.u32()?, body.u32()?);
@@ -186,7 +196,11 @@ fn file_operation<'a>(
         }
         op::RELEASE => Operation::Release { handle: body.u64()? },
         op::RELEASEDIR => Operation::ReleaseDirectory { handle: body.u64()? },
-        op::FLUSH => Operation::Flush { handle: body.u64()? },
+        op::FLUSH => {
+            let (handle, _, owner) = (body.u64()?, body.u64()?, body.u64()?);
+            Operation::Flush { handle, owner }
+        }
+        op::GETLK | op::SETLK | op::SETLKW => lock(opcode, body)?,
         op::FSYNC | op::FSYNCDIR => {
             let (handle, how) = (body.u64()?, body.u32()?);
             let data_only = how & abi::FSYNC_DATA_ONLY != 0;
@@ -202,6 +216,30 @@ fn file_operation<'a>(
         }
         op::LSEEK => Operation::Seek { handle: body.u64()?, offset: body.u64()?, whence: body.u32()? },
         other => Operation::Unknown(other),
+    })
+}
+
+fn set_xattr<'a>(body: &mut Cursor<'a>, long: bool) -> Option<Operation<'a>> {
+    let (size, flags) = (body.u32()?, body.u32()?);
+    let how = if long { (body.u32()?, body.u32()?).0 } else { 0 };
+    let clear_set_group_id = how & abi::SETXATTR_KILL_SET_GROUP_ID != 0;
+    Some(Operation::SetXattr { name: body.name()?, value: body.take(size as usize)?, flags, clear_set_group_id })
+}
+
+fn lock<'a>(opcode: u32, body: &mut Cursor<'a>) -> Option<Operation<'a>> {
+    let (handle, owner) = (body.u64()?, body.u64()?);
+    let (start, end, kind, pid) = (body.u64()?, body.u64()?, body.u32()?, body.u32()?);
+    let space = if body.u32()? & abi::LOCK_IS_FLOCK != 0 { LockSpace::Whole } else { LockSpace::Range };
+    let kind = match i32::try_from(kind).ok()? {
+        libc::F_RDLCK => Some(LockKind::Shared),
+        libc::F_WRLCK => Some(LockKind::Exclusive),
+        libc::F_UNLCK => None,
+        _ => return None,
+    };
+    let lock = Lock { space, owner, pid, start, end, kind };
+    Some(match opcode {
+        op::GETLK => Operation::TestLock { lock },
+        _ => Operation::SetLock { handle, lock, wait: opcode == op::SETLKW },
     })
 }
 

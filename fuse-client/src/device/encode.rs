@@ -6,6 +6,7 @@ use super::abi::{self, OUT_HEADER_BYTES};
 use super::protocol::{Answer, Entry, Listed, OpenHints};
 use crate::attrs;
 use bytes::Bytes;
+use holdfast_wire::lock::LockKind;
 use holdfast_wire::namespace::{Attributes, VolumeUsage};
 use std::time::Duration;
 
@@ -34,6 +35,25 @@ impl Writer {
         }
         self.u32(attrs::mode(a)).u32(a.links).u32(a.uid).u32(a.gid).u32(a.rdev);
         self.u32(attrs::BLOCK_SIZE_SHOWN).u32(0);
+    }
+
+    /// The kernel's `struct fuse_statx`.
+    fn all_attributes(&mut self, a: &Attributes) {
+        const MASK: u32 = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+        self.u32(MASK).u32(attrs::BLOCK_SIZE_SHOWN).u64(0);
+        self.u32(a.links).u32(a.uid).u32(a.gid);
+        // Mode and a spare field of 16 bits each, in memory order.
+        self.0.extend_from_slice(&(attrs::mode(a) as u16).to_ne_bytes());
+        self.0.extend_from_slice(&[0; 2]);
+        self.u64(a.inode.0).u64(a.size).u64(attrs::blocks(a)).u64(0);
+        for time in [a.atime, a.btime, a.ctime, a.mtime] {
+            self.u64(time.seconds.cast_unsigned()).u32(time.nanos).u32(0);
+        }
+        // Major and minor number, as the kernel packs them into 32 bits.
+        self.u32(a.rdev >> 8 & 0xfff).u32(a.rdev & 0xff | a.rdev >> 12 & 0xfff00).u32(0).u32(0);
+        for _ in 0..14 {
+            self.u64(0);
+        }
     }
 
     fn entry(&mut self, entry: &Entry) {
@@ -102,6 +122,10 @@ pub fn answer(answer: Answer) -> Encoded {
             w.u64(valid.as_secs()).u32(valid.subsec_nanos()).u32(0);
             w.attributes(&attributes);
         }
+        Answer::AllAttributes(attributes, valid) => {
+            w.u64(valid.as_secs()).u32(valid.subsec_nanos()).u32(0).u64(0).u64(0);
+            w.all_attributes(&attributes);
+        }
         Answer::Data(pieces) => data = pieces,
         Answer::Opened(handle, mode) => w.opened(handle, mode),
         Answer::Created(entry, handle, mode) => {
@@ -115,6 +139,14 @@ pub fn answer(answer: Answer) -> Encoded {
         Answer::Directory(buffer) => w.0 = buffer.bytes.0,
         Answer::Offset(offset) => {
             w.u64(offset);
+        }
+        Answer::Lock(conflict) => {
+            let (start, end, pid) = conflict.map_or((0, 0, 0), |held| (held.start, held.end, held.pid));
+            let kind = conflict.map_or(libc::F_UNLCK, |held| match held.kind {
+                LockKind::Shared => libc::F_RDLCK,
+                LockKind::Exclusive => libc::F_WRLCK,
+            });
+            w.u64(start).u64(end).u32(kind.cast_unsigned()).u32(pid);
         }
     }
     Encoded { body: w.0, data }

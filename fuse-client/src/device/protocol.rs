@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 use holdfast_types::{InodeId, Timestamp};
+use holdfast_wire::lock::{HeldLock, Lock};
 use holdfast_wire::namespace::{Attributes, FileKind, SetTime, VolumeUsage};
 use std::time::Duration;
 
@@ -78,11 +79,13 @@ pub enum Operation<'a> {
     MakeNode {
         name: &'a [u8],
         mode: u32,
+        umask: u32,
         rdev: u32,
     },
     MakeDirectory {
         name: &'a [u8],
         mode: u32,
+        umask: u32,
     },
     Unlink {
         name: &'a [u8],
@@ -107,8 +110,17 @@ pub enum Operation<'a> {
     Create {
         name: &'a [u8],
         mode: u32,
+        umask: u32,
         flags: u32,
     },
+    /// `O_TMPFILE`
+    CreateUnnamed {
+        mode: u32,
+        umask: u32,
+        flags: u32,
+    },
+    /// `statx(2)`, when it wants more than `stat(2)`.
+    GetAllAttributes,
     Read {
         handle: u64,
         offset: u64,
@@ -127,8 +139,18 @@ pub enum Operation<'a> {
     Release {
         handle: u64,
     },
+    /// `close(2)` of one descriptor; the owner's byte-range locks on the file end with it.
     Flush {
         handle: u64,
+        owner: u64,
+    },
+    TestLock {
+        lock: Lock,
+    },
+    SetLock {
+        handle: u64,
+        lock: Lock,
+        wait: bool,
     },
     Fsync {
         handle: u64,
@@ -138,6 +160,8 @@ pub enum Operation<'a> {
         name: &'a [u8],
         value: &'a [u8],
         flags: u32,
+        /// Of an access list: the caller may not keep the set-group-id bit.
+        clear_set_group_id: bool,
     },
     GetXattr {
         name: &'a [u8],
@@ -220,6 +244,8 @@ pub enum Answer {
     Absent(Duration),
     /// Attributes and how long they may be used.
     Attributes(Attributes, Duration),
+    /// The same with the time of birth.
+    AllAttributes(Attributes, Duration),
     /// File content in pieces, a symlink's target, an xattr's value, a list of names.
     Data(Vec<Bytes>),
     /// Opened.
@@ -236,6 +262,8 @@ pub enum Answer {
     Directory(super::DirectoryBuffer),
     /// Position found.
     Offset(u64),
+    /// A lock that is in the way, if one is; its process, if that is one of this host's.
+    Lock(Option<HeldLock>),
 }
 
 /// One entry to be added to a [`super::DirectoryBuffer`].

@@ -24,13 +24,20 @@ const THREADS: usize = 2;
 /// * `AUTO_INVAL_DATA`: a `read` of cached pages re-checks the file once its attributes have expired;
 /// * `CACHE_SYMLINKS` is safe: a symlink's target never changes, and inode numbers are never reused;
 /// * `HANDLE_KILLPRIV_V2`: we clear set-id bits as Linux does, so the kernel need not ask before each write;
+/// * `POSIX_LOCKS`, `FLOCK_LOCKS`: locks exclude other hosts, too;
+/// * `POSIX_ACL`: the kernel checks by access control lists; `DONT_MASK` with it, for the mask does not count where a directory has a
+///   default list, and `SETXATTR_EXT`, which tells that a change of a list takes the set-group-id bit;
 /// * `DIRECT_IO_ALLOW_MMAP`: files opened while another host has the volume bypass the page cache and can be mapped all the same.
 ///
 /// Not wanted: `ATOMIC_O_TRUNC` (with it, `O_RDONLY|O_TRUNC` of a running program truncates it and only then fails with `ETXTBSY`; without
-/// it, a truncating open is one more request, and its truncation tells the new mode); the write-back cache (with it, the kernel ignores size changes made elsewhere), `POSIX_ACL` (not stored yet), locks
-/// (`POSIX_LOCKS`, `FLOCK_LOCKS`: the kernel keeps them, per host, until they are cluster-wide), `DONT_MASK` (the kernel applies the
-/// umask), `EXPORT_SUPPORT`.
+/// it, a truncating open is one more request, and its truncation tells the new mode); the write-back cache (with it, the kernel ignores size changes made elsewhere), `EXPORT_SUPPORT`, `CREATE_SUPP_GROUP` (the
+/// kernel clears the set-group-id bit of what is created by itself).
 const WANTED: u64 = init::ASYNC_READ
+    | init::POSIX_LOCKS
+    | init::POSIX_ACL
+    | init::DONT_MASK
+    | init::SETXATTR_EXT
+    | init::FLOCK_LOCKS
     | init::BIG_WRITES
     | init::AUTO_INVAL_DATA
     | init::DO_READDIRPLUS
@@ -152,10 +159,11 @@ impl Session {
                 _ => Arc::new(self.channel.duplicate()?),
             };
             let (service, keep, ended) = (service.clone(), keep.clone(), ended.clone());
+            let negotiated = self.negotiated;
             let thread = std::thread::Builder::new()
                 .name(format!("fuse-{index}"))
                 .spawn(move || {
-                    serve(&channel, &*service, &keep);
+                    serve(&channel, negotiated, &*service, &keep);
                     ended();
                 })
                 .map_err(SessionError::Thread)?;
@@ -180,11 +188,12 @@ fn buffer_bytes() -> usize {
 }
 
 /// One serving thread.
-fn serve(channel: &Arc<Channel>, service: &dyn Service, keep: &Keep) {
+fn serve(channel: &Arc<Channel>, negotiated: Negotiated, service: &dyn Service, keep: &Keep) {
+    let long_xattrs = negotiated.has(init::SETXATTR_EXT);
     let mut buffer = vec![0; buffer_bytes()];
     loop {
         match channel.receive(&mut buffer) {
-            Ok(Some(length)) => serve_one(channel, service, keep, &buffer[..length]),
+            Ok(Some(length)) => serve_one(channel, service, keep, (&buffer[..length], long_xattrs)),
             Ok(None) => return,
             Err(errno) => {
                 tracing::error!(%errno, "cannot read requests from the kernel");
@@ -194,8 +203,8 @@ fn serve(channel: &Arc<Channel>, service: &dyn Service, keep: &Keep) {
     }
 }
 
-fn serve_one(channel: &Arc<Channel>, service: &dyn Service, keep: &Keep, bytes: &[u8]) {
-    let request = match decode::request(bytes, &mut |data| keep(data)) {
+fn serve_one(channel: &Arc<Channel>, service: &dyn Service, keep: &Keep, (bytes, long_xattrs): (&[u8], bool)) {
+    let request = match decode::request(bytes, long_xattrs, &mut |data| keep(data)) {
         Ok(request) => request,
         Err(malformed) => {
             tracing::error!(%malformed, "malformed request");

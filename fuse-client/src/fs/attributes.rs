@@ -1,20 +1,36 @@
 //! Attributes, extended attributes, totals.
 
 use super::names::permissions;
+use super::waiting::Patience;
 use super::{FileSystem, Volume, is_empty, unexpected};
 use crate::device::{Answer, NewAttributes, Reply};
+use crate::errno;
 use bytes::{BufMut, Bytes, BytesMut};
-use holdfast_client::{Call, Reply as Answered};
+use holdfast_client::{Call, ClientError, Reply as Answered};
 use holdfast_types::InodeId;
 use holdfast_types::limits::{FILE_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
-use holdfast_wire::namespace::{FileKind, SetAttributes, XattrMode};
+use holdfast_wire::namespace::{FileKind, NamespaceError, SetAttributes, XattrMode};
 use rustix::io::Errno;
 use std::sync::Arc;
 
 impl<V: Volume> FileSystem<V> {
     pub(super) fn get_attributes(self: &Arc<Self>, reply: Reply, inode: InodeId) {
+        let patience = if inode == InodeId::ROOT { Patience::LongUnlessUnmounting } else { Patience::Long };
+        self.ask_patiently(reply, Call::GetAttributes { inode }, patience, |fs, reply, result| match result {
+            Ok(Answered::Attributes(attributes)) => fs.answer_attributes(reply, attributes),
+            Ok(_) => unexpected(reply),
+            Err(error) => reply.error(errno::of_client(&error)),
+        });
+    }
+
+    /// With the time of birth, which `stat(2)` does not show.
+    pub(super) fn get_all_attributes(self: &Arc<Self>, reply: Reply, inode: InodeId) {
         self.ask(reply, Call::GetAttributes { inode }, |fs, reply, answered| match answered {
-            Answered::Attributes(attributes) => fs.answer_attributes(reply, attributes),
+            Answered::Attributes(attributes) => {
+                let pass = fs.pass();
+                fs.known.told_attributes(&attributes, pass.valid);
+                reply.finish(Ok(Answer::AllAttributes(attributes, pass.valid)));
+            }
             _ => unexpected(reply),
         });
     }
@@ -47,9 +63,10 @@ impl<V: Volume> FileSystem<V> {
     }
 
     pub(super) fn stat_volume(self: &Arc<Self>, reply: Reply) {
-        self.ask(reply, Call::StatVolume, |_, reply, answered| match answered {
-            Answered::Usage(usage) => reply.finish(Ok(Answer::Usage(usage))),
-            _ => unexpected(reply),
+        self.ask_patiently(reply, Call::StatVolume, Patience::LongUnlessUnmounting, |_, reply, result| match result {
+            Ok(Answered::Usage(usage)) => reply.finish(Ok(Answer::Usage(usage))),
+            Ok(_) => unexpected(reply),
+            Err(error) => reply.error(errno::of_client(&error)),
         });
     }
 
@@ -66,6 +83,26 @@ impl<V: Volume> FileSystem<V> {
         };
         let (name, value) = (Bytes::copy_from_slice(name), Bytes::copy_from_slice(value));
         self.ask_done(reply, Call::SetXattr { inode, name, value, mode });
+    }
+
+    /// Access lists; the kernel has checked that the caller may, and what it gives is well-formed.
+    pub(super) fn set_acl(
+        self: &Arc<Self>,
+        reply: Reply,
+        inode: InodeId,
+        default: bool,
+        value: Option<&[u8]>,
+        clear_set_group_id: bool,
+    ) {
+        let value = value.map(Bytes::copy_from_slice);
+        let removes = value.is_none();
+        let call = Call::SetAcl { inode, default, value, clear_set_group_id };
+        self.ask_all(reply, call, move |_, reply, result| match result {
+            Ok(_) => reply.done(),
+            // One that was not there is gone.
+            Err(ClientError::Namespace(NamespaceError::NoAttribute)) if removes => reply.done(),
+            Err(error) => reply.error(errno::of_client(&error)),
+        });
     }
 
     pub(super) fn get_xattr(self: &Arc<Self>, reply: Reply, inode: InodeId, name: &[u8], size: u32) {
@@ -109,9 +146,9 @@ fn sized(value: Bytes, size: u32) -> Result<Answer, Errno> {
     }
 }
 
-/// Answers `EOPNOTSUPP` for `system.*`: access control lists that are stored but not obeyed would be a lie.
+/// Answers `EOPNOTSUPP` for `system.*` but access lists: what is stored but not obeyed would be a lie.
 fn xattr_name_allowed(name: &[u8], reply: Reply) -> Option<Reply> {
-    if name.starts_with(b"system.") {
+    if name.starts_with(b"system.") && super::acl_of(name).is_none() {
         reply.error(Errno::OPNOTSUPP);
         return None;
     }

@@ -2,16 +2,17 @@
 
 use super::names::permissions;
 use super::{FileSystem, Volume, name_of, unexpected};
-use crate::device::{Answer, Caller, OpenHints, Reply};
+use crate::device::{Answer, Caller, Entry, OpenHints, Reply};
 use crate::errno;
 use crate::handles::ForWrite;
 use bytes::Bytes;
 use holdfast_client::{Call, ClientError, Durability, HandleId, OpenMode, Reply as Answered, ZeroMode};
 use holdfast_types::InodeId;
 use holdfast_types::limits::FILE_BYTES_MAX;
-use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode};
+use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode, SetAttributes};
 use rustix::io::Errno;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// `open(2)`: writes go to the end.
 pub(super) const O_APPEND: u32 = libc::O_APPEND.cast_unsigned();
@@ -70,7 +71,7 @@ impl<V: Volume> FileSystem<V> {
         caller: Caller,
         parent: InodeId,
         name: &[u8],
-        mode: u32,
+        (mode, umask): (u32, u32),
         flags: u32,
     ) {
         let Some((name, reply)) = name_of(name, reply) else { return };
@@ -80,6 +81,7 @@ impl<V: Volume> FileSystem<V> {
             name: name.clone(),
             node: NewNode::File,
             mode: permissions(mode),
+            umask: permissions(umask),
             uid: caller.uid,
             gid: caller.gid,
             // Always: the kernel has not checked the permissions of a file made by somebody else meanwhile. It is told to look again.
@@ -97,6 +99,31 @@ impl<V: Volume> FileSystem<V> {
             Ok(_) => unexpected(reply),
             Err(ClientError::Namespace(NamespaceError::Exists)) if flags & O_EXCL == 0 => reply.error(Errno::STALE),
             Err(error) => reply.error(errno::of_client(&error)),
+        });
+    }
+
+    /// `open(2)` with `O_TMPFILE`.
+    pub(super) fn create_unnamed(
+        self: &Arc<Self>,
+        reply: Reply,
+        caller: Caller,
+        parent: InodeId,
+        (mode, umask): (u32, u32),
+        flags: u32,
+    ) {
+        let open = open_mode(flags);
+        let (mode, umask, uid, gid) = (permissions(mode), permissions(umask), caller.uid, caller.gid);
+        let call = Call::CreateUnnamed { parent, mode, umask, uid, gid, open };
+        self.ask(reply, call, move |fs, reply, answered| match answered {
+            Answered::Created { attributes, handle: Some(handle), .. } => {
+                let pass = fs.pass();
+                fs.known.looked_up(&attributes, pass.valid);
+                let hints = fs.hints(&pass, attributes.inode, false);
+                let number = fs.handles.opened(handle, attributes.inode, open);
+                let entry = Entry { attributes, name_valid: Duration::ZERO, attributes_valid: pass.valid };
+                reply.finish(Ok(Answer::Created(entry, number, hints)));
+            }
+            _ => unexpected(reply),
         });
     }
 
@@ -141,11 +168,16 @@ impl<V: Volume> FileSystem<V> {
         });
     }
 
-    pub(super) fn flush(self: &Arc<Self>, reply: Reply, handle: u64) {
-        self.ask_done(reply, Call::Flush { handle: HandleId(handle) });
+    pub(super) fn flush(self: &Arc<Self>, reply: Reply, inode: InodeId, handle: u64, owner: u64) {
+        let flush = Call::Flush { handle: HandleId(handle) };
+        match self.lockers.closed(inode, owner) {
+            None => self.ask_done(reply, flush),
+            Some(lock) => self.unlock_then(reply, inode, lock, flush),
+        }
     }
 
-    pub(super) fn release(self: &Arc<Self>, reply: Reply, number: u64) {
+    pub(super) fn release(self: &Arc<Self>, reply: Reply, inode: InodeId, number: u64) {
+        self.unlock_released(inode, number);
         for handle in self.handles.closed(number) {
             self.release_handle(handle);
         }
@@ -164,7 +196,14 @@ impl<V: Volume> FileSystem<V> {
     }
 
     /// `fallocate(2)`. Space is not reserved ahead; what can be done right is growing the file and zeroing a range.
-    pub(super) fn allocate(self: &Arc<Self>, reply: Reply, inode: InodeId, handle: u64, range: (u64, u64), mode: u32) {
+    pub(super) fn allocate(
+        self: &Arc<Self>,
+        reply: Reply,
+        caller: Caller,
+        (inode, handle): (InodeId, u64),
+        range: (u64, u64),
+        mode: u32,
+    ) {
         const KEEP_SIZE: u32 = libc::FALLOC_FL_KEEP_SIZE.cast_unsigned();
         const PUNCH_HOLE: u32 = libc::FALLOC_FL_PUNCH_HOLE.cast_unsigned() | KEEP_SIZE;
         const ZERO_RANGE: u32 = libc::FALLOC_FL_ZERO_RANGE.cast_unsigned();
@@ -174,13 +213,41 @@ impl<V: Volume> FileSystem<V> {
             return reply.error(Errno::FBIG);
         };
         let handle = HandleId(handle);
-        let zero_mode = match mode {
-            0 => return self.grow(reply, inode, handle, end),
-            PUNCH_HOLE | ZERO_KEEP => ZeroMode::KeepSize,
-            ZERO_RANGE => ZeroMode::Extend,
+        let (call, grow_to) = match mode {
+            // Space is not reserved, so nothing is left to do where the size stays.
+            KEEP_SIZE => (None, None),
+            0 => (None, Some(end)),
+            PUNCH_HOLE | ZERO_KEEP => (Some(Call::Zero { handle, offset, length, mode: ZeroMode::KeepSize }), None),
+            ZERO_RANGE => (Some(Call::Zero { handle, offset, length, mode: ZeroMode::Extend }), None),
             _ => return reply.error(Errno::OPNOTSUPP),
         };
-        self.ask_done(reply, Call::Zero { handle, offset, length, mode: zero_mode });
+        let then = move |fs: &Arc<Self>, reply: Reply| match (call, grow_to) {
+            (Some(call), _) => fs.ask_done(reply, call),
+            (None, Some(end)) => fs.grow(reply, inode, handle, end),
+            (None, None) => reply.done(),
+        };
+        if caller.uid == 0 { then(self, reply) } else { self.clear_set_ids_then(reply, inode, then) }
+    }
+
+    /// A change by somebody without privilege takes set-id bits, and for `fallocate` the kernel leaves that to us.
+    fn clear_set_ids_then(
+        self: &Arc<Self>,
+        reply: Reply,
+        inode: InodeId,
+        then: impl FnOnce(&Arc<Self>, Reply) + Send + 'static,
+    ) {
+        const SET_IDS: u16 = 0o6000;
+        self.ask(reply, Call::GetAttributes { inode }, move |fs, reply, answered| match answered {
+            Answered::Attributes(attributes) if attributes.mode & SET_IDS == 0 => then(fs, reply),
+            Answered::Attributes(_) => {
+                let set = SetAttributes { clear_set_ids: true, ..SetAttributes::default() };
+                fs.ask(reply, Call::SetAttributes { inode, set }, move |fs, reply, _| {
+                    fs.set_ids_cleared(inode);
+                    then(fs, reply);
+                });
+            }
+            _ => unexpected(reply),
+        });
     }
 
     /// Makes a file at least `end` bytes long. Not by setting its size, which would cut what another host appends meanwhile: its

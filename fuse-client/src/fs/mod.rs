@@ -7,15 +7,16 @@
 //! * An answer with a timeout is recorded (`inodes`), read against the *gate* and sent in one go: [`FileSystem::stop_caching`] closes
 //!   the gate for all, so no answer with a timeout is sent after the invalidation began.
 //! * While the volume may not be cached, timeouts are zero and files are opened for direct I/O.
-//! * A call that waits can be given up by a signal: at once if the caller is being killed, else after [`INTERRUPT_PATIENCE`], for a
-//!   program that only has a timer running does not expect `EINTR` from `mkdir`.
+//! * A call that waits can be given up by a signal: at once if the caller is being killed or waits for a lock, soon if it is asked to
+//!   end, else after [`INTERRUPT_PATIENCE`], for a program that only has a timer running does not expect `EINTR` from `mkdir`.
 //!
-//! Known limits, on purpose: locks are the kernel's own, per host; `atime` is kept as the service keeps it; a file mapped shared on
+//! Known limits, on purpose: `atime` is kept as the service keeps it; a file mapped shared on
 //! two hosts at once is coherent only through `msync` and a new mapping, pages already mapped being the documented exception.
 
 mod attributes;
 mod directories;
 mod files;
+mod locks;
 mod names;
 mod volume;
 mod waiting;
@@ -30,11 +31,13 @@ use crate::inodes::{Known, Name};
 use crate::sync::{read, write};
 use holdfast_client::{Call, ClientError, Reply as Answered};
 use holdfast_types::{FileName, InodeId};
+use holdfast_wire::acl::{ACCESS, DEFAULT};
 use holdfast_wire::namespace::Attributes;
+use locks::Lockers;
 use rustix::io::Errno;
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard};
 use std::time::Duration;
-use waiting::Waiting;
+use waiting::{Patience, Waiting};
 
 /// Longest timeout given to the kernel, however long the lease: bounds what a stopped daemon can leave behind.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(10);
@@ -53,6 +56,7 @@ pub struct FileSystem<V> {
     known: Known,
     handles: Handles,
     waiting: Waiting,
+    lockers: Lockers,
     gate: RwLock<Gate>,
     kernel: OnceLock<Box<dyn KernelCache>>,
 }
@@ -74,6 +78,7 @@ impl<V: Volume> FileSystem<V> {
             known: Known::default(),
             handles: Handles::default(),
             waiting: Waiting::default(),
+            lockers: Lockers::default(),
             gate: RwLock::new(Gate { open: true, stretch: 1 }),
             kernel: OnceLock::new(),
         })
@@ -104,7 +109,8 @@ impl<V: Volume> FileSystem<V> {
         write(&self.gate).open = true;
     }
 
-    /// Gives up waiting calls whose callers are being killed, or were interrupted long ago. To be called about twice a second.
+    /// Gives up waiting calls whose callers are being killed or asked to end, or were interrupted long ago, and calls that must not
+    /// take long. To be called a few times a second.
     pub fn sweep_interrupted(&self) {
         for call in self.waiting.overdue() {
             self.volume.cancel(call);
@@ -136,14 +142,26 @@ impl<V: Volume> FileSystem<V> {
         call: Call,
         then: impl FnOnce(&Arc<Self>, Reply, Result<Answered, ClientError>) + Send + 'static,
     ) {
+        self.ask_patiently(reply, call, Patience::Long, then);
+    }
+
+    /// As `ask_all`, for a call that is given up sooner than others.
+    fn ask_patiently(
+        self: &Arc<Self>,
+        reply: Reply,
+        call: Call,
+        patience: Patience,
+        then: impl FnOnce(&Arc<Self>, Reply, Result<Answered, ClientError>) + Send + 'static,
+    ) {
         let unique = reply.unique();
-        let killed = self.waiting.begin(unique, reply.pid());
+        let killed = self.waiting.begin(unique, reply.pid(), patience);
         let fs = self.clone();
         let id = self.volume.call(
             call,
             Box::new(move |result| {
-                fs.waiting.end(unique);
+                // A call that follows belongs to the same request: a signal that came is not forgotten in between.
                 then(&fs, reply, result);
+                fs.waiting.end(unique);
             }),
         );
         self.waiting.started(unique, id);
@@ -239,8 +257,12 @@ impl<V: Volume> Service for Server<V> {
             }
             Operation::Lookup { name } => fs.lookup(reply, inode, name),
             Operation::Symlink { name, target } => fs.symlink(reply, caller, inode, name, target),
-            Operation::MakeNode { name, mode, rdev } => fs.make_node(reply, caller, inode, name, mode, rdev),
-            Operation::MakeDirectory { name, mode } => fs.make_directory(reply, caller, inode, name, mode),
+            Operation::MakeNode { name, mode, umask, rdev } => {
+                fs.make_node(reply, caller, inode, name, (mode, umask), rdev);
+            }
+            Operation::MakeDirectory { name, mode, umask } => {
+                fs.make_directory(reply, caller, inode, name, (mode, umask));
+            }
             Operation::Link { inode: existing, name } => fs.link(reply, existing, inode, name),
             Operation::Unlink { name } => fs.unlink(reply, inode, name),
             Operation::RemoveDirectory { name } => fs.remove_directory(reply, inode, name),
@@ -251,25 +273,39 @@ impl<V: Volume> Service for Server<V> {
             Operation::GetAttributes { .. } => fs.get_attributes(reply, inode),
             Operation::SetAttributes(new) => fs.set_attributes(reply, inode, &new),
             Operation::StatFs => fs.stat_volume(reply),
-            Operation::SetXattr { name, value, flags } => fs.set_xattr(reply, inode, name, value, flags),
+            Operation::SetXattr { name, value, flags, clear_set_group_id } => match acl_of(name) {
+                Some(default) => fs.set_acl(reply, inode, default, Some(value), clear_set_group_id),
+                None => fs.set_xattr(reply, inode, name, value, flags),
+            },
             Operation::GetXattr { name, size } => fs.get_xattr(reply, inode, name, size),
             Operation::ListXattrs { size } => fs.list_xattrs(reply, inode, size),
-            Operation::RemoveXattr { name } => fs.remove_xattr(reply, inode, name),
+            Operation::RemoveXattr { name } => match acl_of(name) {
+                Some(default) => fs.set_acl(reply, inode, default, None, false),
+                None => fs.remove_xattr(reply, inode, name),
+            },
             Operation::Open { flags } => fs.open(reply, inode, flags),
-            Operation::Create { name, mode, flags } => fs.create(reply, caller, inode, name, mode, flags),
+            Operation::Create { name, mode, umask, flags } => {
+                fs.create(reply, caller, inode, name, (mode, umask), flags);
+            }
+            Operation::CreateUnnamed { mode, umask, flags } => {
+                fs.create_unnamed(reply, caller, inode, (mode, umask), flags);
+            }
+            Operation::GetAllAttributes => fs.get_all_attributes(reply, inode),
             Operation::Read { handle, offset, size, .. } => fs.read(reply, handle, offset, size),
             Operation::Write { handle, offset, data, flags, from_cache, kill_set_ids } => {
                 let append = flags & files::O_APPEND != 0 && !from_cache;
                 let write = files::Write { inode, offset, data, clear_set_ids: kill_set_ids && !from_cache };
                 fs.write(reply, handle, append, write);
             }
-            Operation::Flush { handle } => fs.flush(reply, handle),
-            Operation::Release { handle } => fs.release(reply, handle),
+            Operation::Flush { handle, owner } => fs.flush(reply, inode, handle, owner),
+            Operation::Release { handle } => fs.release(reply, inode, handle),
+            Operation::TestLock { lock } => fs.test_lock(reply, inode, lock),
+            Operation::SetLock { handle, lock, wait } => fs.set_lock(reply, inode, handle, lock, wait),
             Operation::Fsync { data_only, .. } | Operation::FsyncDirectory { data_only, .. } => {
                 fs.ask_done(reply, Call::Fsync { inode, data_only });
             }
             Operation::Allocate { handle, offset, length, mode } => {
-                fs.allocate(reply, inode, handle, (offset, length), mode);
+                fs.allocate(reply, caller, (inode, handle), (offset, length), mode);
             }
             Operation::OpenDirectory { .. } => fs.open_directory(reply),
             Operation::ReadDirectory { offset, size, plus, .. } => fs.read_directory(reply, inode, offset, size, plus),
@@ -278,6 +314,11 @@ impl<V: Volume> Service for Server<V> {
             Operation::Access { .. } | Operation::Seek { .. } | Operation::Unknown(_) => reply.error(Errno::NOSYS),
         }
     }
+}
+
+/// Whether an attribute is an access control list, and if so, whether it is a default one.
+fn acl_of(name: &[u8]) -> Option<bool> {
+    if name == ACCESS { Some(false) } else { (name == DEFAULT).then_some(true) }
 }
 
 /// True if nothing is to be changed.

@@ -30,13 +30,22 @@ impl<V: Volume> FileSystem<V> {
         });
     }
 
-    fn make(self: &Arc<Self>, reply: Reply, caller: Caller, parent: InodeId, name: &[u8], mode: u32, node: NewNode) {
+    fn make(
+        self: &Arc<Self>,
+        reply: Reply,
+        caller: Caller,
+        parent: InodeId,
+        name: &[u8],
+        (mode, umask): (u32, u32),
+        node: NewNode,
+    ) {
         let Some((name, reply)) = name_of(name, reply) else { return };
         let call = Call::Create {
             parent,
             name: name.clone(),
             node,
             mode: permissions(mode),
+            umask: permissions(umask),
             uid: caller.uid,
             gid: caller.gid,
             exclusive: true,
@@ -50,7 +59,7 @@ impl<V: Volume> FileSystem<V> {
 
     pub(super) fn symlink(self: &Arc<Self>, reply: Reply, caller: Caller, parent: InodeId, name: &[u8], target: &[u8]) {
         let node = NewNode::Symlink(Bytes::copy_from_slice(target));
-        self.make(reply, caller, parent, name, 0o777, node);
+        self.make(reply, caller, parent, name, (0o777, 0), node);
     }
 
     pub(super) fn make_directory(
@@ -59,7 +68,7 @@ impl<V: Volume> FileSystem<V> {
         caller: Caller,
         parent: InodeId,
         name: &[u8],
-        mode: u32,
+        mode: (u32, u32),
     ) {
         self.make(reply, caller, parent, name, mode, NewNode::Directory);
     }
@@ -70,10 +79,10 @@ impl<V: Volume> FileSystem<V> {
         caller: Caller,
         parent: InodeId,
         name: &[u8],
-        mode: u32,
+        mode: (u32, u32),
         rdev: u32,
     ) {
-        let node = match mode & libc::S_IFMT {
+        let node = match mode.0 & libc::S_IFMT {
             0 | libc::S_IFREG => NewNode::File,
             libc::S_IFIFO => NewNode::Fifo,
             libc::S_IFSOCK => NewNode::Socket,

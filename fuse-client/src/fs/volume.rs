@@ -3,6 +3,7 @@
 //! The one implementation that counts is [`holdfast_client::Client`]; tests bring a volume in memory.
 
 use holdfast_client::{Call, CallId, Client, ClientError, Reply};
+use holdfast_types::SessionId;
 use std::time::Duration;
 
 /// Takes the answer to a call.
@@ -15,6 +16,8 @@ pub trait Volume: Send + Sync + 'static {
     fn call(&self, call: Call, done: Done) -> CallId;
     /// Gives a call up: it completes now, as interrupted, unless it has completed already.
     fn cancel(&self, id: CallId);
+    /// Whose mount this is.
+    fn session(&self) -> Option<SessionId>;
     /// For how long an answer given now may be cached by the kernel; zero: not at all.
     fn cache_ttl(&self) -> Duration;
     /// The kernel caches nothing any more, as `Notice::StopCaching` with this event asked.
@@ -28,6 +31,10 @@ impl Volume for Client {
 
     fn cancel(&self, id: CallId) {
         Client::cancel(self, id);
+    }
+
+    fn session(&self) -> Option<SessionId> {
+        Some(Client::mounted(self).1)
     }
 
     fn cache_ttl(&self) -> Duration {

@@ -2,10 +2,13 @@
 //!
 //! Answers come at once, or (with `Pace::Later`) from another thread, or not before they are released (`Pace::Held`).
 
+mod locks;
 mod tree;
 
 use holdfast_client::{Call, CallId, ClientError, Reply};
 use holdfast_fuse_client::fs::{Done, Volume};
+use holdfast_types::SessionId;
+use holdfast_wire::lock::Lock;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -21,6 +24,8 @@ pub enum Pace {
     Later,
     /// Never, until [`Memory::release`] or a cancellation; calls that only open and close come at once.
     Held,
+    /// As `Held`, but names and attributes are found at once, so that a path can be walked to what is then held.
+    HeldButNames,
 }
 
 struct State {
@@ -96,6 +101,11 @@ impl Memory {
         self.state.lock().unwrap().tree.serve(call)
     }
 
+    /// Locks that are held.
+    pub fn locks(&self) -> usize {
+        self.state.lock().unwrap().tree.locks().count()
+    }
+
     /// Handles that are open.
     pub fn open_handles(&self) -> usize {
         self.state.lock().unwrap().tree.open_handles()
@@ -109,16 +119,32 @@ impl Volume for Memory {
         state.next += 1;
         state.calls.push(name(&call));
         let opens = matches!(call, Call::Open { .. } | Call::Release { .. } | Call::Flush { .. });
-        if state.pace == Pace::Held && !opens {
+        let waits = matches!(&call, Call::SetLock { inode, lock, wait: true }
+            if state.tree.locks().conflict(*inode, lock).is_some());
+        let finds = matches!(&call, Call::Lookup { .. } | Call::GetAttributes { .. });
+        let holds = match state.pace {
+            Pace::Held => !opens,
+            Pace::HeldButNames => !opens && !finds,
+            Pace::AtOnce | Pace::Later => false,
+        };
+        if waits || holds {
             state.held.insert(id, (call, done));
             return id;
         }
+        let unlocks = matches!(&call, Call::SetLock { lock: Lock { kind: None, .. }, .. });
         let result = state.tree.serve(call);
         let pace = state.pace;
+        if unlocks {
+            // Those that waited for it try again, from a thread of their own.
+            for (call, waiting) in std::mem::take(&mut state.held).into_values() {
+                let volume = self.clone();
+                std::thread::spawn(move || volume.call(call, waiting));
+            }
+        }
         drop(state);
         match pace {
             Pace::Later => self.later.send((done, result)).expect("the thread lives"),
-            Pace::AtOnce | Pace::Held => done(result),
+            Pace::AtOnce | Pace::Held | Pace::HeldButNames => done(result),
         }
         id
     }
@@ -128,6 +154,10 @@ impl Volume for Memory {
         if let Some((_, done)) = held {
             done(Err(ClientError::Interrupted));
         }
+    }
+
+    fn session(&self) -> Option<SessionId> {
+        Some(locks::SESSION)
     }
 
     fn cache_ttl(&self) -> Duration {
@@ -146,6 +176,8 @@ fn name(call: &Call) -> &'static str {
         Call::GetAttributes { .. } => "get-attributes",
         Call::SetAttributes { .. } => "set-attributes",
         Call::Create { .. } => "create",
+        Call::CreateUnnamed { .. } => "create-unnamed",
+        Call::SetAcl { .. } => "set-acl",
         Call::Link { .. } => "link",
         Call::Unlink { .. } => "unlink",
         Call::RemoveDirectory { .. } => "remove-directory",
@@ -164,6 +196,8 @@ fn name(call: &Call) -> &'static str {
         Call::ListXattrs { .. } => "list-xattrs",
         Call::SetXattr { .. } => "set-xattr",
         Call::RemoveXattr { .. } => "remove-xattr",
+        Call::SetLock { .. } => "set-lock",
+        Call::TestLock { .. } => "test-lock",
         Call::StatVolume => "stat-volume",
         Call::Unmount => "unmount",
     }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use holdfast_client::{Call, ClientError, Data, HandleId, OpenMode, Reply, ZeroMode};
 use holdfast_types::{FileName, Generation, InodeId, Timestamp};
+use holdfast_wire::acl::{ACCESS, DEFAULT};
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, FileKind, NamespaceError as E, NewNode, RenameMode, SetAttributes, SetTime,
     VolumeUsage, XattrMode,
@@ -25,6 +26,7 @@ pub struct Tree {
     entries: BTreeMap<(InodeId, FileName), (InodeId, u64)>,
     handles: BTreeMap<HandleId, (InodeId, OpenMode)>,
     next: u64,
+    locks: super::locks::Locks,
 }
 
 type Served = Result<Reply, ClientError>;
@@ -40,9 +42,19 @@ pub fn now() -> Timestamp {
 
 impl Tree {
     pub fn new() -> Self {
-        let mut tree = Self { nodes: BTreeMap::new(), entries: BTreeMap::new(), handles: BTreeMap::new(), next: 100 };
+        let mut tree = Self {
+            nodes: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            next: 100,
+            locks: Default::default(),
+        };
         tree.add(InodeId::ROOT, FileKind::Directory, 0o755, (0, 0), InodeId::ROOT);
         tree
+    }
+
+    pub fn locks(&self) -> &super::locks::Locks {
+        &self.locks
     }
 
     pub fn open_handles(&self) -> usize {
@@ -118,15 +130,35 @@ impl Tree {
         !self.entries.keys().any(|(parent, _)| *parent == directory)
     }
 
+    // tidy: long because it is one table, a few lines for each call
     pub fn serve(&mut self, call: Call) -> Served {
         match call {
             Call::Mount | Call::Unmount | Call::SyncAll | Call::Flush { .. } => Ok(Reply::Done),
             Call::Lookup { parent, name } => self.entry(parent, &name).and_then(|inode| self.attributes(inode)),
             Call::GetAttributes { inode } => self.attributes(inode),
             Call::SetAttributes { inode, set } => self.set_attributes(inode, &set),
-            Call::Create { parent, name, node, mode, uid, gid, exclusive, open } => {
+            Call::Create { parent, name, node, mode, umask, uid, gid, exclusive, open } => {
                 assert!(exclusive, "the adapter always creates exclusively");
-                self.create(parent, name, node, mode, (uid, gid), open)
+                self.create(parent, name, node, mode & !umask, (uid, gid), open)
+            }
+            Call::CreateUnnamed { mode, umask, uid, gid, open, .. } => {
+                self.next += 1;
+                let inode = InodeId(self.next);
+                self.add(inode, FileKind::File, mode & !umask, (uid, gid), InodeId(0));
+                self.node(inode)?.attributes.links = 0;
+                let handle = self.open(inode, open)?;
+                let attributes = self.node(inode)?.attributes.clone();
+                Ok(Reply::Created { attributes, new: true, handle: Some(handle) })
+            }
+            // Without what a list means for modes: the real service does that.
+            Call::SetAcl { inode, default, value, .. } => {
+                let name = Bytes::from_static(if default { DEFAULT } else { ACCESS });
+                let xattrs = &mut self.node(inode)?.xattrs;
+                match value {
+                    Some(value) => drop(xattrs.insert(name, value)),
+                    None => drop(xattrs.remove(&name).ok_or(E::NoAttribute)?),
+                }
+                Ok(Reply::Done)
             }
             Call::Link { inode, parent, name } => {
                 if self.entry(parent, &name).is_ok() {
@@ -176,6 +208,8 @@ impl Tree {
             Call::GetXattr { .. } | Call::ListXattrs { .. } | Call::SetXattr { .. } | Call::RemoveXattr { .. } => {
                 self.xattr(call)
             }
+            Call::SetLock { inode, lock, .. } => Ok(Reply::Locked { granted: self.locks.set(inode, &lock) }),
+            Call::TestLock { inode, lock } => Ok(Reply::Conflict(self.locks.conflict(inode, &lock))),
             Call::StatVolume => Ok(Reply::Usage(VolumeUsage {
                 bytes_used: 1 << 20,
                 inodes_used: self.nodes.len() as u64,

@@ -2,7 +2,8 @@
 //!
 //! * Namespace: every entry's inode exists and is of the entry's kind, both tables of entries say the same, link counts and
 //!   sizes of directories are right, nothing but an orphan with openers is unreachable, totals are sums, bounds and trims are
-//!   known from both sides, no session that is over holds anything.
+//!   known from both sides, no session that is over holds anything, locks go together and are counted,
+//!   access lists and modes say the same.
 //! * Cluster: views are valid and as many as they should be, sessions are not newer than the newest.
 
 use crate::cluster::views::is_valid;
@@ -11,6 +12,7 @@ use crate::replica::describe;
 use crate::tables::cluster as cluster_rows;
 use crate::tables::entry::{self, CookieRow, EntryRow};
 use crate::tables::inode::{self, InodeRow};
+use crate::tables::lock::{self, LockRow, LocksRow};
 use crate::tables::purge::{self, TrimRow};
 use crate::tables::session::{self, Phase, SessionRow};
 use crate::tables::volume::{self, DroppedRow, VolumeRow};
@@ -18,6 +20,8 @@ use crate::tables::{Row, mark, number_at};
 use crate::txn::decode;
 use holdfast_store::{KeyRange, View};
 use holdfast_types::{InodeId, SessionId, ShardId, VolumeId};
+use holdfast_wire::acl::{ACCESS, Acl, DEFAULT};
+use holdfast_wire::lock::{HeldLock, LockKind};
 use holdfast_wire::namespace::FileKind;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -116,6 +120,8 @@ fn check_volumes(view: &dyn View) -> Applied<Vec<String>> {
     all_of_it.check_lengths(view, &kept)?;
     all_of_it.check_totals(view)?;
     all_of_it.check_sessions(view)?;
+    all_of_it.check_locks(view, &kept)?;
+    all_of_it.check_acls(view, &kept)?;
     Ok(all_of_it.wrong)
 }
 
@@ -264,6 +270,65 @@ impl Namespace {
             if mine().any(|((_, inode), _)| *inode >= row.inode_next) {
                 self.wrong.push(format!("{id}: an inode at or above the next one {}", row.inode_next));
             }
+        }
+        Ok(())
+    }
+
+    /// Access lists say more than modes, and the same.
+    fn check_acls(&mut self, view: &dyn View, kept: &dyn Fn(&[u8]) -> bool) -> Applied<()> {
+        for pair in view.range(KeyRange::prefix(vec![mark::XATTR])) {
+            let (key, value) = pair?;
+            let name = mark::xattr_name(&key);
+            if !kept(&key) || (name != ACCESS && name != DEFAULT) {
+                continue;
+            }
+            let (volume, inode) = (VolumeId(number_at(&key, 0)), InodeId(number_at(&key, 1)));
+            let Some(row) = self.inodes.get(&(volume, inode)) else { continue };
+            let list = Acl::parse(&value);
+            let agrees = |acl: &Acl| match name == ACCESS {
+                true => !acl.is_minimal() && acl.mode() == row.mode & 0o777,
+                false => row.kind == FileKind::Directory,
+            };
+            if !list.as_ref().is_some_and(agrees) {
+                self.wrong.push(format!("{volume}/{inode}: mode {:o} and list {list:?}", row.mode));
+            }
+        }
+        Ok(())
+    }
+
+    /// Locks of different owners go together, one owner's do not overlap, and each session counts its own.
+    fn check_locks(&mut self, view: &dyn View, kept: &dyn Fn(&[u8]) -> bool) -> Applied<()> {
+        let mut counted: BTreeMap<_, u32> = BTreeMap::new();
+        for (key, row) in all::<LocksRow>(view, lock::LOCK_BY_SESSION)? {
+            counted.insert((SessionId(number_at(&key, 0)), mark::volume_and_inode(&key)), row.count);
+        }
+        let mut by_place: BTreeMap<_, Vec<HeldLock>> = BTreeMap::new();
+        for (key, row) in all::<LockRow>(view, lock::LOCK)?.into_iter().filter(|(key, _)| kept(key)) {
+            let (volume, inode) = (VolumeId(number_at(&key, 0)), InodeId(number_at(&key, 1)));
+            let held = lock::held(&key, &row);
+            let count = counted.entry((held.session, (volume, inode))).or_default();
+            *count = count.wrapping_sub(1);
+            if self.inodes.get(&(volume, inode)).is_none_or(|row| row.kind != FileKind::File) {
+                self.wrong.push(format!("{volume}/{inode}: locked, and no file"));
+            }
+            if !self.sessions.contains_key(&held.session) {
+                self.wrong.push(format!("{volume}/{inode}: locked by {}, which is over", held.session));
+            }
+            by_place.entry((volume, inode, number_at(&key, 2))).or_default().push(held);
+        }
+        for (place, mut locks) in by_place {
+            locks.sort_by_key(|held| held.start);
+            for (index, one) in locks.iter().enumerate() {
+                for other in locks[index + 1..].iter().take_while(|other| other.start <= one.end) {
+                    let same = (one.session, one.owner) == (other.session, other.owner);
+                    if same || one.kind == LockKind::Exclusive || other.kind == LockKind::Exclusive {
+                        self.wrong.push(format!("{place:?}: {one:?} and {other:?} are both held"));
+                    }
+                }
+            }
+        }
+        for ((session, place), off) in counted.into_iter().filter(|(_, count)| *count != 0) {
+            self.wrong.push(format!("{place:?}: {session} counts its locks wrongly, by {off}"));
         }
         Ok(())
     }

@@ -261,7 +261,7 @@ impl Journeys {
             metrics.stage("log", log);
         }
         // These wait for something to happen, on purpose.
-        if matches!(name, "renew" | "get_map" | "attach" | "await_trim" | "fence_session") {
+        if matches!(name, "renew" | "get_map" | "attach" | "await_trim" | "await_lock" | "fence_session") {
             return;
         }
         if let Some(suppressed) = metrics.slow.wants(total) {

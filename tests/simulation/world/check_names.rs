@@ -80,8 +80,8 @@ fn without_times(outcome: &Outcome) -> Outcome {
     match outcome.clone() {
         Outcome::Entry { attributes, lease } => Outcome::Entry { attributes: timeless(attributes), lease },
         Outcome::Attributes { attributes, lease } => Outcome::Attributes { attributes: timeless(attributes), lease },
-        Outcome::Created { attributes, new, lease } => {
-            Outcome::Created { attributes: timeless(attributes), new, lease }
+        Outcome::Created { attributes, new, inherited, lease } => {
+            Outcome::Created { attributes: timeless(attributes), new, inherited, lease }
         }
         Outcome::Removed { attributes, orphan } => Outcome::Removed { attributes: timeless(attributes), orphan },
         Outcome::Renamed { moved, replaced, orphan } => {
@@ -95,7 +95,10 @@ fn without_times(outcome: &Outcome) -> Outcome {
         }
         // Totals are sums that the core's own invariants check.
         Outcome::Usage(_) | Outcome::Done => Outcome::Done,
-        other @ (Outcome::Bytes(_) | Outcome::Names(_)) => other,
+        Outcome::Conflict(conflict) => {
+            Outcome::Locked { in_the_way: conflict.map(|held| held.session), replaced: false }
+        }
+        other @ (Outcome::Bytes(_) | Outcome::Names(_) | Outcome::Locked { .. }) => other,
     }
 }
 

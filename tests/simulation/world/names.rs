@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use holdfast_metadata_core::inspect::VolumesEntry;
 use holdfast_types::{FileName, Generation, InodeId, Sequence, SessionId, Timestamp};
+use holdfast_wire::lock::{Lock, LockKind, LockSpace};
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode, SetAttributes,
     XattrMode,
@@ -41,7 +42,11 @@ pub(super) struct Inode {
     /// How far sessions that are over may have written.
     stale_bound: u64,
     trim: Option<(u64, u64)>,
+    locks: Vec<Held>,
 }
+
+/// A lock: among which, whose, from where to where, and what it excludes.
+type Held = (LockSpace, (SessionId, u64), (u64, u64), LockKind);
 
 impl Inode {
     fn new(kind: FileKind, mode: u16, uid: u32, gid: u32) -> Self {
@@ -63,7 +68,43 @@ impl Inode {
             late: BTreeMap::new(),
             stale_bound: 0,
             trim: None,
+            locks: Vec::new(),
         }
+    }
+
+    fn locked_against(&self, owner: (SessionId, u64), lock: &Lock) -> Option<Held> {
+        let excludes = |(space, whose, (start, end), kind): &&Held| {
+            let together = *kind == LockKind::Shared && lock.kind == Some(LockKind::Shared);
+            *space == lock.space && *whose != owner && !together && *start <= lock.end && lock.start <= *end
+        };
+        self.locks.iter().filter(excludes).min_by_key(|held| held.1).copied().filter(|_| lock.kind.is_some())
+    }
+
+    /// What there was within the range goes, and what is asked for comes.
+    fn set_lock(&mut self, owner: (SessionId, u64), lock: &Lock) -> Outcome {
+        let in_the_way = self.locked_against(owner, lock).map(|(_, (session, _), ..)| session);
+        let conflict = in_the_way.is_some();
+        let mine = |held: &Held| (held.0, held.1) == (lock.space, owner);
+        let replaced = self.locks.iter().any(|held| mine(held) && held.2.0 <= lock.end && lock.start <= held.2.1);
+        if !conflict || lock.space == LockSpace::Whole {
+            for held in std::mem::take(&mut self.locks) {
+                let (start, end) = held.2;
+                if !mine(&held) || end < lock.start || start > lock.end {
+                    self.locks.push(held);
+                    continue;
+                }
+                if start < lock.start {
+                    self.locks.push((held.0, held.1, (start, lock.start - 1), held.3));
+                }
+                if end > lock.end {
+                    self.locks.push((held.0, held.1, (lock.end + 1, end), held.3));
+                }
+            }
+        }
+        if let Some(kind) = lock.kind.filter(|_| !conflict) {
+            self.locks.push((lock.space, owner, (lock.start, lock.end), kind));
+        }
+        Outcome::Locked { in_the_way, replaced }
     }
 
     fn is_directory(&self) -> bool {
@@ -216,13 +257,27 @@ impl Names {
         row.event += 1;
     }
 
-    /// What an ended session held goes: what it has open first, then its bounds, in the order of inodes.
+    /// What an ended session held goes: its locks first, what it has open, then its bounds, in the order of inodes.
     fn end_step(&mut self, session: SessionId, rows: usize) {
         if !self.sessions.contains_key(&session) {
             return;
         }
         let mut left = rows.max(1);
         let ids: Vec<InodeId> = self.inodes.keys().copied().collect();
+        for inode in self.inodes.values_mut() {
+            // Locks of one kind that touch are one row. A session with more of them than go at once is not modelled.
+            let mut rows: Vec<Held> = inode.locks.extract_if(.., |held| held.1.0 == session).collect();
+            rows.sort_unstable_by_key(|held| (held.0, held.1, held.2));
+            rows.dedup_by(|next, held| {
+                let one =
+                    (held.0, held.1, held.3) == (next.0, next.1, next.3) && next.2.0 <= held.2.1.saturating_add(1);
+                if one {
+                    held.2.1 = next.2.1;
+                }
+                one
+            });
+            left = left.saturating_sub(rows.len());
+        }
         for id in &ids {
             if left > 0 && self.inodes.get(id).is_some_and(|inode| inode.openers.contains(&session)) {
                 self.close(*id, session);
@@ -285,8 +340,8 @@ impl Names {
 
     fn change(&mut self, session: SessionId, caching: bool, mutation: &Mutation) -> Result<Outcome> {
         match mutation {
-            Mutation::Create { parent, name, node, mode, uid, gid, exclusive, open } => {
-                let inode = Self::made(node, *mode, *uid, *gid);
+            Mutation::Create { parent, name, node, mode, umask, uid, gid, exclusive, open } => {
+                let inode = Self::made(node, *mode & !*umask, *uid, *gid);
                 self.create((session, caching), (*parent, name), inode, *exclusive, *open)
             }
             Mutation::Link { inode, parent, name } => self.link(session, *inode, *parent, name),
@@ -329,6 +384,13 @@ impl Names {
             Mutation::RemoveXattr { inode, name } => match self.inode(*inode)?.xattrs.remove(name) {
                 Some(_) => Ok(Outcome::Done),
                 None => Err(NamespaceError::NoAttribute),
+            },
+            Mutation::CreateUnnamed { .. } | Mutation::SetAcl { .. } => {
+                unreachable!("scripts make no unnamed files and no access lists")
+            }
+            Mutation::SetLock { inode, lock } => match self.inode(*inode)? {
+                file if file.kind == FileKind::File => Ok(file.set_lock((session, lock.owner), lock)),
+                _ => Err(NamespaceError::Invalid),
             },
         }
     }
@@ -454,7 +516,7 @@ impl Names {
                 found.openers.insert(session);
             }
             let attributes = describe(session, there, found);
-            return Ok(Outcome::Created { attributes, new: false, lease: None });
+            return Ok(Outcome::Created { attributes, new: false, inherited: false, lease: None });
         }
         let id = InodeId(self.next);
         self.next += 1;
@@ -471,7 +533,7 @@ impl Names {
         self.inodes.insert(id, inode);
         self.touched.insert(id);
         self.add_name(parent, name, id);
-        Ok(Outcome::Created { attributes, new: true, lease: None })
+        Ok(Outcome::Created { attributes, new: true, inherited: false, lease: None })
     }
 
     fn link(&mut self, session: SessionId, inode: InodeId, parent: InodeId, name: &FileName) -> Result<Outcome> {
@@ -684,6 +746,15 @@ impl Names {
                 Ok(Outcome::Entry { attributes, lease: None })
             }
             Query::GetAttributes { inode } | Query::AwaitTrim { inode } => self.answer(session, *inode),
+            // Which of several locks is shown is not modelled, only whether there is one.
+            Query::TestLock { inode, lock } => {
+                let conflict = find(inode)?.locked_against((session, lock.owner), lock);
+                Ok(Outcome::Locked { in_the_way: conflict.map(|(_, (session, _), ..)| session), replaced: false })
+            }
+            Query::AwaitLock { inode, lock } => {
+                find(inode)?.locked_against((session, lock.owner), lock);
+                Ok(Outcome::Done)
+            }
             Query::ReadDirectory { inode, after, limit, plus } => {
                 let directory = find(inode)?;
                 if !directory.is_directory() {

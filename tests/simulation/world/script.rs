@@ -159,6 +159,7 @@ impl Script {
             exclusive: node != NewNode::File || self.prng.chance(1, 2),
             node,
             mode: 0o644,
+            umask: 0,
             uid: number as u32,
             gid: 0,
             open,

@@ -15,7 +15,7 @@ fn lookup(text: &str) -> Call {
 
 fn make_directory(parent: InodeId, name: FileName) -> Call {
     let node = NewNode::Directory;
-    Call::Create { parent, name, node, mode: 0o755, uid: 0, gid: 0, exclusive: true, open: None }
+    Call::Create { parent, name, node, mode: 0o755, umask: 0, uid: 0, gid: 0, exclusive: true, open: None }
 }
 
 #[test]

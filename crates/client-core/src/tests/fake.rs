@@ -7,6 +7,7 @@ use holdfast_types::{
     NodeId, OpNumber, Sequence, ServerId, SessionId, ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
+use holdfast_wire::lock::Lock;
 use holdfast_wire::map::{ClusterMap, MapUpdate, NodeRecord, View};
 use holdfast_wire::metadata::{Answer, Envelope, Event, MetadataError, Request, Response};
 use holdfast_wire::namespace::{
@@ -52,6 +53,12 @@ pub struct Service {
     /// Requests executed, by kind.
     pub queries: u64,
     pub mutations: u64,
+    /// Another session holds a lock that excludes every other.
+    pub locked_elsewhere: bool,
+    /// What was granted and given back, in order.
+    pub locks: Vec<Lock>,
+    /// How often somebody who waits for a lock was looked at.
+    pub lock_waits: u64,
 }
 
 impl Service {
@@ -79,6 +86,9 @@ impl Service {
             now: Timestamp { seconds: 1000, nanos: 0 },
             queries: 0,
             mutations: 0,
+            locked_elsewhere: false,
+            locks: Vec::new(),
+            lock_waits: 0,
         };
         service.make(FileKind::Directory, InodeId(1));
         service.publish_map(1);
@@ -204,6 +214,13 @@ impl Service {
         Some(answer)
     }
 
+    /// The answer to a wait that cannot be held any longer.
+    pub fn ask_again(&self) -> Answer {
+        let reason = "another owner still holds the lock".into();
+        let result = Err(MetadataError::Unavailable { reason });
+        Answer { term: Term(1), applied: LogIndex(self.index), result }
+    }
+
     fn plain(&mut self, request: &Request) -> Option<Result<Response, MetadataError>> {
         let volume = VolumeRecord {
             id: VolumeId(3),
@@ -257,6 +274,13 @@ impl Service {
                 self.detached = true;
                 Response::Done
             }
+            Request::Query(Query::AwaitLock { .. }) => {
+                self.lock_waits += 1;
+                if self.locked_elsewhere {
+                    return None;
+                }
+                Response::Outcome(Outcome::Done)
+            }
             Request::Query(query) => {
                 self.queries += 1;
                 return Some(self.query(query).map(Response::Outcome).map_err(MetadataError::from));
@@ -306,13 +330,26 @@ impl Service {
     fn mutate(&mut self, mutation: &Mutation) -> Result<Outcome, NamespaceError> {
         let attributes = |attributes| Ok(Outcome::Attributes { attributes, lease: None });
         match mutation {
+            Mutation::SetLock { lock, .. } => {
+                let in_the_way = (self.locked_elsewhere && lock.kind.is_some()).then_some(SessionId(99));
+                let replaced = self.locks.last().is_some_and(|last| last.kind.is_some());
+                if in_the_way.is_none() {
+                    self.locks.push(*lock);
+                }
+                Ok(Outcome::Locked { in_the_way, replaced })
+            }
             Mutation::Create { parent, name, node, exclusive, open, .. } => {
                 if let Some((inode, _)) = self.entries.get(&(*parent, name.clone())).copied() {
                     if *exclusive {
                         return Err(NamespaceError::Exists);
                     }
                     self.inodes.get_mut(&inode).expect("named").opener |= *open && !self.caching;
-                    return Ok(Outcome::Created { attributes: self.attributes(inode)?, new: false, lease: None });
+                    return Ok(Outcome::Created {
+                        attributes: self.attributes(inode)?,
+                        new: false,
+                        inherited: false,
+                        lease: None,
+                    });
                 }
                 let kind = if *node == NewNode::Directory { FileKind::Directory } else { FileKind::File };
                 let inode = self.make(kind, *parent);
@@ -323,7 +360,7 @@ impl Service {
                 }
                 self.entries.insert((*parent, name.clone()), (inode, self.index));
                 self.change_directory(*parent, 1);
-                Ok(Outcome::Created { attributes: self.attributes(inode)?, new: true, lease: None })
+                Ok(Outcome::Created { attributes: self.attributes(inode)?, new: true, inherited: false, lease: None })
             }
             Mutation::Unlink { parent, name, open } => {
                 let (inode, _) = self.entries.remove(&(*parent, name.clone())).ok_or(NamespaceError::NotFound)?;

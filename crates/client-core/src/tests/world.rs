@@ -10,7 +10,7 @@ use holdfast_types::prng::Prng;
 use holdfast_types::{FileName, InodeId, Instant, Sequence, ServerId};
 use holdfast_wire::chunk::ChunkOp;
 use holdfast_wire::metadata::{Answer, ClientRecord, Envelope, Request};
-use holdfast_wire::namespace::{Attributes, NewNode};
+use holdfast_wire::namespace::{Attributes, NewNode, Query};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -20,6 +20,12 @@ enum Event {
     Chunk(Ticket, crate::ChunkCall, Instant),
     MetadataAnswer(Ticket, Result<Answer, Failure>),
     ChunkAnswer(Ticket, Result<ChunkReply, Failure>),
+}
+
+/// Whether it is a request of this ticket that the service may hold for as long as another owner likes.
+fn is_held(event: &Event, ticket: Ticket) -> bool {
+    let Event::Metadata(of, _, envelope, _) = event else { return false };
+    *of == ticket && matches!(envelope.request, Request::Query(Query::AwaitLock { .. }))
 }
 
 pub struct World {
@@ -45,6 +51,8 @@ pub struct World {
     /// What is under way to storage: file, first byte, end.
     writing: BTreeMap<Sequence, (InodeId, u64, u64)>,
     outstanding: BTreeMap<Ticket, Sequence>,
+    /// Requests dropped or sent again.
+    pub forgotten: u64,
     pub sent_metadata: u64,
     pub sent_chunks: u64,
     pub trace: Vec<String>,
@@ -86,6 +94,7 @@ impl World {
             notices: Vec::new(),
             writing: BTreeMap::new(),
             outstanding: BTreeMap::new(),
+            forgotten: 0,
             sent_metadata: 0,
             sent_chunks: 0,
             trace: Vec::new(),
@@ -109,7 +118,11 @@ impl World {
                     self.note_write(ticket, &call);
                     self.post(Event::Chunk(ticket, call, deadline));
                 }
-                Effect::Forget { .. } => {}
+                Effect::Forget { ticket } => {
+                    self.forgotten += 1;
+                    // The client hangs up on what the service may hold for long.
+                    self.events.retain(|_, event| !is_held(event, ticket));
+                }
                 Effect::Complete { id, result } => {
                     let old = self.completed.insert(id, result);
                     assert!(old.is_none(), "{id:?} completed twice");
@@ -210,7 +223,11 @@ impl World {
                                 Request::Renew { wait, .. } | Request::GetMap { wait, .. } => *wait = false,
                                 _ => {}
                             }
-                            let answer = self.service.metadata(server, &envelope).expect("not held");
+                            let held = Event::Metadata(ticket, server, envelope.clone(), deadline);
+                            let answer = self.service.metadata(server, &envelope).unwrap_or_else(|| {
+                                assert!(is_held(&held, ticket), "not held: {:?}", envelope.request);
+                                self.service.ask_again()
+                            });
                             self.post(Event::MetadataAnswer(ticket, Ok(answer)));
                         }
                     }
@@ -311,6 +328,7 @@ impl World {
             name: name(text),
             node: NewNode::File,
             mode: 0o644,
+            umask: 0,
             uid: 0,
             gid: 0,
             exclusive: false,

@@ -19,37 +19,45 @@ const SET_GROUP_ID: u16 = 0o2000;
 pub(super) struct New<'m> {
     pub(super) node: &'m NewNode,
     pub(super) mode: u16,
+    pub(super) umask: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    pub(super) exclusive: bool,
     pub(super) open: bool,
 }
 
 impl Op<'_, '_> {
-    pub(super) fn create(&mut self, parent: InodeId, name: &FileName, new: &New<'_>) -> Applied<Outcome> {
+    pub(super) fn create(
+        &mut self,
+        parent: InodeId,
+        name: &FileName,
+        new: &New<'_>,
+        exclusive: bool,
+    ) -> Applied<Outcome> {
         let mut directory = self.directory(parent)?;
         if let Some(entry) = self.entry(parent, name)? {
-            if new.exclusive {
+            if exclusive {
                 return Err(NamespaceError::Exists.into());
             }
             let row = self.inode_of(parent, &entry)?;
             if new.open && row.kind == FileKind::File && !self.caching {
                 self.add_opener(entry.inode);
             }
-            return Ok(Outcome::Created { attributes: self.attributes(entry.inode, &row), new: false, lease: None });
+            let attributes = self.attributes(entry.inode, &row);
+            return Ok(Outcome::Created { attributes, new: false, inherited: false, lease: None });
         }
         let mut row = self.new_row(parent, &directory, new)?;
+        let lists = self.inherit(parent, &mut row, new.umask)?;
         if row.kind == FileKind::Directory {
             link_possible(&directory)?;
         }
         self.charge(0, 0, 1)?;
         let inode = self.take_number()?;
+        let inherited = self.put_lists(inode, lists);
         if let NewNode::Symlink(target) = new.node {
             self.txn.put_raw(mark::symlink(self.volume, inode), target.clone());
         }
         if new.open && row.kind == FileKind::File {
-            row.bounds.push((self.session, BOUND_FIRST));
-            self.txn.put_raw(mark::bound(self.session, self.volume, inode), Bytes::new());
+            self.bind(inode, &mut row);
             if !self.caching {
                 self.add_opener(inode);
             }
@@ -60,7 +68,38 @@ impl Op<'_, '_> {
         self.add_entry(parent, &mut directory, name, (inode, row.kind));
         self.put_inode(parent, &directory);
         self.put_inode(inode, &row);
-        Ok(Outcome::Created { attributes: self.attributes(inode, &row), new: true, lease: None })
+        Ok(Outcome::Created { attributes: self.attributes(inode, &row), new: true, inherited, lease: None })
+    }
+
+    /// An orphan from the beginning: only its opener keeps it, until it is given a name.
+    pub(super) fn create_unnamed(&mut self, parent: InodeId, new: &New<'_>) -> Applied<Outcome> {
+        let directory = self.directory(parent)?;
+        let mut row = self.new_row(parent, &directory, new)?;
+        let lists = self.inherit(parent, &mut row, new.umask)?;
+        self.charge(0, 0, 1)?;
+        let inode = self.take_number()?;
+        let inherited = self.put_lists(inode, lists);
+        row.links = 0;
+        self.bind(inode, &mut row);
+        self.add_opener(inode);
+        self.txn.put_raw(mark::orphan(self.volume, inode), Bytes::from_static(mark::MAY_BE_NAMED));
+        self.put_inode(inode, &row);
+        Ok(Outcome::Created { attributes: self.attributes(inode, &row), new: true, inherited, lease: None })
+    }
+
+    /// Whoever creates a file goes on to write it.
+    fn bind(&mut self, inode: InodeId, row: &mut InodeRow) {
+        row.bounds.push((self.session, BOUND_FIRST));
+        self.txn.put_raw(mark::bound(self.session, self.volume, inode), Bytes::new());
+    }
+
+    /// Stores what was inherited; whether there was anything.
+    fn put_lists(&mut self, inode: InodeId, lists: Vec<(&'static [u8], Bytes)>) -> bool {
+        let inherited = !lists.is_empty();
+        for (name, value) in lists {
+            self.txn.put_raw(mark::xattr(self.volume, inode, name), value);
+        }
+        inherited
     }
 
     fn new_row(&self, parent: InodeId, directory: &InodeRow, new: &New<'_>) -> Applied<InodeRow> {

@@ -9,9 +9,11 @@
 //! * A position in a directory names one entry for ever.
 //! * ctime never goes back.
 
+mod acl;
 mod create;
 mod length;
 mod link;
+pub(crate) mod lock;
 mod open;
 mod query;
 mod rename;
@@ -30,7 +32,7 @@ use crate::tables::{mark, purge};
 use crate::txn::Txn;
 use holdfast_types::limits::LINKS_MAX;
 use holdfast_types::{FileName, InodeId, SessionId, Timestamp, VolumeId};
-use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, Outcome};
+use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, NewNode, Outcome};
 
 /// One operation on one volume on behalf of one session.
 pub(crate) struct Op<'t, 'a> {
@@ -46,9 +48,14 @@ impl Op<'_, '_> {
     /// Does what a mutation says.
     pub(crate) fn mutate(&mut self, mutation: &Mutation) -> Applied<Outcome> {
         match mutation {
-            Mutation::Create { parent, name, node, mode, uid, gid, exclusive, open } => {
-                let new = create::New { node, mode: *mode, uid: *uid, gid: *gid, exclusive: *exclusive, open: *open };
-                self.create(*parent, name, &new)
+            Mutation::Create { parent, name, node, mode, umask, uid, gid, exclusive, open } => {
+                let new = create::New { node, mode: *mode, umask: *umask, uid: *uid, gid: *gid, open: *open };
+                self.create(*parent, name, &new, *exclusive)
+            }
+            Mutation::CreateUnnamed { parent, mode, umask, uid, gid } => {
+                let node = &NewNode::File;
+                let new = create::New { node, mode: *mode, umask: *umask, uid: *uid, gid: *gid, open: true };
+                self.create_unnamed(*parent, &new)
             }
             Mutation::Link { inode, parent, name } => self.link(*inode, *parent, name),
             Mutation::Unlink { parent, name, open } => self.unlink(*parent, name, *open),
@@ -72,6 +79,10 @@ impl Op<'_, '_> {
             Mutation::Close { inode } => self.close(*inode),
             Mutation::SetXattr { inode, name, value, mode } => self.set_xattr(*inode, name, value, *mode),
             Mutation::RemoveXattr { inode, name } => self.remove_xattr(*inode, name),
+            Mutation::SetAcl { inode, default, value, clear_set_group_id } => {
+                self.set_acl(*inode, *default, value.as_ref(), *clear_set_group_id)
+            }
+            Mutation::SetLock { inode, lock } => self.set_lock(*inode, lock),
         }
     }
 
@@ -210,6 +221,7 @@ impl Op<'_, '_> {
             self.txn.remove(mark::bound(holder, self.volume, inode));
         }
         if row.kind == FileKind::File {
+            self.forget_locks(inode)?;
             self.purge(inode, row);
         }
         self.charge(row.charged(), 0, -1)

@@ -44,6 +44,11 @@ pub(crate) fn answer(
             }
             Ok(Outcome::Attributes { attributes: row.attributes(*inode, session), lease: None })
         }
+        Query::TestLock { inode, lock } => super::lock::test(txn, (volume, *inode), session, lock),
+        Query::AwaitLock { inode, lock } => match super::lock::test(txn, (volume, *inode), session, lock)? {
+            Outcome::Conflict(Some(_)) => Err(Fail::Wait),
+            _ => Ok(Outcome::Done),
+        },
         Query::ReadDirectory { inode, after, limit, plus } => {
             directory(txn, (volume, session), *inode, (*after, *limit), *plus)
         }

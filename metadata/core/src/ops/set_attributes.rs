@@ -30,6 +30,7 @@ impl Op<'_, '_> {
         }
         if let Some(mode) = set.mode {
             row.mode = mode & 0o7777;
+            self.follow_mode(inode, mode)?;
         }
         row.uid = set.uid.unwrap_or(row.uid);
         row.gid = set.gid.unwrap_or(row.gid);

@@ -13,6 +13,8 @@ pub(crate) const OPENER: u8 = 0x06;
 pub(crate) const OPENER_BY_SESSION: u8 = 0x07;
 /// Inodes without a name that are open.
 pub(crate) const ORPHAN: u8 = 0x08;
+/// An orphan's row says so: it never had a name, and may be given one.
+pub(crate) const MAY_BE_NAMED: &[u8] = b"n";
 /// Inodes a session holds a bound of.
 pub(crate) const BOUND: u8 = 0x09;
 

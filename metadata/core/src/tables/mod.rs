@@ -13,7 +13,7 @@
 //! | 0x05 | 1 | volume, inode, snapshot | symlink target: raw bytes |
 //! | 0x06 | 1 | volume, inode, session | opener: empty |
 //! | 0x07 | 1 | session, volume, inode | the same, by session |
-//! | 0x08 | 1 | volume, inode | orphan: empty |
+//! | 0x08 | 1 | volume, inode | orphan: empty, or `n` if it may be given a name |
 //! | 0x09 | 1 | session, volume, inode | the session holds a bound on the inode: empty |
 //! | 0x0a | 1 | volume, inode, generation | [`purge::PurgeRow`] |
 //! | 0x0b | 1 | volume, inode | [`purge::TrimRow`] |
@@ -24,11 +24,13 @@
 //! | 0x10 | 1 | session | [`session::EndedRow`] (hot) |
 //! | 0x11 | 1 | – | [`session::EndedFloorRow`] (hot) |
 //! | 0x12 | 1 | volume | [`volume::DroppedRow`] (hot) |
+//! | 0x13 | both | – | [`members::MembersRow`]: the shard's raft configuration |
+//! | 0x18 | 1 | volume, inode, space, session, owner, last byte | [`lock::LockRow`] |
+//! | 0x19 | 1 | session, volume, inode | [`lock::LocksRow`] |
 //! | 0x20 | 0 | – | [`cluster::SettingsRow`] |
 //! | 0x21 | 0 | node | [`cluster::NodeRow`] |
 //! | 0x22 | 0 | group | [`cluster::GroupRow`] |
 //! | 0x23 | 0 | session | [`cluster::LiveRow`] |
-//! | 0x13 | both | – | [`members::MembersRow`]: the shard's raft configuration |
 //! | 0x24 | 0 | volume | [`cluster::VolumeEntryRow`] |
 //! | 0x25 | 0 | server | [`cluster::ServerRow`] |
 
@@ -37,6 +39,7 @@ pub(crate) mod applied;
 pub(crate) mod cluster;
 pub(crate) mod entry;
 pub(crate) mod inode;
+pub(crate) mod lock;
 pub(crate) mod mark;
 pub(crate) mod members;
 pub(crate) mod purge;

@@ -1,8 +1,10 @@
 //! A few servers in one thread, for this crate's own tests: messages, disks and storage nodes as simple as can be.
 
+mod acls;
 mod chaos;
 mod exactly_once;
 mod fences;
+mod locks;
 mod members;
 mod model;
 mod namespace;
@@ -520,7 +522,7 @@ impl World {
 }
 
 pub(crate) fn create(parent: InodeId, text: &str, node: NewNode, open: bool) -> Mutation {
-    Mutation::Create { parent, name: name(text), node, mode: 0o755, uid: 1, gid: 2, exclusive: true, open }
+    Mutation::Create { parent, name: name(text), node, mode: 0o755, umask: 0, uid: 1, gid: 2, exclusive: true, open }
 }
 
 pub(crate) fn envelope(shard: ShardId, session: SessionId, request: Request) -> Envelope {

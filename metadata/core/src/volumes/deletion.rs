@@ -8,13 +8,13 @@ use super::rows;
 use crate::error::{Applied, Fail};
 use crate::tables::session::{self, SessionRow};
 use crate::tables::volume::{self, DroppedRow};
-use crate::tables::{Key, entry, inode, mark, purge};
+use crate::tables::{Key, entry, inode, lock, mark, purge};
 use crate::txn::Txn;
 use holdfast_types::VolumeId;
 use holdfast_wire::metadata::Response;
 
 /// Tables whose keys begin with the volume.
-const TABLES: [u8; 9] = [
+const TABLES: [u8; 10] = [
     inode::INODE,
     entry::ENTRY,
     entry::COOKIE,
@@ -22,6 +22,7 @@ const TABLES: [u8; 9] = [
     mark::SYMLINK,
     mark::OPENER,
     mark::ORPHAN,
+    lock::LOCK,
     purge::PURGE,
     purge::TRIM,
 ];

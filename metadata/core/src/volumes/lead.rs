@@ -3,6 +3,7 @@
 //! Everything here is in memory and begins afresh with every leader; what must survive is in the log.
 
 use super::answers::live;
+use super::locks::LockWait;
 use super::purge::Cleaner;
 use super::waiting::Waiting;
 use crate::command::{Command, VolumesCommand};
@@ -14,7 +15,7 @@ use crate::txn::Txn;
 use holdfast_store::Batch;
 use holdfast_types::{InodeId, Sequence, SessionId, ShardId, VolumeId};
 use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
-use holdfast_wire::namespace::{Mutation, Query};
+use holdfast_wire::namespace::{Mutation, Outcome as Output, Query};
 use std::collections::{BTreeMap, BTreeSet};
 
 const SHARD: ShardId = ShardId::VOLUMES;
@@ -50,7 +51,7 @@ pub(super) enum Work {
 
 /// What a read is for.
 #[derive(Debug)]
-enum ReadFor {
+pub(super) enum ReadFor {
     Query(Waiter, SessionId, Query),
     Renewal { waiter: Waiter, session: SessionId, seen: u64, wait: bool },
     Inspection(Waiter, Vec<(VolumeId, InodeId)>),
@@ -73,6 +74,10 @@ pub(crate) struct VolumesLead {
     pub(super) mutations: BTreeMap<(SessionId, Sequence), Vec<Waiter>>,
     pub(super) held: Vec<Held>,
     pub(super) held_reads: Vec<(Waiter, SessionId, InodeId)>,
+    /// Who waits for a lock.
+    pub(super) lock_waits: Vec<LockWait>,
+    /// Whose locks somebody was refused for, and when last, in ticks.
+    pub(super) locks_wanted: BTreeMap<SessionId, u64>,
     in_flight: BTreeSet<Work>,
     /// Since when this server leads, in ticks; `None` while it does not.
     pub(super) since: Option<u64>,
@@ -171,7 +176,7 @@ impl MetadataCore {
         }
     }
 
-    fn volumes_read(&mut self, read: ReadFor) {
+    pub(super) fn volumes_read(&mut self, read: ReadFor) {
         let token = self.token();
         self.volumes_lead.reads.insert(token, read);
         self.volumes.read(token);
@@ -228,6 +233,9 @@ impl MetadataCore {
                 let changed = self.volumes.machine.take_changed();
                 self.volumes_lead.cleaner.found_new |= changed.queues;
                 self.volumes_lead.cleaner.look |= changed.queues;
+                if changed.locks {
+                    self.wake_lock_waits();
+                }
                 if changed.sessions {
                     self.volumes_lead.waiting.look = true;
                     self.tell_sessions();
@@ -239,6 +247,9 @@ impl MetadataCore {
     fn volumes_proposed(&mut self, purpose: Purpose, outcome: Outcome) {
         match (purpose, outcome) {
             (Purpose::Mutation { session, sequence, .. }, Outcome::Applied(output)) => {
+                if let Ok(Response::Outcome(Output::Locked { in_the_way: Some(holder), .. })) = &output.result {
+                    self.volumes_lead.locks_wanted.insert(*holder, self.ticks);
+                }
                 for waiter in self.volumes_lead.mutations.remove(&(session, sequence)).unwrap_or_default() {
                     self.answer(waiter.asker, SHARD, Some(output.at), output.result.clone());
                 }
@@ -287,11 +298,11 @@ impl MetadataCore {
             ReadFor::Query(_, _, query) => match self.query(session, &query) {
                 Ok(response) => self.answer(waiter.asker, SHARD, None, Ok(response)),
                 Err(Fail::Refused(error) | Fail::Unkept(error)) => self.refuse(waiter.asker, SHARD, error),
-                Err(Fail::Wait) => {
-                    if let Query::AwaitTrim { inode } = query {
-                        self.volumes_lead.held_reads.push((waiter, session, inode));
-                    }
-                }
+                Err(Fail::Wait) => match query {
+                    Query::AwaitTrim { inode } => self.volumes_lead.held_reads.push((waiter, session, inode)),
+                    Query::AwaitLock { inode, lock } => self.await_lock(waiter, session, inode, lock),
+                    _ => unreachable!("no other query waits"),
+                },
                 Err(fail @ Fail::Broken(_)) => {
                     let reason = describe(&fail);
                     self.volumes.halt(self.volumes.applied_index(), reason.clone());
@@ -341,7 +352,8 @@ impl MetadataCore {
         let lead = std::mem::take(&mut self.volumes_lead);
         let held =
             lead.held.iter().filter_map(|held| lead.mutations.get(&(held.session, held.sequence))).flatten().copied();
-        let reads = lead.held_reads.iter().map(|(waiter, ..)| *waiter);
+        let locks = lead.lock_waits.iter().map(|wait| wait.waiter);
+        let reads = lead.held_reads.iter().map(|(waiter, ..)| *waiter).chain(locks);
         let waiters: Vec<Waiter> = held.chain(reads).chain(lead.waiting.waiters()).collect();
         for waiter in waiters {
             self.refuse(waiter.asker, SHARD, MetadataError::NotLeader { hint });
@@ -359,6 +371,7 @@ impl MetadataCore {
             return;
         }
         self.tick_held();
+        self.tick_lock_waits();
         self.tick_waiting();
         self.volumes_lead.cleaner.look = true;
         self.volumes_lead.waiting.look = true;

@@ -8,6 +8,7 @@
 pub(crate) mod answers;
 pub(crate) mod deletion;
 pub(crate) mod lead;
+mod locks;
 pub(crate) mod purge;
 pub(crate) mod sessions;
 pub(crate) mod waiting;
@@ -16,6 +17,7 @@ use crate::command::{Command, Trimmed, VolumesCommand};
 use crate::error::{Applied, Fail};
 use crate::machine::{Context, Machine, Output};
 use crate::tables::inode::{self, InodeRow};
+use crate::tables::lock;
 use crate::tables::purge::{self as queue, TrimRow};
 use crate::tables::session::{self, SessionRow};
 use crate::tables::volume::{self, DroppedRow};
@@ -41,6 +43,8 @@ pub(crate) struct Changed {
     pub(crate) sessions: bool,
     /// What is to be removed.
     pub(crate) queues: bool,
+    /// Locks.
+    pub(crate) locks: bool,
 }
 
 impl Volumes {
@@ -61,6 +65,7 @@ impl Volumes {
 
     fn follow_row(&mut self, key: &[u8], value: Option<&bytes::Bytes>) -> Applied<()> {
         self.changed.sessions |= key[0] == session::SESSION;
+        self.changed.locks |= key[0] == lock::LOCK;
         self.changed.queues |= matches!(key[0], queue::PURGE | queue::TRIM | volume::DROPPED);
         match (key[0], value) {
             (session::SESSION, Some(value)) => {

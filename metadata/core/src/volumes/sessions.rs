@@ -8,6 +8,7 @@ use crate::ops::{Op, settle_bounds};
 use crate::tables::answer;
 use crate::tables::entry::COOKIE_FIRST;
 use crate::tables::inode::{self, InodeRow};
+use crate::tables::lock;
 use crate::tables::mark;
 use crate::tables::session::{self, EndedFloorRow, EndedRow, Phase, SessionRow, Told};
 use crate::tables::volume::{self, VolumeRow};
@@ -197,6 +198,15 @@ pub(super) fn end_step(
         return Err(Fail::Broken(format!("session {session} is taken apart but lives")));
     };
     let mut left = limit.max(1);
+    // Locks before openers: a file that goes with its last opener has none left.
+    while left > 0 {
+        let Some((key, _)) = txn.prefix(lock::all_by_session(session), 1)?.into_iter().next() else { break };
+        let (volume, inode) = mark::volume_and_inode(&key);
+        let mut op = Op { txn, volume, session, caching: false, stamp: context.stamp };
+        let dropped = op.drop_locks(inode, left)?;
+        ensure!(dropped > 0, "{volume}: {session} counts locks on {inode} and holds none");
+        left -= dropped;
+    }
     for (key, _) in txn.prefix(mark::opened_by(session), left)? {
         let (volume, inode) = mark::volume_and_inode(&key);
         Op { txn, volume, session, caching: false, stamp: context.stamp }.close(inode)?;

@@ -235,7 +235,16 @@ impl MetadataCore {
             .collect();
         let ended: Vec<_> =
             live().filter(|(_, row)| over(row)).map(|(session, _)| (*session, "silent for a day".to_owned())).collect();
+        let holders = self.holders_wanted();
         let rows = self.volumes.machine.sessions();
+        let locked: Vec<_> = holders
+            .into_iter()
+            .filter(|session| {
+                rows.get(session)
+                    .is_some_and(|row| row.phase == Phase::Attached && self.is_session_silent(*session, row))
+            })
+            .map(|session| (session, "silent while another session wanted a lock of its".to_owned()))
+            .collect();
         let in_the_way: Vec<_> = (self.at_ends_of_files().into_iter())
             .filter(|session| {
                 rows.get(session)
@@ -245,7 +254,7 @@ impl MetadataCore {
             .collect();
         self.volumes_lead.waiting.heard.retain(|session, _| rows.contains_key(session));
         self.volumes_lead.waiting.to_park = parked;
-        self.volumes_lead.waiting.to_end_silent.extend(ended.into_iter().chain(in_the_way));
+        self.volumes_lead.waiting.to_end_silent.extend(ended.into_iter().chain(in_the_way).chain(locked));
     }
 
     /// Sessions that shard 0 knows and this shard does not, and the other way round. What is applied here of shard 0 may be

@@ -1,0 +1,138 @@
+//! Who waits for a lock: in the leader's memory, for a new leader is asked again.
+//!
+//! * A wait is a read: it holds no sequence, so a lock that is held for hours holds up nothing but its waiter.
+//! * A silent session whose locks somebody wants is fenced, and they end with it; nobody waits for a day.
+//! * A wait that would close a circle of owners waiting for each other is refused, whichever hosts they are on. Whole-file locks are
+//!   left out, as on Linux.
+
+use super::lead::ReadFor;
+use crate::api::ticks;
+use crate::core::{MetadataCore, Waiter};
+use crate::error::Applied;
+use crate::ops::lock::{Owner, first_conflict, owners_in_the_way};
+use crate::txn::Txn;
+use holdfast_store::Batch;
+use holdfast_types::limits::{DRIFT_MARGIN, SESSION_TTL};
+use holdfast_types::{InodeId, SessionId, ShardId, VolumeId};
+use holdfast_wire::lock::{Lock, LockSpace};
+use holdfast_wire::metadata::MetadataError;
+use holdfast_wire::namespace::{NamespaceError, Query};
+use std::collections::BTreeSet;
+
+/// For how long somebody who was refused a lock counts as wanting it: longer than a session may be silent.
+const WANTED_TICKS: u64 = 2 * ticks(SESSION_TTL) + ticks(DRIFT_MARGIN);
+
+/// Somebody waits for a lock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LockWait {
+    pub(super) waiter: Waiter,
+    session: SessionId,
+    volume: VolumeId,
+    inode: InodeId,
+    lock: Lock,
+}
+
+impl LockWait {
+    fn owner(&self) -> Owner {
+        (self.session, self.lock.owner)
+    }
+
+    fn place(&self) -> (VolumeId, InodeId, LockSpace) {
+        (self.volume, self.inode, self.lock.space)
+    }
+}
+
+impl MetadataCore {
+    /// Something is in the way of a lock: its asker waits, unless that could never end.
+    pub(super) fn await_lock(&mut self, waiter: Waiter, session: SessionId, inode: InodeId, lock: Lock) {
+        let Some(volume) = self.volumes.machine.sessions().get(&session).map(|row| row.volume) else { return };
+        let wait = LockWait { waiter, session, volume, inode, lock };
+        self.forget_lock_waits();
+        match self.would_wait_for_itself(&wait) {
+            Ok(false) => self.volumes_lead.lock_waits.push(wait),
+            Ok(true) => self.refuse(waiter.asker, ShardId::VOLUMES, NamespaceError::Deadlock.into()),
+            Err(fail) => {
+                let reason = crate::replica::describe(&fail);
+                self.refuse(waiter.asker, ShardId::VOLUMES, MetadataError::Unavailable { reason });
+            }
+        }
+    }
+
+    /// Whether the owners it would wait for wait, directly or not, for its own.
+    fn would_wait_for_itself(&self, wait: &LockWait) -> Applied<bool> {
+        if wait.lock.space == LockSpace::Whole {
+            return Ok(false);
+        }
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        let mut seen: BTreeSet<Owner> = BTreeSet::new();
+        let mut waits = vec![*wait];
+        while let Some(next) = waits.pop() {
+            for owner in owners_in_the_way(&txn, next.place(), next.owner(), &next.lock)? {
+                if owner == wait.owner() {
+                    return Ok(true);
+                }
+                if seen.insert(owner) {
+                    let of_owner = |other: &&LockWait| other.owner() == owner && other.lock.space == LockSpace::Range;
+                    waits.extend(self.volumes_lead.lock_waits.iter().filter(of_owner));
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Locks were given back: those for whom nothing is in the way now look again. (Their read is repeated, as its first one is long
+    /// over.)
+    pub(super) fn wake_lock_waits(&mut self) {
+        if self.volumes_lead.lock_waits.is_empty() {
+            return;
+        }
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        let is_free = |wait: &LockWait| {
+            // A table that cannot be read is found out by the read.
+            first_conflict(&txn, wait.place(), wait.owner(), &wait.lock).map_or(true, |conflict| conflict.is_none())
+        };
+        let (ready, kept): (Vec<_>, Vec<_>) = self.volumes_lead.lock_waits.iter().copied().partition(is_free);
+        self.volumes_lead.lock_waits = kept;
+        for wait in ready {
+            let query = Query::AwaitLock { inode: wait.inode, lock: wait.lock };
+            self.volumes_read(ReadFor::Query(wait.waiter, wait.session, query));
+        }
+    }
+
+    /// Sessions whose locks others want, by waiting or by having been refused not long ago.
+    pub(super) fn holders_wanted(&mut self) -> BTreeSet<SessionId> {
+        let now = self.ticks;
+        self.volumes_lead.locks_wanted.retain(|_, at| now < *at + WANTED_TICKS);
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        let holders = |wait: &LockWait| {
+            owners_in_the_way(&txn, wait.place(), wait.owner(), &wait.lock).unwrap_or_default().into_iter()
+        };
+        let waited_for = self.volumes_lead.lock_waits.iter().flat_map(holders).map(|(session, _)| session);
+        waited_for.chain(self.volumes_lead.locks_wanted.keys().copied()).collect()
+    }
+
+    /// Waits that nobody waits any more.
+    fn forget_lock_waits(&mut self) {
+        let waits = std::mem::take(&mut self.volumes_lead.lock_waits);
+        self.volumes_lead.lock_waits = waits.into_iter().filter(|wait| self.is_open(wait.waiter.asker)).collect();
+    }
+
+    /// Those who must be answered are told to ask again; those of sessions that are over are told so.
+    pub(super) fn tick_lock_waits(&mut self) {
+        self.forget_lock_waits();
+        let waits = std::mem::take(&mut self.volumes_lead.lock_waits);
+        for wait in waits {
+            if let Err(error) = self.session_state(wait.session) {
+                self.refuse(wait.waiter.asker, ShardId::VOLUMES, error);
+            } else if wait.waiter.is_due(self.now) {
+                let reason = "another owner still holds the lock".into();
+                self.refuse(wait.waiter.asker, ShardId::VOLUMES, MetadataError::Unavailable { reason });
+            } else {
+                self.volumes_lead.lock_waits.push(wait);
+            }
+        }
+    }
+}
