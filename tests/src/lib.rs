@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod command;
+pub mod helpers;
 pub mod janitor;
 pub mod load;
 pub mod mount;

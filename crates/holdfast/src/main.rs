@@ -3,6 +3,7 @@
 mod admin;
 mod cli;
 mod fsck;
+mod helper;
 mod layout;
 mod mount;
 mod role;
@@ -15,7 +16,9 @@ use cli::{Cli, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let done = if helper::is_called(&arguments) { helper::run(arguments) } else { run(Cli::parse()) };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("holdfast: {}", in_one_line(&error));
@@ -45,7 +48,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Init(init) => init_cluster(&init),
         Command::Metadata(server) => runtime("metadata")?.block_on(role::metadata(&server.config)),
         Command::Storage(server) => runtime("storage")?.block_on(role::storage(&server.config)),
-        Command::Mount(mount) if mount.background => mount::background(&mount),
+        Command::Mount(mount) if mount.background => mount::background(&mount, true),
         Command::Mount(mount) => runtime("mount")?.block_on(mount::foreground(mount)),
         Command::Admin(admin) => runtime("admin")?.block_on(admin::run(admin)),
     }

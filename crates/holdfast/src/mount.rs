@@ -24,8 +24,8 @@ pub async fn foreground(mount: Mount) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts this program again without a terminal, waits until the mount is usable, and returns.
-pub fn background(mount: &Mount) -> Result<ExitCode> {
+/// Starts this program again without a terminal, waits until the mount is usable, says so if `verbose`, and returns.
+pub fn background(mount: &Mount, verbose: bool) -> Result<ExitCode> {
     let log = log_file(&mount.directory)?;
     let errors = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut command = Command::new(std::env::current_exe()?);
@@ -45,7 +45,9 @@ pub fn background(mount: &Mount) -> Result<ExitCode> {
         let said = std::fs::read_to_string(&log).unwrap_or_default();
         bail!("the mount did not start ({status}): {}", said.lines().last().unwrap_or("it said nothing").trim());
     }
-    print!("{line}");
+    if verbose {
+        print!("{line}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

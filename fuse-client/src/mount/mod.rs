@@ -12,7 +12,7 @@ mod helper;
 mod table;
 
 use crate::device::Channel;
-use crate::options::Options;
+use crate::options::{OptionError, Options};
 use rustix::fd::AsRawFd;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -27,6 +27,8 @@ const TYPE: &str = "fuse.holdfast";
 const REPAIRS_MAX: usize = 16;
 /// How long a file system may take to say that it lives.
 const ALIVE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a remount waits for files that were closed already.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 /// Read-ahead of the kernel, in KiB: as much as one request may carry. (Its default of 128 makes eight requests of one.)
 const READ_AHEAD_KIB: u32 = 1024;
 
@@ -75,6 +77,23 @@ pub enum MountError {
         /// Which mount.
         point: PathBuf,
     },
+}
+
+/// Why a mount cannot be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemountError {
+    /// There is nothing to change.
+    #[error("no Holdfast volume is mounted on {point}; mount it first")]
+    NotMounted {
+        /// Where.
+        point: PathBuf,
+    },
+    /// An option is not one.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Mount(#[from] MountError),
 }
 
 /// A mount of ours.
@@ -175,6 +194,58 @@ fn flags(options: &Options) -> MountFlags {
     flags.set(MountFlags::NOSUID, !options.set_id);
     flags.set(MountFlags::NODEV, !options.devices);
     flags.set(MountFlags::NOEXEC, !options.execute);
+    flags
+}
+
+/// Changes the flags of a mount of ours (`mount -o remount,...`): read-only or not, and whether set-id bits, device files and
+/// programs are honoured. What is not named in `given` stays as it is. Options that the mount's process was started with
+/// (`cache`, `soft`, ...) are checked and change nothing. Blocks until the kernel has written back what is dirty.
+///
+/// # Errors
+/// [`RemountError`].
+pub fn remount(point: &Path, given: &[String]) -> Result<(), RemountError> {
+    let point = absolute(point)?;
+    let mounted = table::mounted_at(&point).filter(|mounted| mounted.kind == TYPE);
+    let mounted = mounted.ok_or_else(|| RemountError::NotMounted { point: point.clone() })?;
+    // A mount is read-only if either it or its file system is; that one `rw` ends both is what remounting is for.
+    let mut words = vec!["suid,dev,exec".to_owned()];
+    words.extend(mounted.options.split(',').filter(|word| is_flag(word)).map(str::to_owned));
+    if mounted.options.split(',').any(|word| word == "ro") {
+        words.push("ro".into());
+    }
+    words.extend(given.iter().cloned());
+    let options = Options::parse(&words)?;
+    let flags = flags(&options) | access_times(&words);
+    let begun = std::time::Instant::now();
+    loop {
+        match rustix::mount::mount_remount(&point, flags, "") {
+            Ok(()) => return Ok(()),
+            // The kernel holds on to an unlinked file until it has heard that it was released, which is a moment after `close(2)` has
+            // returned; as long as it does, the file system cannot become read-only.
+            Err(Errno::BUSY) if begun.elapsed() < RELEASE_PATIENCE => std::thread::sleep(Duration::from_millis(10)),
+            Err(Errno::BUSY) => return Err(MountError::InUse { point }.into()),
+            Err(errno) => return Err(MountError::Refused { point, errno }.into()),
+        }
+    }
+}
+
+/// Options that `mountinfo` shows and that a remount keeps.
+fn is_flag(word: &str) -> bool {
+    matches!(word, "rw" | "nosuid" | "nodev" | "noexec" | "noatime" | "nodiratime" | "relatime")
+}
+
+/// The kernel's flags about access times. It ignores them for our files, but shows them.
+fn access_times(words: &[String]) -> MountFlags {
+    let mut flags = MountFlags::RELATIME;
+    for word in words.iter().flat_map(|text| text.split(',')) {
+        match word {
+            "noatime" => flags = (flags - MountFlags::RELATIME) | MountFlags::NOATIME,
+            "relatime" | "atime" => flags = (flags - MountFlags::NOATIME) | MountFlags::RELATIME,
+            "nodiratime" => flags |= MountFlags::NODIRATIME,
+            "diratime" => flags -= MountFlags::NODIRATIME,
+            _ => {}
+        }
+    }
     flags
 }
 

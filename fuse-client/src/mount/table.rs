@@ -13,6 +13,8 @@ pub struct Mounted {
     pub point: PathBuf,
     /// Type of the file system.
     pub kind: String,
+    /// Options of the mount and of the file system, separated by commas.
+    pub options: String,
 }
 
 /// What is mounted on exactly this (absolute) path; of several, the topmost.
@@ -27,9 +29,11 @@ fn parse(table: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
         let mut fields = line.split(|byte| *byte == b' ');
         let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
         let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+        let of_mount = String::from_utf8_lossy(fields.next()?).into_owned();
         fields.find(|field| *field == b"-")?;
         let kind = String::from_utf8(fields.next()?.to_vec()).ok()?;
-        Some(Mounted { device, point, kind })
+        let of_file_system = String::from_utf8_lossy(fields.nth(1)?).into_owned();
+        Some(Mounted { device, point, kind, options: format!("{of_mount},{of_file_system}") })
     })
 }
 
@@ -65,8 +69,18 @@ mod tests {
             40 35 0:51 / /mnt rw - fuse.holdfast holdfast:main rw,user_id=0\nbroken\n";
         let mounts: Vec<_> = parse(table).collect();
         let expected = [
-            Mounted { device: "98:0".into(), point: "/mnt/a b\\c".into(), kind: "ext4".into() },
-            Mounted { device: "0:51".into(), point: "/mnt".into(), kind: "fuse.holdfast".into() },
+            Mounted {
+                device: "98:0".into(),
+                point: "/mnt/a b\\c".into(),
+                kind: "ext4".into(),
+                options: "rw,noatime,rw".into(),
+            },
+            Mounted {
+                device: "0:51".into(),
+                point: "/mnt".into(),
+                kind: "fuse.holdfast".into(),
+                options: "rw,rw,user_id=0".into(),
+            },
         ];
         assert_eq!(mounts, expected);
         assert_eq!(mounted_at(Path::new("/proc")).map(|mounted| mounted.kind), Some("proc".into()));
