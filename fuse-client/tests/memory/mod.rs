@@ -10,9 +10,21 @@ use holdfast_fuse_client::fs::{Done, Volume};
 use holdfast_types::SessionId;
 use holdfast_wire::lock::Lock;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use tree::Tree;
+
+/// Whether this machine can mount; otherwise test `name` is skipped, in the words that `cargo xtask test` counts.
+#[allow(dead_code)]
+pub fn can_mount(name: &str) -> bool {
+    let can = rustix::process::geteuid().is_root() && std::path::Path::new("/dev/fuse").exists();
+    if !can {
+        // Not `println!`, which the test runner keeps to itself when a test passes.
+        let _ = writeln!(std::io::stdout(), "SKIP {name}: needs root and /dev/fuse");
+    }
+    can
+}
 
 /// When answers come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

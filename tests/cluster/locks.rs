@@ -1,0 +1,193 @@
+//! Advisory locks over two hosts' mounts: what they exclude, who waits, and when they end. And signals, while the cluster does not
+//! answer.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use holdfast_tests::{Cluster, Options, can_mount, until};
+use rustix::process::{Pid, Signal, kill_process};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A program that locks as it is told, a line at a time, and answers a line.
+struct Locker {
+    child: Child,
+    answers: mpsc::Receiver<String>,
+}
+
+const PROGRAM: &str = "
+import errno, fcntl, os, struct, sys
+f = open(sys.argv[1], 'r+')
+names = {'x': fcntl.LOCK_EX, 's': fcntl.LOCK_SH, 'u': fcntl.LOCK_UN}
+for line in sys.stdin:
+    how, kind, start, length = line.split()
+    flags = names[kind[0]] | (0 if kind.endswith('!') else fcntl.LOCK_NB)
+    try:
+        if how == 'flock': fcntl.flock(f, flags)
+        else: fcntl.lockf(f, flags, int(length), int(start))
+        said = 'ok'
+    except OSError as e:
+        said = errno.errorcode[e.errno]
+    print(said, flush=True)
+";
+
+impl Locker {
+    fn new(file: &Path) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-I", "-c", PROGRAM])
+            .arg(file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python runs");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let (sender, answers) = mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { child, answers }
+    }
+
+    /// Asks; the answer comes with [`Locker::answer`].
+    fn begin(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().expect("piped"), "{line}").expect("it reads");
+    }
+
+    fn answer(&mut self) -> String {
+        self.answers.recv_timeout(LIMIT).expect("it answers")
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        self.begin(line);
+        self.answer()
+    }
+}
+
+impl Drop for Locker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn locks_exclude_the_processes_of_other_hosts_and_end_with_their_holders() {
+    if !can_mount("locks_exclude_the_processes_of_other_hosts_and_end_with_their_holders", &["python3"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("cluster");
+    let (first, second) = (cluster.mount().expect("mount"), cluster.mount().expect("mount"));
+    let paths = [first, second].map(|number| cluster.mounted(number).path().join("f"));
+    std::fs::write(&paths[0], "x").expect("writes");
+    let (mut a, mut b) = (Locker::new(&paths[0]), Locker::new(&paths[1]));
+    assert_eq!(a.ask("lockf x 0 10"), "ok");
+    assert_eq!(b.ask("lockf s 5 1"), "EAGAIN");
+    assert_eq!(b.ask("lockf x 10 0"), "ok");
+    assert_eq!(b.ask("flock x 0 0"), "ok", "flock and fcntl do not see each other");
+    assert_eq!(a.ask("flock s 0 0"), "EAGAIN");
+    // A circle over two hosts: whoever closes it is refused, and gives way to the other.
+    b.begin("lockf x! 0 10");
+    a.begin("lockf s! 20 5");
+    let refused = |asked: &mut Locker| asked.answers.try_recv().map_err(anyhow::Error::from);
+    let (said, other) = until("a circle is found", LIMIT, || {
+        refused(&mut a).map(|said| (said, 'b')).or_else(|_| refused(&mut b).map(|said| (said, 'a')))
+    })
+    .expect("found");
+    assert_eq!(said, "EDEADLOCK", "as Python names EDEADLK");
+    let (gives, gets) = if other == 'b' { (&mut a, &mut b) } else { (&mut b, &mut a) };
+    assert_eq!(gives.ask("lockf u 0 0"), "ok");
+    assert_eq!(gets.answer(), "ok", "the one that waited has it now");
+    assert_eq!(gets.ask("lockf u 0 0"), "ok");
+    assert_eq!(b.ask("lockf x 0 10"), "ok");
+    // A holder that is killed: its locks end with it.
+    a.begin("lockf x! 0 0");
+    kill_process(Pid::from_child(&b.child), Signal::KILL).expect("kills");
+    assert_eq!(a.answer(), "ok");
+    assert_eq!(a.ask("flock x 0 0"), "ok");
+    // A whole host that dies: as soon as its session is over.
+    let mut c = Locker::new(&paths[1]);
+    c.begin("lockf x! 3 1");
+    let process = cluster.mounted(first).process().pid().and_then(Pid::from_raw).expect("runs");
+    kill_process(process, Signal::KILL).expect("kills");
+    assert_eq!(c.answer(), "ok");
+}
+
+/// The servers are stopped: every process that waits for them ends with Ctrl-C and `kill -9`, and the mount goes when it is told to.
+#[test]
+fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
+    if !can_mount("a_cluster_that_is_stopped_holds_no_process_and_no_mount", &["python3"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("cluster");
+    let mounts = [cluster.mount().expect("mount"), cluster.mount().expect("mount")];
+    let paths = mounts.map(|number| cluster.mounted(number).path().to_path_buf());
+    std::fs::write(paths[0].join("f"), vec![b'x'; 1 << 20]).expect("writes");
+    let mut holder = Locker::new(&paths[0].join("f"));
+    assert_eq!(holder.ask("lockf x 0 0"), "ok");
+    let calls = [
+        "read = os.open('f', os.O_RDONLY); ready(); os.pread(read, 4096, 0)",
+        "ready(); os.open('f', os.O_RDONLY)",
+        "ready(); os.open('new', os.O_CREAT | os.O_RDWR)",
+        "f = os.open('f', os.O_RDWR); ready(); os.pwrite(f, b'y', 0); os.fsync(f)",
+        "f = open('f', 'r+'); ready(); fcntl.lockf(f, fcntl.LOCK_EX)",
+        "f = open('f', 'r+'); ready(); fcntl.flock(f, fcntl.LOCK_EX)",
+    ];
+    let variants =
+        [("", Signal::INT), ("signal.signal(signal.SIGINT, signal.SIG_DFL)", Signal::INT), ("", Signal::KILL)];
+    let mut waiting = Vec::new();
+    for call in calls {
+        for (before, signal) in variants {
+            let script = format!(
+                "import fcntl, os, signal, sys\n{before}\n\
+                 def ready():\n    print('ready', flush=True); sys.stdin.readline()\n{call}\nprint('done', flush=True)"
+            );
+            let mut child = Command::new("python3")
+                .args(["-I", "-c", &script])
+                .current_dir(&paths[1])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("python runs");
+            let mut said = [0; 6];
+            child.stdout.as_mut().expect("piped").read_exact(&mut said).expect("says so");
+            waiting.push((child, call, signal));
+        }
+    }
+    for server in cluster.servers() {
+        server.signal(Signal::STOP).expect("stops");
+    }
+    for (child, ..) in &mut waiting {
+        writeln!(child.stdin.as_mut().expect("piped"), "go").expect("reads");
+    }
+    // Long enough that each of them is in its call.
+    std::thread::sleep(Duration::from_secs(1));
+    let mut late = Vec::new();
+    for (mut child, call, signal) in waiting {
+        assert!(child.try_wait().expect("waits").is_none(), "{call} does not wait");
+        let begun = Instant::now();
+        kill_process(Pid::from_child(&child), signal).expect("signals");
+        until("it ends", LIMIT, || anyhow::Context::context(child.try_wait()?, "it waits")).expect("ends");
+        if begun.elapsed() > Duration::from_secs(1) {
+            late.push(format!("{call} after {signal:?}: {:?}", begun.elapsed()));
+        }
+    }
+    assert!(late.is_empty(), "{late:#?}");
+    drop(holder);
+    // The mounts go, one politely, one by force; the processes behind them end or are ended.
+    for (path, lazy) in paths.iter().zip([false, true]) {
+        let mut umount = Command::new("umount");
+        umount.args(lazy.then_some("-l")).arg(path);
+        let mut child = umount.spawn().expect("runs");
+        until("umount returns", LIMIT, || anyhow::Context::context(child.try_wait()?, "it waits")).expect("ends");
+        let table = std::fs::read_to_string("/proc/mounts").expect("reads");
+        assert!(!table.contains(&format!(" {} ", path.display())), "still mounted");
+    }
+    for number in mounts {
+        cluster.mounted(number).process().kill().expect("killed");
+    }
+    for server in cluster.servers() {
+        server.signal(Signal::CONT).expect("goes on");
+    }
+}
