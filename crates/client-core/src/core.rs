@@ -7,7 +7,7 @@ use crate::data::DataEngine;
 use crate::effect::{Effect, Input, Notice, Ticket};
 use crate::error::ClientError;
 use crate::file::{File, Handle};
-use crate::lock::Asked;
+use crate::lock::{Asked, Locks};
 use crate::names::Names;
 use crate::pages::Pages;
 use crate::read::Reads;
@@ -65,8 +65,8 @@ pub struct ClientCore {
     pub(crate) changing_names: BTreeMap<(InodeId, FileName), VecDeque<(CallId, Call)>>,
     /// Names that a call is changing.
     pub(crate) names_held: BTreeMap<CallId, Vec<(InodeId, FileName)>>,
-    /// Requests that wait for a lock at the service, by call.
-    pub(crate) lock_waits: BTreeMap<CallId, u64>,
+    /// Calls for locks that are not over.
+    pub(crate) locks: Locks,
     /// Opens of inodes whose name is just being removed: they wait for what becomes of it.
     pub(crate) removing: BTreeMap<InodeId, Vec<(CallId, Call)>>,
 }
@@ -106,7 +106,7 @@ impl ClientCore {
             opening: BTreeMap::new(),
             changing_names: BTreeMap::new(),
             names_held: BTreeMap::new(),
-            lock_waits: BTreeMap::new(),
+            locks: Locks::default(),
             removing: BTreeMap::new(),
             config,
         }
@@ -120,7 +120,7 @@ impl ClientCore {
         }
         match input {
             Input::Call { id, call } => self.accept(id, call),
-            Input::Cancel { id } => self.cancel(id),
+            Input::Cancel { id } => self.give_up(id, ClientError::Interrupted),
             Input::MetadataAnswer { ticket, result } => self.metadata_answered(ticket, result),
             Input::ChunkAnswer { ticket, result } => self.chunk_answered(ticket, result),
             Input::Invalidated { event } => self.invalidated(event),
@@ -185,7 +185,7 @@ impl ClientCore {
             match timer {
                 Timer::Control(op) => self.control_send(op),
                 Timer::Data(op) => self.data_send(op),
-                Timer::Call(id) => self.complete(id, Err(ClientError::TimedOut)),
+                Timer::Call(id) => self.give_up(id, ClientError::TimedOut),
                 Timer::File(inode) => self.file_due(inode),
                 Timer::Renew => self.renew(),
             }

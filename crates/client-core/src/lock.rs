@@ -7,15 +7,18 @@
 //! * A wait is a query: it has no sequence, so that however long it takes the answers of mutations after it need not be kept.
 //! * A caller who gives up stops waiting at the service, too, so that it is no edge of a circle any more. What is granted to one
 //!   who gave up is given back, unless the owner had locks there before: those it believes to hold it must keep.
+//! * What an owner asks for after it gave something up goes out when that has come to its end. Else the late grant, or its return,
+//!   would undo what the owner was told since.
 
 use crate::call::{CallId, Reply};
 use crate::control::Purpose;
 use crate::core::ClientCore;
 use crate::error::ClientError;
 use holdfast_types::{InodeId, ShardId};
-use holdfast_wire::lock::Lock;
+use holdfast_wire::lock::{Lock, LockSpace};
 use holdfast_wire::metadata::Request;
 use holdfast_wire::namespace::{Mutation, Outcome, Query};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long the service may hold a wait before it is asked again.
@@ -30,25 +33,58 @@ pub(crate) struct Asked {
     pub wait: bool,
 }
 
+/// Whose it is, and on what.
+type Owner = (InodeId, LockSpace, u64);
+
+impl Asked {
+    fn owner(&self) -> Owner {
+        (self.inode, self.lock.space, self.lock.owner)
+    }
+}
+
+/// Calls for locks that are not over.
+#[derive(Default)]
+pub(crate) struct Locks {
+    /// Requests that wait at the service, by call.
+    waits: BTreeMap<CallId, u64>,
+    /// Calls whose mutation is under way.
+    asked: BTreeMap<CallId, Owner>,
+    /// Owners that gave up what was under way.
+    given_up: BTreeMap<Owner, GivenUp>,
+}
+
+/// See the last rule above.
+#[derive(Default)]
+struct GivenUp {
+    under_way: usize,
+    behind: Vec<Asked>,
+}
+
 impl ClientCore {
     pub(crate) fn set_lock(&mut self, asked: Asked) {
+        match self.locks.given_up.get_mut(&asked.owner()) {
+            Some(given_up) => given_up.behind.push(asked),
+            None => self.send_lock(asked),
+        }
+    }
+
+    fn send_lock(&mut self, asked: Asked) {
+        self.locks.asked.insert(asked.id, asked.owner());
         self.mutate(Mutation::SetLock { inode: asked.inode, lock: asked.lock }, Purpose::Lock(asked));
     }
 
     pub(crate) fn lock_answered(&mut self, asked: Asked, result: Result<Outcome, ClientError>) {
         let Asked { id, inode, lock, wait } = asked;
+        self.locks.asked.remove(&id);
+        if !self.waits(id) {
+            return self.late_lock(asked, &result);
+        }
         match result {
-            Ok(Outcome::Locked { in_the_way: None, replaced }) if !self.waits(id) => {
-                if lock.kind.is_some() && !replaced {
-                    let back = Lock { kind: None, ..lock };
-                    self.set_lock(Asked { lock: back, wait: false, ..asked });
-                }
-            }
-            Ok(Outcome::Locked { in_the_way: Some(_), .. }) if wait && self.waits(id) => {
+            Ok(Outcome::Locked { in_the_way: Some(_), .. }) if wait => {
                 let request = Request::Query(Query::AwaitLock { inode, lock });
                 let purpose = Purpose::AwaitLock(asked);
                 let number = self.control_start(ShardId::VOLUMES, request, purpose, Some(WAIT_HOLD));
-                self.lock_waits.insert(id, number);
+                self.locks.waits.insert(id, number);
             }
             Ok(Outcome::Locked { in_the_way, .. }) => {
                 self.complete(id, Ok(Reply::Locked { granted: in_the_way.is_none() }))
@@ -58,9 +94,33 @@ impl ClientCore {
         }
     }
 
+    /// What came of a request whose caller has given up.
+    fn late_lock(&mut self, asked: Asked, result: &Result<Outcome, ClientError>) {
+        let granted = matches!(result, Ok(Outcome::Locked { in_the_way: None, replaced: false }));
+        if granted && asked.lock.kind.is_some() {
+            let back = Lock { kind: None, ..asked.lock };
+            return self.send_lock(Asked { lock: back, wait: false, ..asked });
+        }
+        let Some(given_up) = self.locks.given_up.get_mut(&asked.owner()) else { return };
+        given_up.under_way -= 1;
+        if given_up.under_way > 0 {
+            return;
+        }
+        let behind = self.locks.given_up.remove(&asked.owner()).map(|given_up| given_up.behind);
+        for next in behind.into_iter().flatten() {
+            if self.waits(next.id) {
+                self.set_lock(next);
+            } else if next.lock.kind.is_none() {
+                // Locks are given back whether or not anybody waits for it.
+                self.locks.given_up.entry(next.owner()).or_default().under_way += 1;
+                self.send_lock(next);
+            }
+        }
+    }
+
     /// Nothing was in the way a moment ago, or there is no sense in waiting.
     pub(crate) fn lock_awaited(&mut self, asked: Asked, result: Result<Outcome, ClientError>) {
-        self.lock_waits.remove(&asked.id);
+        self.locks.waits.remove(&asked.id);
         match result {
             Ok(_) if self.waits(asked.id) => self.set_lock(asked),
             Ok(_) => {}
@@ -69,10 +129,13 @@ impl ClientCore {
     }
 
     /// The caller gives up.
-    pub(crate) fn cancel(&mut self, id: CallId) {
-        if let Some(number) = self.lock_waits.remove(&id) {
+    pub(crate) fn give_up(&mut self, id: CallId, error: ClientError) {
+        if let Some(number) = self.locks.waits.remove(&id) {
             self.control_drop(number);
         }
-        self.complete(id, Err(ClientError::Interrupted));
+        if let Some(owner) = self.locks.asked.get(&id).filter(|_| self.waits(id)) {
+            self.locks.given_up.entry(*owner).or_default().under_way += 1;
+        }
+        self.complete(id, Err(error));
     }
 }

@@ -15,6 +15,7 @@ use crate::control::Purpose;
 use crate::core::{ClientCore, Timer};
 use crate::effect::Notice;
 use crate::error::ClientError;
+use crate::lock::Locks;
 use holdfast_types::limits::{SESSION_RENEWAL, SESSION_TTL};
 use holdfast_types::{InodeId, Instant, LogIndex, MapVersion, SessionId, ShardId, Timestamp};
 use holdfast_wire::metadata::{Event, MetadataError, Request, Response};
@@ -369,7 +370,7 @@ impl ClientCore {
         self.files.clear();
         self.handles.clear();
         self.touched.clear();
-        self.lock_waits.clear();
+        self.locks = Locks::default();
         self.removing.clear();
         self.changing_names.clear();
         self.names_held.clear();

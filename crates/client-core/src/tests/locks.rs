@@ -84,3 +84,22 @@ fn what_is_granted_to_one_who_gave_up_is_given_back_unless_the_owner_had_more() 
     world.run_for(Duration::from_secs(5));
     assert_eq!(granted(&world), [true, false, true, true], "the one it believes to hold would go, too");
 }
+
+#[test]
+fn what_an_owner_asks_for_after_it_gave_up_is_not_undone_by_what_comes_late() {
+    let (mut world, inode) = world(false);
+    let asked = world.start(call(inode, true));
+    cancel(&mut world, asked);
+    let again = world.start(call(inode, false));
+    assert_eq!(world.wait(again), Ok(Reply::Locked { granted: true }));
+    world.run_for(Duration::from_secs(5));
+    assert_eq!(granted(&world), [true, false, true], "its caller was told that it holds the lock");
+    // A process that is killed while it asks closes its file at once: nothing of it may stay.
+    let asked = world.start(call(inode, true));
+    cancel(&mut world, asked);
+    let Call::SetLock { lock, .. } = call(inode, false) else { unreachable!() };
+    let closed = world.start(Call::SetLock { inode, lock: Lock { kind: None, ..lock }, wait: false });
+    cancel(&mut world, closed);
+    world.run_for(Duration::from_secs(5));
+    assert_eq!(granted(&world).last(), Some(&false), "a dead process holds a lock");
+}
