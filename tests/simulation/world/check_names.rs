@@ -113,6 +113,13 @@ impl Sim {
         let applied = |query: &&QueryRecord| query.returned.as_ref().map_or(0, |(_, applied, _)| *applied);
         queries.sort_by_key(applied);
         self.stats.queries += queries.len() as u64;
+        for query in queries.iter().filter(|query| matches!(query.query, Query::AwaitLock { .. })) {
+            match query.returned {
+                Some((.., Ok(_))) => self.stats.lock_waits += 1,
+                Some((.., Err(NamespaceError::Deadlock))) => self.stats.lock_circles += 1,
+                _ => {}
+            }
+        }
         let mut queries = queries.into_iter().peekable();
         let mut timeline = Timeline::default();
         let mut last = 0;
@@ -204,6 +211,17 @@ fn compare_query(names: &Names, query: &QueryRecord, index: u64) -> Result<(), S
         && names.query(query.session, &query.query).is_ok_and(|outcome| trimming(&outcome))
     {
         return Err(format!("{:?} was answered at {applied} while it should wait", query.query));
+    }
+    if let Query::AwaitLock { inode, lock } = &query.query {
+        let free = !names.is_locked_against(query.session, *inode, lock);
+        let refused = *answer == Err(NamespaceError::Deadlock);
+        if free == refused && !matches!(answer, Err(NamespaceError::Stale)) {
+            return Err(format!("{:?} was answered {answer:?} at {applied}; free: {free}", query.query));
+        }
+        if refused {
+            // Who else waits is in the leader's memory only.
+            return Ok(());
+        }
     }
     let model = names.query(query.session, &query.query);
     if same(&model, answer) {

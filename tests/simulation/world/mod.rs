@@ -10,10 +10,12 @@
 mod blocks;
 mod check_calls;
 mod check_data;
+mod check_locks;
 mod check_names;
 mod client;
 mod control;
 mod faults;
+mod locks;
 mod metadata;
 mod names;
 mod net;

@@ -104,6 +104,16 @@ impl Inode {
         if let Some(kind) = lock.kind.filter(|_| !conflict) {
             self.locks.push((lock.space, owner, (lock.start, lock.end), kind));
         }
+        // Those of one kind that touch are one.
+        self.locks.sort_unstable_by_key(|held| (held.0, held.1, held.2));
+        self.locks.dedup_by(|next, held| {
+            let touch = next.2.0 <= held.2.1.saturating_add(1);
+            let one = touch && (held.0, held.1, held.3) == (next.0, next.1, next.3);
+            if one {
+                held.2.1 = next.2.1;
+            }
+            one
+        });
         Outcome::Locked { in_the_way, replaced }
     }
 
@@ -265,18 +275,12 @@ impl Names {
         let mut left = rows.max(1);
         let ids: Vec<InodeId> = self.inodes.keys().copied().collect();
         for inode in self.inodes.values_mut() {
-            // Locks of one kind that touch are one row. A session with more of them than go at once is not modelled.
-            let mut rows: Vec<Held> = inode.locks.extract_if(.., |held| held.1.0 == session).collect();
-            rows.sort_unstable_by_key(|held| (held.0, held.1, held.2));
-            rows.dedup_by(|next, held| {
-                let one =
-                    (held.0, held.1, held.3) == (next.0, next.1, next.3) && next.2.0 <= held.2.1.saturating_add(1);
-                if one {
-                    held.2.1 = next.2.1;
-                }
-                one
+            // They are in the order of their keys.
+            inode.locks.retain(|held| {
+                let goes = left > 0 && held.1.0 == session;
+                left -= usize::from(goes);
+                !goes
             });
-            left = left.saturating_sub(rows.len());
         }
         for id in &ids {
             if left > 0 && self.inodes.get(id).is_some_and(|inode| inode.openers.contains(&session)) {
@@ -734,6 +738,11 @@ impl Names {
     }
 
     /// What a read answers in this state.
+    /// Whether another owner holds what excludes a lock.
+    pub(super) fn is_locked_against(&self, session: SessionId, inode: InodeId, lock: &Lock) -> bool {
+        self.inodes.get(&inode).is_some_and(|inode| inode.locked_against((session, lock.owner), lock).is_some())
+    }
+
     pub(super) fn query(&self, session: SessionId, query: &Query) -> Result<Outcome> {
         let find = |inode: &InodeId| self.inodes.get(inode).ok_or(NamespaceError::Stale);
         match query {
@@ -751,10 +760,7 @@ impl Names {
                 let conflict = find(inode)?.locked_against((session, lock.owner), lock);
                 Ok(Outcome::Locked { in_the_way: conflict.map(|(_, (session, _), ..)| session), replaced: false })
             }
-            Query::AwaitLock { inode, lock } => {
-                find(inode)?.locked_against((session, lock.owner), lock);
-                Ok(Outcome::Done)
-            }
+            Query::AwaitLock { inode, .. } => find(inode).map(|_| Outcome::Done),
             Query::ReadDirectory { inode, after, limit, plus } => {
                 let directory = find(inode)?;
                 if !directory.is_directory() {

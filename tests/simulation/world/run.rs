@@ -250,6 +250,7 @@ impl Sim {
         self.check_replicas()?;
         let timeline = self.check_names()?;
         self.check_calls(&timeline)?;
+        self.check_locks()?;
         self.check_data()
     }
 

@@ -1,6 +1,7 @@
 //! What clients do: mount, call at random, unmount or die, mount again; at the end one of them reads everything.
 
 use super::blocks::{REGION, SLOTS, fill, offset_of};
+use super::locks::Holds;
 use super::{Local, Phase, Sim};
 use bytes::Bytes;
 use holdfast_client_core::{Call, CallId, ClientError, HandleId, Input, OpenMode, Reply, ZeroMode};
@@ -27,6 +28,7 @@ pub(super) struct Script {
     files: Vec<InodeId>,
     symlinks: Vec<InodeId>,
     handles: Vec<(HandleId, InodeId)>,
+    holds: Holds,
     /// What an auditor still has to do.
     audit: VecDeque<Call>,
     auditor: bool,
@@ -54,6 +56,7 @@ impl Script {
             files: Vec::new(),
             symlinks: Vec::new(),
             handles: Vec::new(),
+            holds: Holds::default(),
             audit: VecDeque::new(),
             auditor,
         }
@@ -110,9 +113,13 @@ impl Script {
         first..first + length
     }
 
-    /// The next call. `number` names the record that it will have.
-    fn draw(&mut self, number: u64) -> Option<Call> {
-        Some(match self.prng.below(100) {
+    /// The next call of a slot. `number` names the record that it will have.
+    fn draw(&mut self, number: u64, slot: usize) -> Option<Call> {
+        // Whoever holds one lock often wants another one: that is how circles come about.
+        if self.holds.any(slot) && self.prng.chance(1, 3) {
+            return self.draw_lock(slot);
+        }
+        Some(match self.prng.below(110) {
             0..10 => Call::Lookup { parent: self.directory(), name: self.name() },
             10..16 => Call::GetAttributes { inode: self.anything() },
             16..19 => Call::ReadDirectory { inode: self.directory(), after: 0, limit: 3, plus: self.prng.chance(1, 2) },
@@ -142,7 +149,8 @@ impl Script {
             83..95 => self.draw_read()?,
             95..98 => Call::Fsync { inode: self.file()?, data_only: self.prng.chance(1, 2) },
             98 => Call::SyncAll,
-            _ => self.draw_zero()?,
+            99 => self.draw_zero()?,
+            _ => self.draw_lock(slot)?,
         })
     }
 
@@ -204,6 +212,13 @@ impl Script {
         Some(Call::Read { handle, offset: offset_of(run.start), length: length as u32 })
     }
 
+    fn draw_lock(&mut self, slot: usize) -> Option<Call> {
+        // One file for most of them, or clients would hardly meet.
+        let meeting = self.files.iter().min().copied().filter(|_| self.prng.chance(2, 3));
+        let inode = meeting.or_else(|| self.file())?;
+        Some(self.holds.draw(&mut self.prng, slot, inode))
+    }
+
     fn draw_zero(&mut self) -> Option<Call> {
         let (handle, run) = (self.handle()?, self.run());
         let length = (run.end - run.start) * super::blocks::SLOT_BYTES;
@@ -225,6 +240,10 @@ impl Sim {
                 None => self.unmount(at),
             };
         }
+        let release = self.clients[at].script.holds.release(slot);
+        if let Some(release) = release.filter(|_| self.calls_left == 0 || self.prng.chance(1, 4)) {
+            return self.call(at, slot, release);
+        }
         if self.calls_left == 0 {
             return;
         }
@@ -237,9 +256,10 @@ impl Sim {
             let (handle, _) = script.handles.swap_remove(0);
             return self.call(at, slot, Call::Release { handle });
         }
-        let call = script.draw(record).unwrap_or(Call::Lookup { parent: InodeId::ROOT, name: script.name() });
+        let call = script.draw(record, slot).unwrap_or(Call::Lookup { parent: InodeId::ROOT, name: script.name() });
         self.calls_left -= 1;
-        let cancel = script.prng.chance(1, 60).then(|| Duration::from_micros(script.prng.between(100, 300_000)));
+        let (one_in, latest_us) = if is_wait(&call) { (4, 5_000_000) } else { (60, 300_000) };
+        let cancel = script.prng.chance(1, one_in).then(|| Duration::from_micros(script.prng.between(100, latest_us)));
         let next = self.clients[at].mount.as_ref().map(|mount| CallId(mount.next_call()));
         self.call(at, slot, call);
         if let (Some(delay), Some(id)) = (cancel, next) {
@@ -293,6 +313,7 @@ impl Sim {
         if script.state == State::Away && (script.auditor || self.calls_left > 0) {
             script.state = State::Mounting;
             script.handles.clear();
+            script.holds.clear();
             self.mount(at);
         }
     }
@@ -326,8 +347,14 @@ impl Sim {
             (_, Err(ClientError::Damaged | ClientError::Protocol { .. } | ClientError::NoSpace)) => {
                 return self.fail(format!("client {at}: {call:?} failed: {result:?}"));
             }
-            (_, Ok(reply)) => self.learn(at, number, &call, reply),
+            (_, Ok(reply)) => {
+                self.clients[at].script.holds.learn(slot, &call, reply);
+                self.learn(at, number, &call, reply);
+            }
             (_, Err(ClientError::Namespace(NamespaceError::Stale | NamespaceError::NotFound) | ClientError::Stale)) => {
+                if let Call::SetLock { inode, .. } = &call {
+                    self.clients[at].script.holds.forget(*inode);
+                }
                 self.unlearn(at, &call);
             }
             (_, Err(_)) => {}
@@ -389,6 +416,8 @@ impl Sim {
             | Call::Open { inode, .. }
             | Call::Link { inode, .. }
             | Call::Fsync { inode, .. }
+            | Call::SetLock { inode, .. }
+            | Call::TestLock { inode, .. }
             | Call::ReadLink { inode }
             | Call::ListXattrs { inode }
             | Call::SetXattr { inode, .. }
@@ -423,6 +452,11 @@ impl Script {
         self.audit.push_front(Call::Read { handle, offset: offset_of(REGION), length });
         self.audit.push_front(Call::Read { handle, offset: 0, length });
     }
+}
+
+/// Whether a call waits for as long as another owner likes.
+fn is_wait(call: &Call) -> bool {
+    matches!(call, Call::SetLock { wait: true, .. })
 }
 
 fn directory(inode: InodeId, after: u64) -> Call {

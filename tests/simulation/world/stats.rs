@@ -28,6 +28,12 @@ pub struct Stats {
     pub entries: u64,
     /// Reads of the namespace compared with the model.
     pub queries: u64,
+    /// Locks that callers were told they hold.
+    pub locks: u64,
+    /// Waits for a lock that ended because it was free.
+    pub lock_waits: u64,
+    /// Waits for a lock that would have closed a circle.
+    pub lock_circles: u64,
     /// Values of slots read and judged.
     pub values: u64,
     /// Virtual seconds.
@@ -92,6 +98,9 @@ impl Totals {
             (&mut mine.calls, theirs.calls),
             (&mut mine.entries, theirs.entries),
             (&mut mine.queries, theirs.queries),
+            (&mut mine.locks, theirs.locks),
+            (&mut mine.lock_waits, theirs.lock_waits),
+            (&mut mine.lock_circles, theirs.lock_circles),
             (&mut mine.values, theirs.values),
             (&mut mine.seconds, theirs.seconds),
             (&mut self.seeds, other.seeds),
@@ -111,7 +120,7 @@ impl Totals {
     }
 
     /// What must have happened in enough seeds, and whether it did. In words for people.
-    pub fn coverage(&self) -> [(&'static str, u64); 17] {
+    pub fn coverage(&self) -> [(&'static str, u64); 20] {
         [
             ("elections", self.elections),
             ("leader changes with a proposal in flight", self.lost_in_flight),
@@ -127,6 +136,9 @@ impl Totals {
             ("clients died", self.stats.clients_died),
             ("purges and trims", self.chunk_requests),
             ("queries compared with the model", self.stats.queries),
+            ("locks held", self.stats.locks),
+            ("locks waited for", self.stats.lock_waits),
+            ("circles of waiting owners refused", self.stats.lock_circles),
             ("slots read and judged", self.stats.values),
             ("mounts", self.stats.mounts),
             ("ambushes", self.stats.ambushes),
