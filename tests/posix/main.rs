@@ -18,14 +18,30 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// A long run of fsx makes half a million operations.
 const FSX_LIMIT: Duration = Duration::from_secs(3600);
 
+/// The line of the suite's configuration that lets cases remount.
+const REMOUNT: &str = "allow_remount = true";
+/// Cases that do not run: the C library knows no largest number of links of a file system in user space.
+const SKIPPED: [&str; 1] = ["link::link_count_max"];
+
 /// What a run of pjdfstest printed, sorted out.
 #[derive(Debug, Default)]
 struct Outcome {
-    passed: usize,
+    passed: BTreeSet<String>,
     failed: BTreeSet<String>,
-    skipped: usize,
+    skipped: BTreeSet<String>,
     /// The line that it prints at its end; without it the run did not get there.
     summary: Option<String>,
+}
+
+impl Outcome {
+    /// With another run after it: a case that was skipped here and ran there counts as it went there.
+    fn then(mut self, later: Self) -> Self {
+        self.passed.extend(later.passed);
+        self.failed.extend(later.failed);
+        self.skipped.extend(later.skipped);
+        self.skipped.retain(|case| !self.passed.contains(case) && !self.failed.contains(case));
+        self
+    }
 }
 
 fn sort_out(output: &str) -> Outcome {
@@ -33,9 +49,9 @@ fn sort_out(output: &str) -> Outcome {
     for line in output.lines() {
         let mut words = line.split_whitespace();
         match (words.next(), words.next(), words.next()) {
-            (Some(name), Some("ok"), None) if name.contains("::") => outcome.passed += 1,
+            (Some(name), Some("ok"), None) if name.contains("::") => drop(outcome.passed.insert(name.to_string())),
             (Some(name), Some("FAILED"), None) => drop(outcome.failed.insert(name.to_string())),
-            (Some(_), Some("skipped"), None) => outcome.skipped += 1,
+            (Some(name), Some("skipped"), None) => drop(outcome.skipped.insert(name.to_string())),
             (Some("Summary:"), _, _) => outcome.summary = Some(line.to_string()),
             _ => {}
         }
@@ -47,6 +63,7 @@ fn sort_out(output: &str) -> Outcome {
 fn listed(page: &str) -> BTreeSet<String> {
     page.lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .filter(|(name, _)| name.contains("::"))
         .map(|(name, _)| name.to_string())
         .collect()
 }
@@ -69,28 +86,37 @@ fn pjdfstest_runs_to_its_end_and_each_failure_is_listed_with_its_cause() {
     .expect("user");
     let up = Up::start(&[]).expect("up is ready");
     let second = tempfile::tempdir().expect("a folder on another file system");
-    // Some cases remount the volume read-only and back: mount(8) needs its helper for that.
-    let links = tempfile::tempdir().expect("a folder for the mount helper");
-    let mut command = with_mount_helpers(links.path(), Path::new(&program)).expect("links");
-    command.arg("-c").arg(repository().join("tests/posix/pjdfstest.toml")).arg("-p").arg(up.mount());
-    command.arg("-s").arg(second.path()).env("NO_COLOR", "1").env("RUST_BACKTRACE", "0");
-    let said = run(&mut command, LIMIT).expect("runs to its end");
-    let outcome = sort_out(&said.stdout);
-    let summary = outcome.summary.clone().unwrap_or_else(|| panic!("no summary:\n{}{}", said.stdout, said.stderr));
+    let folder = tempfile::tempdir().expect("a folder for links and a configuration");
+    let suite = |config: &Path, cases: &[&str]| {
+        // Some cases remount the volume read-only and back: mount(8) needs its helper for that.
+        let mut command = with_mount_helpers(folder.path(), Path::new(&program)).expect("links");
+        command.arg("-c").arg(config).arg("-p").arg(up.mount()).arg("-s").arg(second.path()).args(cases);
+        let said = run(command.env("NO_COLOR", "1").env("RUST_BACKTRACE", "0"), LIMIT).expect("runs to its end");
+        let outcome = sort_out(&said.stdout);
+        assert!(outcome.summary.is_some(), "no summary:\n{}{}", said.stdout, said.stderr);
+        if !outcome.failed.is_empty() {
+            println!("{}", said.stdout);
+        }
+        outcome
+    };
+    // Cases that remount have a process of their own: others leave files open for writing, which hinders that on a local disk, too.
+    let config = repository().join("tests/posix/pjdfstest.toml");
+    let others = folder.path().join("others.toml");
+    let text = std::fs::read_to_string(&config).expect("readable").replace(REMOUNT, "allow_remount = false");
+    std::fs::write(&others, text).expect("writable");
+    let outcome = suite(&others, &[]).then(suite(&config, &["erofs"]));
     note(&format!(
         "pjdfstest: {} passed, {} failed, {} skipped",
-        outcome.passed,
+        outcome.passed.len(),
         outcome.failed.len(),
-        outcome.skipped
+        outcome.skipped.len()
     ));
-    assert!(outcome.passed > 200, "hardly anything ran: {summary}");
+    assert!(outcome.passed.len() > 200, "hardly anything ran: {outcome:?}");
+    assert_eq!(Vec::from_iter(&outcome.skipped), SKIPPED, "docs/posix.md names what is skipped and why");
     let page = std::fs::read_to_string(repository().join("docs/posix.md")).unwrap_or_default();
     let listed = listed(&page);
     let new: Vec<&String> = outcome.failed.difference(&listed).collect();
     let gone: Vec<&String> = listed.difference(&outcome.failed).collect();
-    if !new.is_empty() {
-        println!("{}", said.stdout);
-    }
     assert!(new.is_empty(), "not listed in docs/posix.md: {new:#?}");
     assert!(gone.is_empty(), "listed in docs/posix.md but no longer failing: {gone:#?}");
 }
@@ -129,8 +155,12 @@ fn a_run_of_pjdfstest_is_read_as_it_was_meant() {
     let outcome = sort_out(
         "chmod::errno::a    ok\nchmod::b  FAILED\n\tassertion failed: ok\nopen::c   skipped\n\trequires features: x\n\nSummary: 1 failed, 1 skipped, 1 passed, 0 expected failures, 3 total\n",
     );
-    assert_eq!((outcome.passed, outcome.failed.len(), outcome.skipped), (1, 1, 1));
+    assert_eq!((outcome.passed.len(), outcome.failed.len(), outcome.skipped.len()), (1, 1, 1));
+    let later = sort_out("open::c   ok\nopen::d  skipped\n");
+    assert_eq!(Vec::from_iter(outcome.then(later).skipped), ["open::d"], "what ran after all is not skipped");
+    let outcome = sort_out("chmod::b  FAILED\n\nSummary: 1 failed\n");
     assert!(outcome.summary.is_some() && outcome.failed.contains("chmod::b"));
-    let page = "| case | cause |\n| --- | --- |\n| `chmod::b` | not yet |\ntext with `other::case`\n";
+    let page =
+        "| case | cause |\n| --- | --- |\n| `chmod::b` | not yet |\n| `seek` | no case |\ntext with `other::case`\n";
     assert_eq!(listed(page), outcome.failed);
 }
