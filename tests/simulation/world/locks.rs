@@ -14,23 +14,29 @@ const END: u64 = i64::MAX as u64;
 /// Bytes that ranges begin and end at.
 const BYTES: u64 = 8;
 
-/// Files that slots may hold locks on.
+/// What slots hold and want.
 #[derive(Debug, Default)]
-pub(super) struct Holds(BTreeMap<usize, Vec<(InodeId, LockSpace)>>);
+pub(super) struct Holds {
+    /// Files that they may hold locks on.
+    held: BTreeMap<usize, Vec<(InodeId, LockSpace)>>,
+    /// Locks that they gave up asking for, and ask for once more at once.
+    again: BTreeMap<usize, (InodeId, Lock)>,
+}
 
 impl Holds {
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.held.clear();
+        self.again.clear();
     }
 
     /// Whether a slot holds any.
     pub(super) fn any(&self, slot: usize) -> bool {
-        self.0.get(&slot).is_some_and(|held| !held.is_empty())
+        self.held.get(&slot).is_some_and(|held| !held.is_empty())
     }
 
     /// What gives back the oldest lock of a slot.
     pub(super) fn release(&self, slot: usize) -> Option<Call> {
-        let (inode, space) = *self.0.get(&slot)?.first()?;
+        let (inode, space) = *self.held.get(&slot)?.first()?;
         let lock = Lock { space, owner: slot as u64, pid: 0, start: 0, end: END, kind: None };
         Some(Call::SetLock { inode, lock, wait: false })
     }
@@ -62,7 +68,7 @@ impl Holds {
     /// A slot was told something about locks.
     pub(super) fn learn(&mut self, slot: usize, call: &Call, reply: &Reply) {
         let (Call::SetLock { inode, lock, .. }, Reply::Locked { granted: true }) = (call, reply) else { return };
-        let held = self.0.entry(slot).or_default();
+        let held = self.held.entry(slot).or_default();
         if lock.kind.is_some() && !held.contains(&(*inode, lock.space)) {
             held.push((*inode, lock.space));
         } else if lock.kind.is_none() && (lock.start, lock.end) == (0, END) {
@@ -70,8 +76,21 @@ impl Holds {
         }
     }
 
+    /// A slot gave up a call.
+    pub(super) fn gave_up(&mut self, slot: usize, call: &Call) {
+        if let Call::SetLock { inode, lock: lock @ Lock { kind: Some(_), .. }, .. } = call {
+            self.again.insert(slot, (*inode, *lock));
+        }
+    }
+
+    /// What a slot gave up and asks for once more: what comes late of the first call must not undo the second.
+    pub(super) fn again(&mut self, slot: usize) -> Option<Call> {
+        let (inode, lock) = self.again.remove(&slot)?;
+        Some(Call::SetLock { inode, lock, wait: false })
+    }
+
     /// A file is gone, and all locks on it.
     pub(super) fn forget(&mut self, inode: InodeId) {
-        self.0.values_mut().for_each(|held| held.retain(|(there, _)| *there != inode));
+        self.held.values_mut().for_each(|held| held.retain(|(there, _)| *there != inode));
     }
 }

@@ -247,6 +247,9 @@ impl Sim {
         if self.calls_left == 0 {
             return;
         }
+        if let Some(again) = self.clients[at].script.holds.again(slot) {
+            return self.call(at, slot, again);
+        }
         if self.phase == Phase::Hostile && self.prng.chance(1, self.setup.leave_one_in) {
             return self.depart(at);
         }
@@ -258,7 +261,11 @@ impl Sim {
         }
         let call = script.draw(record, slot).unwrap_or(Call::Lookup { parent: InodeId::ROOT, name: script.name() });
         self.calls_left -= 1;
-        let (one_in, latest_us) = if is_wait(&call) { (4, 5_000_000) } else { (60, 300_000) };
+        let (one_in, latest_us) = match &call {
+            // Early, while it is on its way; or late, while it waits.
+            Call::SetLock { wait, .. } => (4, *script.prng.pick(&[5_000, if *wait { 5_000_000 } else { 5_000 }])),
+            _ => (60, 300_000),
+        };
         let cancel = script.prng.chance(1, one_in).then(|| Duration::from_micros(script.prng.between(100, latest_us)));
         let next = self.clients[at].mount.as_ref().map(|mount| CallId(mount.next_call()));
         self.call(at, slot, call);
@@ -357,6 +364,7 @@ impl Sim {
                 }
                 self.unlearn(at, &call);
             }
+            (_, Err(ClientError::Interrupted)) => self.clients[at].script.holds.gave_up(slot, &call),
             (_, Err(_)) => {}
         }
         let think = if self.clients[at].script.auditor || self.prng.chance(1, 3) {
@@ -452,11 +460,6 @@ impl Script {
         self.audit.push_front(Call::Read { handle, offset: offset_of(REGION), length });
         self.audit.push_front(Call::Read { handle, offset: 0, length });
     }
-}
-
-/// Whether a call waits for as long as another owner likes.
-fn is_wait(call: &Call) -> bool {
-    matches!(call, Call::SetLock { wait: true, .. })
 }
 
 fn directory(inode: InodeId, after: u64) -> Call {
