@@ -2,6 +2,7 @@
 //!
 //! Run by `cargo xtask posix`, which installs the suites and names them in `$HOLDFAST_TEST_PJDFSTEST` and `$HOLDFAST_TEST_FSX`.
 
+mod edges;
 mod mount_helper;
 mod oracle;
 
