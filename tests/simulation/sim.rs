@@ -16,12 +16,6 @@ use world::{Failure, Mutation, Outcome, Totals, run};
 /// Seeds within which every deliberate bug must be found.
 const CAUGHT_WITHIN: u64 = 200;
 
-/// Deliberate bugs that whole clusters do not reveal often enough yet, with the test that does. They may be missed, and it is said.
-const CAUGHT_ELSEWHERE: &[(&str, &str)] = &[
-    // About one seed in 250.
-    ("counts-reused", "storage-node/core tests: every_deliberate_bug_is_found_within_200_seeds"),
-];
-
 /// Lines of the trace's end that are shown unasked.
 const TAIL_LINES: usize = 30;
 
@@ -196,11 +190,6 @@ fn mutations(options: &Options) -> bool {
                 options.say(&format!("caught  {name:<28} seed {seed:<4} {seconds:>6.1} s  {reason}"));
             }
             None => {
-                if let Some((_, test)) = CAUGHT_ELSEWHERE.iter().find(|(known, _)| *known == name) {
-                    options
-                        .say(&format!("missed  {name:<28} {CAUGHT_WITHIN} seeds {seconds:>6.1} s  caught by {test}"));
-                    continue;
-                }
                 all = false;
                 options.say(&format!("MISSED  {name:<28} {CAUGHT_WITHIN} seeds {seconds:>6.1} s"));
             }

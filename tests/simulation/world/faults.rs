@@ -419,7 +419,8 @@ impl Sim {
         if matches!(self.setup.flavour, Flavour::PowerCuts | Flavour::Mixed) && self.may_ambush() && bytes > 0 {
             self.slow_down_others(node, request.group);
         }
-        let waits = self.setup.flavour == Flavour::Zombies && self.may_ambush();
+        let waits = matches!(self.setup.flavour, Flavour::Zombies | Flavour::LostAnswers | Flavour::Leaders)
+            && self.may_ambush();
         if waits && matches!(request.op, ChunkOp::Write { .. }) && bytes >= LARGE_WRITE_BYTES && self.prng.chance(1, 2)
         {
             self.lie_in_wait(Duration::from_micros(1), Ambush::Overtaken { node });
