@@ -69,12 +69,12 @@ fn a_file_may_be_as_long_as_an_offset_can_say_and_not_a_byte_longer() {
         assert_eq!(file.metadata().expect("stat").len(), END);
         assert_eq!(bytes_at(&file, 0, 8), b"first\0\0\0");
         assert_eq!(bytes_at(&file, END / 2, 4096), [0; 4096], "a hole is larger than any cluster");
-        assert_eq!(bytes_at(&file, END - 8, 8), b"\0\0\0\01234");
+        assert_eq!(bytes_at(&file, END - 8, 8), b"\0\0\0\x001234");
     });
     let file = open(&up.mount().join("f"));
     file.set_len(END - 2).expect("truncates");
     file.set_len(END).expect("is extended");
-    assert_eq!(bytes_at(&file, END - 8, 8), b"\0\0\0\012\0\0", "what was cut off does not come back");
+    assert_eq!(bytes_at(&file, END - 8, 8), b"\0\0\0\x0012\0\0", "what was cut off does not come back");
     file.set_len(3).expect("truncates");
     assert_eq!(bytes_at(&file, 0, 16), b"fir");
     drop(file);
@@ -203,7 +203,7 @@ fn a_file_has_as_many_names_as_on_a_local_disk() {
     for part in ["a", "b"] {
         fs::create_dir(up.mount().join(part)).expect("made");
     }
-    let place = |mount: &Path, n: u64| name(&mount.join(if n % 3 == 0 { "a" } else { "b" }), n);
+    let place = |mount: &Path, n: u64| name(&mount.join(if n.is_multiple_of(3) { "a" } else { "b" }), n);
     let mount = up.mount().to_path_buf();
     each(&|n| fs::hard_link(&file, place(&mount, n)).expect("linked"));
     note(&format!("{links} links took {:.0} s", begun.elapsed().as_secs_f64()));
