@@ -169,7 +169,8 @@ impl Setup {
             ..storage::Limits::default()
         };
         let (slots, hostile) = (prng.between(2, 5), prng.between(30, 50));
-        let calls = 2_200;
+        // A tenth and more are about locks, which storage nodes never hear of.
+        let calls = 2_500;
         Self {
             flavour,
             planted,
