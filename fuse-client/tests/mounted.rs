@@ -453,7 +453,8 @@ fn a_process_that_waits_for_the_cluster_can_be_killed() {
         return;
     };
     here.volume.set_pace(Pace::Held);
-    let mut child = Command::new("mkdir").arg(here.path("d")).spawn().unwrap();
+    // A shell that starts the tests in the background has them, and so their children, ignore this signal.
+    let mut child = Command::new("env").args(["--default-signal=INT", "mkdir"]).arg(here.path("d")).spawn().unwrap();
     wait_for("mkdir to wait", || here.volume.held() > 0);
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(child.id() as i32).unwrap(),

@@ -65,9 +65,12 @@ def child(f):
     assert os.waitpid(pid, 0)[1] == 0, 'the child says no'
 X, S, U, NB = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN, fcntl.LOCK_NB
 ";
-        let mut command = Command::new("python3");
+        // A shell that starts the tests in the background has them, and so their children, ignore Ctrl-C.
+        let mut command = Command::new("env");
         // Isolated, or it would look for modules in the mounted directory.
-        command.args(["-I", "-c", &format!("{helpers}{script}")]).current_dir(self.directory.path());
+        command
+            .args(["--default-signal=INT,QUIT", "python3", "-I", "-c", &format!("{helpers}{script}")])
+            .current_dir(self.directory.path());
         command
     }
 
@@ -219,19 +222,20 @@ fn blocked(here: &Here, script: &str) -> Child {
     child
 }
 
-fn ends_within_a_second(mut child: Child, signal: rustix::process::Signal) {
+fn ends_soon(mut child: Child, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a number");
     let begun = Instant::now();
     rustix::process::kill_process(pid, signal).expect("signals");
     wait_for("the program to end", || child.try_wait().expect("waits").is_some());
-    assert!(begun.elapsed() < Duration::from_secs(1), "{signal:?} ended it after {:?}", begun.elapsed());
+    // Far below the ten seconds that other signals are given, and with room for a machine that is busy.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{signal:?} ended it after {:?}", begun.elapsed());
 }
 
 /// The volume answers nothing; each program is blocked in another call. Those that handle Ctrl-C end as those that do not.
 #[test]
-fn a_blocked_process_ends_within_a_second_of_ctrl_c_and_kill() {
+fn a_blocked_process_ends_soon_after_ctrl_c_and_kill() {
     use rustix::process::Signal;
-    let Some(here) = Here::new("mounted_locks::a_blocked_process_ends_within_a_second_of_ctrl_c_and_kill") else {
+    let Some(here) = Here::new("mounted_locks::a_blocked_process_ends_soon_after_ctrl_c_and_kill") else {
         return;
     };
     here.run("open('f', 'w').write('x' * 100); os.mkdir('d')");
@@ -250,7 +254,7 @@ fn a_blocked_process_ends_within_a_second_of_ctrl_c_and_kill() {
     for call in calls {
         for (handled, signal) in [(true, Signal::INT), (false, Signal::INT), (false, Signal::KILL)] {
             let script = if handled { call.to_owned() } else { format!("{default}\n{call}") };
-            ends_within_a_second(blocked(&here, &script), signal);
+            ends_soon(blocked(&here, &script), signal);
         }
     }
 }

@@ -143,8 +143,9 @@ fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
                 "import fcntl, os, signal, sys\n{before}\n\
                  def ready():\n    print('ready', flush=True); sys.stdin.readline()\n{call}\nprint('done', flush=True)"
             );
-            let mut child = Command::new("python3")
-                .args(["-I", "-c", &script])
+            // A shell that starts the tests in the background has them, and so their children, ignore Ctrl-C.
+            let mut child = Command::new("env")
+                .args(["--default-signal=INT,QUIT", "python3", "-I", "-c", &script])
                 .current_dir(&paths[1])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
@@ -170,7 +171,8 @@ fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
         let begun = Instant::now();
         kill_process(Pid::from_child(&child), signal).expect("signals");
         until("it ends", LIMIT, || anyhow::Context::context(child.try_wait()?, "it waits")).expect("ends");
-        if begun.elapsed() > Duration::from_secs(1) {
+        // Far below the ten seconds that other signals are given.
+        if begun.elapsed() > Duration::from_secs(5) {
             late.push(format!("{call} after {signal:?}: {:?}", begun.elapsed()));
         }
     }

@@ -214,7 +214,9 @@ impl ClientCore {
     pub(crate) fn published(&mut self, inode: InodeId, published: Published, result: Result<Outcome, ClientError>) {
         self.touched.insert(inode);
         let Some(file) = self.files.get_mut(&inode) else { return };
-        if let Some(Lane::Publish { release: true }) = file.lane.take() {
+        let released = matches!(file.lane.take(), Some(Lane::Publish { release: true }));
+        if released && !matches!(result, Err(ClientError::Namespace(NamespaceError::Stale))) {
+            // What the service found stale it did not do, and that goes for the release.
             file.bound_held = false;
         }
         match result {
@@ -476,6 +478,7 @@ impl ClientCore {
         if let Some(size) = set.size {
             file.dirty.cut(size, u64::MAX);
             file.cut_unconfirmed(size, u64::MAX);
+            file.standing = file.standing.min(size);
             self.pages.remove(inode, size, u64::MAX);
             if self.caching() {
                 self.reads.replaced(inode, size, u64::MAX, &Content::Zeros, None);

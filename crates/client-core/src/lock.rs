@@ -7,8 +7,8 @@
 //! * A wait is a query: it has no sequence, so that however long it takes the answers of mutations after it need not be kept.
 //! * A caller who gives up stops waiting at the service, too, so that it is no edge of a circle any more. What is granted to one
 //!   who gave up is given back, unless the owner had locks there before: those it believes to hold it must keep.
-//! * What an owner asks for after it gave something up goes out when that has come to its end. Else the late grant, or its return,
-//!   would undo what the owner was told since.
+//! * What an owner asks for after it gave something up, or gave something back, goes out when that has come to its end. Else the late
+//!   grant, or its return, would undo what the owner was told since: requests that are under way together are made in any order.
 
 use crate::call::{CallId, Reply};
 use crate::control::Purpose;
@@ -48,28 +48,34 @@ pub(crate) struct Locks {
     /// Requests that wait at the service, by call.
     waits: BTreeMap<CallId, u64>,
     /// Calls whose mutation is under way.
-    asked: BTreeMap<CallId, Owner>,
-    /// Owners that gave up what was under way.
-    given_up: BTreeMap<Owner, GivenUp>,
+    asked: BTreeMap<CallId, Asked>,
+    /// Owners that must not be overtaken by what they ask for next.
+    ending: BTreeMap<Owner, Ending>,
 }
 
 /// See the last rule above.
 #[derive(Default)]
-struct GivenUp {
+struct Ending {
     under_way: usize,
     behind: Vec<Asked>,
 }
 
 impl ClientCore {
     pub(crate) fn set_lock(&mut self, asked: Asked) {
-        match self.locks.given_up.get_mut(&asked.owner()) {
-            Some(given_up) => given_up.behind.push(asked),
+        match self.locks.ending.get_mut(&asked.owner()) {
+            Some(ending) => ending.behind.push(asked),
+            None if asked.lock.kind.is_none() => self.send_unlock(asked),
             None => self.send_lock(asked),
         }
     }
 
+    fn send_unlock(&mut self, asked: Asked) {
+        self.locks.ending.entry(asked.owner()).or_default().under_way += 1;
+        self.send_lock(asked);
+    }
+
     fn send_lock(&mut self, asked: Asked) {
-        self.locks.asked.insert(asked.id, asked.owner());
+        self.locks.asked.insert(asked.id, asked);
         self.mutate(Mutation::SetLock { inode: asked.inode, lock: asked.lock }, Purpose::Lock(asked));
     }
 
@@ -92,6 +98,9 @@ impl ClientCore {
             Ok(_) => self.complete(id, Err(ClientError::Protocol { detail: "a lock answered something else" })),
             Err(error) => self.complete(id, Err(error)),
         }
+        if lock.kind.is_none() {
+            self.lock_ended(asked.owner());
+        }
     }
 
     /// What came of a request whose caller has given up.
@@ -101,19 +110,21 @@ impl ClientCore {
             let back = Lock { kind: None, ..asked.lock };
             return self.send_lock(Asked { lock: back, wait: false, ..asked });
         }
-        let Some(given_up) = self.locks.given_up.get_mut(&asked.owner()) else { return };
-        given_up.under_way -= 1;
-        if given_up.under_way > 0 {
+        self.lock_ended(asked.owner());
+    }
+
+    /// Something that must not be overtaken is over: what waited for it goes on.
+    fn lock_ended(&mut self, owner: Owner) {
+        let Some(ending) = self.locks.ending.get_mut(&owner) else { return };
+        ending.under_way -= 1;
+        if ending.under_way > 0 {
             return;
         }
-        let behind = self.locks.given_up.remove(&asked.owner()).map(|given_up| given_up.behind);
+        let behind = self.locks.ending.remove(&owner).map(|ending| ending.behind);
         for next in behind.into_iter().flatten() {
-            if self.waits(next.id) {
+            // Locks are given back whether or not anybody waits for it.
+            if next.lock.kind.is_none() || self.waits(next.id) {
                 self.set_lock(next);
-            } else if next.lock.kind.is_none() {
-                // Locks are given back whether or not anybody waits for it.
-                self.locks.given_up.entry(next.owner()).or_default().under_way += 1;
-                self.send_lock(next);
             }
         }
     }
@@ -133,8 +144,9 @@ impl ClientCore {
         if let Some(number) = self.locks.waits.remove(&id) {
             self.control_drop(number);
         }
-        if let Some(owner) = self.locks.asked.get(&id).filter(|_| self.waits(id)) {
-            self.locks.given_up.entry(*owner).or_default().under_way += 1;
+        // What gives locks back is counted already.
+        if let Some(asked) = self.locks.asked.get(&id).filter(|asked| asked.lock.kind.is_some() && self.waits(id)) {
+            self.locks.ending.entry(asked.owner()).or_default().under_way += 1;
         }
         self.complete(id, Err(error));
     }

@@ -52,7 +52,11 @@ impl Lockers {
         for locker in &found {
             lockers.remove(locker);
         }
-        found.into_iter().map(|(_, space, owner, _)| unlock(space, owner)).collect()
+        // The kernel may have given the number of an open file that is gone to the next one, and tells of the end of the first late.
+        let goes = |(inode, space, owner, _): &(InodeId, LockSpace, u64, u64)| {
+            lockers.range((*inode, *space, *owner, 0)..=(*inode, *space, *owner, u64::MAX)).next().is_none()
+        };
+        found.iter().filter(|locker| goes(locker)).map(|(_, space, owner, _)| unlock(*space, *owner)).collect()
     }
 }
 
@@ -62,15 +66,25 @@ fn unlock(space: LockSpace, owner: u64) -> Lock {
 
 impl<V: Volume> FileSystem<V> {
     pub(super) fn set_lock(self: &Arc<Self>, reply: Reply, inode: InodeId, handle: u64, lock: Lock, wait: bool) {
+        let lock = match lock.space {
+            // What an open file owns as a whole is known by its handle, whose number is never given twice.
+            LockSpace::Whole => Lock { start: ALL.0, end: ALL.1, owner: handle, ..lock },
+            LockSpace::Range => lock,
+        };
         if lock.kind.is_some() {
             // Before it is granted: a caller that is killed while it waits closes its files at once.
             self.lockers.asked(inode, &lock, handle);
         }
-        let lock = if lock.space == LockSpace::Whole { Lock { start: ALL.0, end: ALL.1, ..lock } } else { lock };
         let call = Call::SetLock { inode, lock, wait: wait && lock.kind.is_some() };
         let patience = if wait { Patience::None } else { Patience::Long };
-        self.ask_patiently(reply, call, patience, |_, reply, result| match result {
-            Ok(Answered::Locked { granted: true }) => reply.done(),
+        self.ask_patiently(reply, call, patience, move |fs, reply, result| match result {
+            Ok(Answered::Locked { granted: true }) => {
+                if lock.kind.is_some() {
+                    // And again: another thread may have closed another descriptor of the file while this one waited.
+                    fs.lockers.asked(inode, &lock, handle);
+                }
+                reply.done();
+            }
             Ok(Answered::Locked { granted: false }) => reply.error(Errno::AGAIN),
             Ok(_) => unexpected(reply),
             Err(error) => reply.error(errno::of_client(&error)),
@@ -136,6 +150,8 @@ mod tests {
         assert_eq!(lockers.closed(F, 1), None, "through whichever handle it had locked");
         assert_eq!(lockers.closed(F, 3), None, "whole-file locks belong to the open file");
         assert_eq!(lockers.released(F, 11), []);
+        lockers.asked(F, &lock(LockSpace::Range, 4), 10);
+        lockers.asked(F, &lock(LockSpace::Range, 4), 13);
         assert_eq!(lockers.released(F, 10), [unlock(LockSpace::Range, 2), unlock(LockSpace::Whole, 3)]);
         assert_eq!(lockers.closed(InodeId(8), 1), Some(unlock(LockSpace::Range, 1)));
     }

@@ -22,9 +22,10 @@ use std::time::Duration;
 const ANSWER_AHEAD: Duration = Duration::from_millis(250);
 /// How long a request of another server is worked on; it asks again.
 const FORWARD_PATIENCE: Duration = Duration::from_secs(10);
-/// Ticks after which an unanswered request to the other shard is sent again.
-/// How often a server that can not lead one shard tries to let go of the other.
+/// How long a server that can not lead one shard waits before it tries again to let go of the other: at first, and at the most.
 const HAND_OVER_TICKS: u64 = ticks(Duration::from_secs(2));
+const HAND_OVER_TICKS_MAX: u64 = ticks(Duration::from_secs(600));
+/// Ticks after which an unanswered request to the other shard is sent again.
 const FORWARD_AGAIN_TICKS: u64 = ticks(Duration::from_millis(500));
 
 /// Who is to get an answer.
@@ -87,6 +88,8 @@ pub struct MetadataCore {
     open: BTreeMap<u64, Instant>,
     forwards: BTreeMap<u64, Forward>,
     forward_next: u64,
+    /// When leadership of one shard may be handed over next because the other has halted here, and the pause after that, in ticks.
+    hand_over: (u64, u64),
     /// It was said that this server must end.
     pub(crate) stopped: bool,
     /// The map version whose servers were last told, and those servers.
@@ -120,6 +123,7 @@ impl MetadataCore {
             open: BTreeMap::new(),
             forwards: BTreeMap::new(),
             forward_next,
+            hand_over: (0, HAND_OVER_TICKS),
             stopped: false,
             servers_told: Default::default(),
         })
@@ -256,15 +260,20 @@ impl MetadataCore {
         self.send_forwards();
     }
 
-    /// One shard has halted here, of which the other's leader needs to know what is so: another server leads it better.
+    /// One shard has halted here, of which the other's leader needs to know what is so: another server leads it better. Where the
+    /// shard has halted on all of them nobody does, so the pauses grow: a leader that stays is worth more.
     fn tick_halted(&mut self) {
-        if !self.ticks.is_multiple_of(HAND_OVER_TICKS) {
+        let (next, pause) = self.hand_over;
+        if self.ticks < next {
             return;
         }
-        match (self.cluster.halted().is_some(), self.volumes.halted().is_some()) {
-            (true, false) => self.volumes.hand_over(),
-            (false, true) => self.cluster.hand_over(),
-            (false, false) | (true, true) => {}
+        let leads = match (self.cluster.halted().is_some(), self.volumes.halted().is_some()) {
+            (true, false) => self.volumes.is_leader().then(|| self.volumes.hand_over()),
+            (false, true) => self.cluster.is_leader().then(|| self.cluster.hand_over()),
+            (false, false) | (true, true) => None,
+        };
+        if leads.is_some() {
+            self.hand_over = (self.ticks + pause, (2 * pause).min(HAND_OVER_TICKS_MAX));
         }
     }
 

@@ -125,7 +125,6 @@ impl Checked for Config {
         if self.id == 0 {
             return nonsense("id", "0 is nobody; ids begin at 1");
         }
-        let port = |address: &str| address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
         if port(&self.address).is_none() {
             return nonsense("address", format!("{:?} is not HOST:PORT", self.address));
         }
@@ -158,6 +157,11 @@ impl Checked for Config {
         }
         Ok(())
     }
+}
+
+/// The port of `HOST:PORT`.
+pub(crate) fn port(address: &str) -> Option<u16> {
+    address.rsplit_once(':').and_then(|(_, port)| port.parse().ok())
 }
 
 impl DiskConfig {

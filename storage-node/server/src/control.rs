@@ -10,7 +10,7 @@ use holdfast_wire::kind::Kind;
 use holdfast_wire::metadata::{Answer, Envelope, MetadataError, Request, Response};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// Pause after a server that is not the leader and knows none, or cannot be reached.
@@ -24,7 +24,7 @@ pub(crate) struct Control {
     servers: RwLock<Vec<Known>>,
     identity: Identity,
     runtime: tokio::runtime::Handle,
-    file: ServersFile,
+    file: Arc<ServersFile>,
     /// Position in `servers` of the one that answered last.
     leader: AtomicUsize,
 }
@@ -36,7 +36,7 @@ impl Control {
         let known = servers.iter().map(|server| connect(identity, ServerId(server.id), &server.address));
         let known = known.collect::<Result<Vec<Known>, _>>()?;
         let (identity, runtime) = (identity.clone(), tokio::runtime::Handle::current());
-        Ok(Self { servers: RwLock::new(known), identity, runtime, file, leader: AtomicUsize::new(0) })
+        Ok(Self { servers: RwLock::new(known), identity, runtime, file: Arc::new(file), leader: AtomicUsize::new(0) })
     }
 
     /// The servers are these, from now on. Of those known already the configured address counts.
@@ -55,7 +55,9 @@ impl Control {
             Ok(known) => {
                 *servers = known;
                 let one = |(id, address): (&ServerId, &String)| MetadataServer { id: id.0, address: address.clone() };
-                self.file.keep(found.iter().map(one).collect());
+                let (file, list) = (Arc::clone(&self.file), found.iter().map(one).collect());
+                // A disk that hangs holds up nobody else.
+                self.runtime.spawn_blocking(move || file.keep(list));
             }
             Err(error) => tracing::warn!(%error, "the map names a metadata server that is out of reach"),
         }

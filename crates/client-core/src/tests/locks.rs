@@ -103,3 +103,21 @@ fn what_an_owner_asks_for_after_it_gave_up_is_not_undone_by_what_comes_late() {
     world.run_for(Duration::from_secs(5));
     assert_eq!(granted(&world).last(), Some(&false), "a dead process holds a lock");
 }
+
+#[test]
+fn what_an_owner_asks_for_does_not_overtake_what_it_gives_back() {
+    let (mut world, inode) = world(false);
+    world.ask(call(inode, false)).expect("granted");
+    let Call::SetLock { lock, .. } = call(inode, false) else { unreachable!() };
+    // A close tells of itself late, and the next open file may have the same number: its lock must stand.
+    let sent = world.sent_metadata;
+    let closed = world.start(Call::SetLock { inode, lock: Lock { kind: None, ..lock }, wait: false });
+    let again = world.start(call(inode, false));
+    let other = world.start(Call::SetLock { inode, lock: Lock { owner: 7, start: 20, end: 29, ..lock }, wait: false });
+    assert_eq!(world.sent_metadata, sent + 2, "two of one owner are under way together, or another owner waits");
+    for id in [other, closed, again] {
+        assert_eq!(world.wait(id), Ok(Reply::Locked { granted: true }));
+    }
+    assert_eq!(granted(&world).last(), Some(&true));
+    assert_eq!(granted(&world).iter().filter(|granted| !**granted).count(), 1);
+}

@@ -6,7 +6,17 @@ use crate::tables::mark;
 use bytes::Bytes;
 use holdfast_types::InodeId;
 use holdfast_types::limits::{XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
+use holdfast_wire::acl;
 use holdfast_wire::namespace::{NamespaceError, Outcome, XattrMode};
+
+/// Refuses what is no attribute's name, or is an access list: those have a request of their own, which keeps them and the mode in step.
+fn check_plain(name: &Bytes) -> Applied<()> {
+    check_name(name)?;
+    if [acl::ACCESS, acl::DEFAULT].contains(&&name[..]) {
+        return Err(NamespaceError::Invalid.into());
+    }
+    Ok(())
+}
 
 /// Refuses what is no attribute's name.
 pub(super) fn check_name(name: &Bytes) -> Applied<()> {
@@ -27,7 +37,7 @@ impl Op<'_, '_> {
         value: &Bytes,
         mode: XattrMode,
     ) -> Applied<Outcome> {
-        check_name(name)?;
+        check_plain(name)?;
         if value.len() > XATTR_VALUE_BYTES_MAX {
             return Err(NamespaceError::TooLarge.into());
         }
@@ -45,7 +55,7 @@ impl Op<'_, '_> {
     }
 
     pub(super) fn remove_xattr(&mut self, inode: InodeId, name: &Bytes) -> Applied<Outcome> {
-        check_name(name)?;
+        check_plain(name)?;
         let mut row = self.inode(inode)?;
         let key = mark::xattr(self.volume, inode, name);
         if self.txn.get_raw(&key)?.is_none() {

@@ -134,6 +134,28 @@ fn a_silent_holder_is_fenced_when_somebody_wants_its_lock() {
     }
 }
 
+/// Processes of one host that want each other's locks are no reason to end their host's session when the network is cut.
+#[test]
+fn a_silent_host_whose_own_processes_contend_is_parked_and_comes_back() {
+    let (mut world, a, b, f) = two();
+    assert!(set(&mut world, a, f, whole(1, Exclusive)));
+    assert!(!set(&mut world, a, f, whole(2, Exclusive)));
+    wait(&mut world, a, f, whole(3, Exclusive));
+    for _ in 0..30 {
+        world.run(crate::api::ticks(Duration::from_secs(1)));
+        world.call(VOLUMES, b, Request::Renew { seen: 9, wait: false }).unwrap();
+    }
+    assert!(
+        world.call(VOLUMES, a, Request::Renew { seen: 9, wait: false }).is_ok(),
+        "it was ended, and nobody else wanted anything"
+    );
+    // Heard again, it is not taken for silent by who comes next.
+    assert!(!set(&mut world, b, f, whole(1, Exclusive)));
+    world.run(crate::api::ticks(Duration::from_secs(2)));
+    assert!(world.call(VOLUMES, a, Request::Renew { seen: 9, wait: false }).is_ok());
+    world.check();
+}
+
 #[test]
 fn a_circle_of_waiting_owners_is_refused_across_hosts() {
     let (mut world, a, b, f) = two();

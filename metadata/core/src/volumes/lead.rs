@@ -247,7 +247,9 @@ impl MetadataCore {
     fn volumes_proposed(&mut self, purpose: Purpose, outcome: Outcome) {
         match (purpose, outcome) {
             (Purpose::Mutation { session, sequence, .. }, Outcome::Applied(output)) => {
-                if let Ok(Response::Outcome(Output::Locked { in_the_way: Some(holder), .. })) = &output.result {
+                if let Ok(Response::Outcome(Output::Locked { in_the_way: Some(holder), .. })) = &output.result
+                    && *holder != session
+                {
                     self.volumes_lead.locks_wanted.insert(*holder, self.ticks);
                 }
                 for waiter in self.volumes_lead.mutations.remove(&(session, sequence)).unwrap_or_default() {

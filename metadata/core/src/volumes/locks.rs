@@ -107,10 +107,13 @@ impl MetadataCore {
         self.volumes_lead.locks_wanted.retain(|_, at| now < *at + WANTED_TICKS);
         let nothing = Batch::new();
         let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        // What processes of one host want of each other is no reason to end their session.
         let holders = |wait: &LockWait| {
-            owners_in_the_way(&txn, wait.place(), wait.owner(), &wait.lock).unwrap_or_default().into_iter()
+            let owners = owners_in_the_way(&txn, wait.place(), wait.owner(), &wait.lock).unwrap_or_default();
+            let asker = wait.session;
+            owners.into_iter().map(|(session, _)| session).filter(move |session| *session != asker)
         };
-        let waited_for = self.volumes_lead.lock_waits.iter().flat_map(holders).map(|(session, _)| session);
+        let waited_for = self.volumes_lead.lock_waits.iter().flat_map(holders);
         waited_for.chain(self.volumes_lead.locks_wanted.keys().copied()).collect()
     }
 

@@ -99,11 +99,19 @@ impl MetadataCore {
         self.volumes_lead.waiting.to_end_silent.remove(&session);
     }
 
+    /// Whether a session has said something to this leader within its TTL.
+    fn is_heard_lately(&self, session: SessionId) -> bool {
+        let heard = self.volumes_lead.waiting.heard.get(&session);
+        heard.is_some_and(|heard| self.ticks < heard + ticks(SESSION_TTL))
+    }
+
     /// Whether a session was silent for so long that its lease has run out by any clock.
     fn is_session_silent(&self, session: SessionId, row: &SessionRow) -> bool {
         let since = self.volumes_lead.since.unwrap_or(self.ticks);
         let heard = self.volumes_lead.waiting.heard.get(&session).map_or(since, |heard| (*heard).max(since));
-        row.parked.is_some() || self.ticks - heard > ticks(SESSION_TTL) + ticks(DRIFT_MARGIN)
+        // One that is parked and has said something since is on its way back.
+        let parked = row.parked.is_some() && !self.is_heard_lately(session);
+        parked || self.ticks - heard > ticks(SESSION_TTL) + ticks(DRIFT_MARGIN)
     }
 
     pub(super) fn attach_request(&mut self, waiter: Waiter, session: SessionId, command: VolumesCommand) {
@@ -334,12 +342,12 @@ impl MetadataCore {
         if self.ticks < since + ALONE_TICKS {
             return;
         }
-        let lately = |session: &SessionId| {
-            self.volumes_lead.waiting.heard.get(session).is_some_and(|heard| self.ticks < heard + ticks(SESSION_TTL))
-        };
         let reason = || "silent for minutes while another session wanted to cache the volume".to_owned();
-        let over: Vec<_> =
-            parked.iter().filter(|(session, _)| !lately(session)).map(|(session, _)| (*session, reason())).collect();
+        let over: Vec<_> = parked
+            .iter()
+            .filter(|(session, _)| !self.is_heard_lately(*session))
+            .map(|(session, _)| (*session, reason()))
+            .collect();
         self.volumes_lead.waiting.to_end_silent.extend(over);
     }
 
