@@ -376,6 +376,7 @@ impl MetadataCore {
         self.tick_lock_waits();
         self.tick_waiting();
         self.volumes_lead.cleaner.look = true;
+        self.volumes_lead.cleaner.ticked = true;
         self.volumes_lead.waiting.look = true;
     }
 

@@ -8,6 +8,8 @@
 //! * A leader that was deposed and does not know it must not cut either what its successor has cut and others have written anew. So
 //!   the map says who leads (`service_term`), and a leader sends nothing before a map says it of him: every request names that map
 //!   or a newer one, so whoever serves the group from then on refuses the others.
+//! * Nobody waits for a purge: purges are sent and reported in bursts, once a tick, so that disks sync once for many of them and are
+//!   left to those who wait. Trims are waited for, and go at once.
 
 use super::lead::{Held, Work};
 use crate::api::{ChunkFailure, Effect, ticks};
@@ -45,6 +47,13 @@ enum Target {
     Volume(VolumeId),
 }
 
+impl Target {
+    /// Whether somebody may be waiting until it is done.
+    fn is_waited_for(self) -> bool {
+        matches!(self, Self::Trim(..))
+    }
+}
+
 /// Work on one target: requests by group, in order.
 #[derive(Debug)]
 struct Job {
@@ -70,6 +79,8 @@ pub(crate) struct Cleaner {
     /// Of the command on its way.
     reported: BTreeSet<Target>,
     sequence: u32,
+    /// The tick has come at which purges go on.
+    pub(super) ticked: bool,
     /// There may be something to do.
     pub(super) look: bool,
     /// There may be rows of the queues that are not known here.
@@ -89,6 +100,7 @@ impl MetadataCore {
         if !std::mem::take(&mut self.volumes_lead.cleaner.look) {
             return;
         }
+        let ticked = std::mem::take(&mut self.volumes_lead.cleaner.ticked);
         self.drive_dropping();
         self.forget_lost();
         if !self.volumes_lead.is_busy(Work::Cleaned) {
@@ -100,12 +112,12 @@ impl MetadataCore {
             let term = self.volumes.term();
             let said = self.cluster.machine.settings.service_term;
             if said == term {
-                self.send_chunk_requests();
+                self.send_chunk_requests(ticked);
             } else if said < term && !self.volumes_lead.cleaner.jobs.is_empty() {
                 self.forward_lead(term);
             }
         }
-        self.report_done();
+        self.report_done(ticked);
     }
 
     /// Takes up rows of the queues that nobody works on.
@@ -149,12 +161,12 @@ impl MetadataCore {
         self.cluster.machine.settings.groups
     }
 
-    fn send_chunk_requests(&mut self) {
+    fn send_chunk_requests(&mut self, ticked: bool) {
         let limit = self.config.limits.chunk_requests_in_flight;
         let cleaner = &self.volumes_lead.cleaner;
         let resting = |group: &GroupId| cleaner.rest_until.get(group).is_some_and(|until| self.ticks < *until);
         let mut chosen: BTreeMap<GroupId, (Target, ChunkOp)> = BTreeMap::new();
-        for (target, job) in &cleaner.jobs {
+        for (target, job) in cleaner.jobs.iter().filter(|(target, _)| ticked || target.is_waited_for()) {
             if cleaner.in_flight.len() + chosen.len() >= limit {
                 break;
             }
@@ -245,12 +257,12 @@ impl MetadataCore {
         });
     }
 
-    fn report_done(&mut self) {
+    fn report_done(&mut self, ticked: bool) {
         if self.volumes_lead.is_busy(Work::Cleaned) {
             return;
         }
         let cleaner = &mut self.volumes_lead.cleaner;
-        if cleaner.done.is_empty() {
+        if !cleaner.done.keys().any(|target| ticked || target.is_waited_for()) {
             return self.wake_held();
         }
         let done = std::mem::take(&mut cleaner.done);
