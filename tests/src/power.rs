@@ -107,7 +107,17 @@ impl PowerDomain {
         for disk in &self.disks {
             let at = quote(&disk.mounted_at);
             crate::until("the dead file system to be free", LIMIT, || shell(&format!("umount {at}"), LIMIT))?;
-            shell(&format!("mount -t ext4 {} {at}", disk.device), LIMIT)?;
+            // A process that has just left its copy of the mounts behind (another test's `unshare`) keeps the dead file system alive, and
+            // a mount of its device shows that one again.
+            crate::until("a file system that is not the dead one", LIMIT, || {
+                shell(
+                    &format!(
+                        "mount -t ext4 {} {at} && {{ touch {at}/.alive || {{ umount {at}; exit 1; }}; }}; rm {at}/.alive",
+                        disk.device
+                    ),
+                    LIMIT,
+                )
+            })?;
         }
         Ok(())
     }
