@@ -178,8 +178,7 @@ fn duration(name: &str, value: &str) -> Result<Duration, OptionError> {
 
 /// `off`, or `HOST:PORT`.
 fn telemetry(value: &str) -> Result<String, OptionError> {
-    let is_address = value.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    if is_address || value == holdfast_telemetry::http::OFF {
+    if holdfast_client::port(value).is_some() || value == holdfast_telemetry::http::OFF {
         return Ok(value.into());
     }
     let wanted = "HOST:PORT or off";

@@ -10,7 +10,7 @@
 //! * What an owner asks for after it gave something up, or gave something back, goes out when that has come to its end. Else the late
 //!   grant, or its return, would undo what the owner was told since: requests that are under way together are made in any order.
 
-use crate::call::{CallId, Reply};
+use crate::call::CallId;
 use crate::control::Purpose;
 use crate::core::ClientCore;
 use crate::error::ClientError;
@@ -92,11 +92,8 @@ impl ClientCore {
                 let number = self.control_start(ShardId::VOLUMES, request, purpose, Some(WAIT_HOLD));
                 self.locks.waits.insert(id, number);
             }
-            Ok(Outcome::Locked { in_the_way, .. }) => {
-                self.complete(id, Ok(Reply::Locked { granted: in_the_way.is_none() }))
-            }
+            Ok(Outcome::Locked { .. }) | Err(_) => self.call_answered(id, result),
             Ok(_) => self.complete(id, Err(ClientError::Protocol { detail: "a lock answered something else" })),
-            Err(error) => self.complete(id, Err(error)),
         }
         if lock.kind.is_none() {
             self.lock_ended(asked.owner());

@@ -245,6 +245,13 @@ impl Names {
         }
     }
 
+    /// As `change`, for what is right at `at`: not below what was dropped.
+    fn learn(&mut self, inode: InodeId, at: LogIndex, change: impl FnOnce(&mut Node)) {
+        if at >= self.floor_of(inode) {
+            self.change(inode, change);
+        }
+    }
+
     /// Below this nothing is known of what else happened to an inode.
     fn floor_of(&self, inode: InodeId) -> LogIndex {
         self.nodes.get(&inode).map_or(self.floor, |node| node.floor)
@@ -260,10 +267,7 @@ impl Names {
 
     /// Attributes as a whole, right at `at`.
     pub fn put_attributes(&mut self, value: &Attributes, at: LogIndex) {
-        if at < self.floor_of(value.inode) {
-            return;
-        }
-        self.change(value.inode, |node| {
+        self.learn(value.inode, at, |node| {
             if node.attributes.as_ref().map_or(node.attributes_floor, |k| k.newest) <= at {
                 node.attributes = Some(Known { value: value.clone(), base: at, newest: at });
             } else if node.attributes.as_ref().is_some_and(|k| k.base < at) {
@@ -302,11 +306,7 @@ impl Names {
 
     /// What a name means at `at`; its attributes are put apart.
     pub fn put_entry(&mut self, parent: InodeId, name: &FileName, inode: Option<(InodeId, FileKind)>, at: LogIndex) {
-        if at >= self.floor_of(parent) {
-            self.change(parent, |node| {
-                node.directory.get_or_insert_default().put(name, inode, None, at);
-            });
-        }
+        self.learn(parent, at, |node| node.directory.get_or_insert_default().put(name, inode, None, at));
     }
 
     /// A part of a listing that was asked for with `after`, right at `at`.
@@ -339,15 +339,13 @@ impl Names {
     /// `plain`: but for an inode that was made with access lists.
     pub fn put_new(&mut self, attributes: &Attributes, target: Option<&Bytes>, plain: bool, at: LogIndex) {
         self.put_attributes(attributes, at);
-        if at >= self.floor_of(attributes.inode) {
-            self.change(attributes.inode, |node| {
-                node.xattrs.complete = plain;
-                node.target = target.cloned();
-                if attributes.kind == FileKind::Directory {
-                    node.directory.get_or_insert_default().complete = true;
-                }
-            });
-        }
+        self.learn(attributes.inode, at, |node| {
+            node.xattrs.complete = plain;
+            node.target = target.cloned();
+            if attributes.kind == FileKind::Directory {
+                node.directory.get_or_insert_default().complete = true;
+            }
+        });
     }
 
     /// Target of a symlink: it never changes.
@@ -357,14 +355,12 @@ impl Names {
 
     /// An extended attribute, or that there is none, at `at`.
     pub fn put_xattr(&mut self, inode: InodeId, name: &Bytes, value: Option<Bytes>, at: LogIndex) {
-        if at >= self.floor_of(inode) {
-            self.change(inode, |node| {
-                let kept = node.xattrs.values.entry(name.clone()).or_default();
-                if kept.0 <= at {
-                    *kept = (at, value);
-                }
-            });
-        }
+        self.learn(inode, at, |node| {
+            let kept = node.xattrs.values.entry(name.clone()).or_default();
+            if kept.0 <= at {
+                *kept = (at, value);
+            }
+        });
     }
 
     /// After a change of the mode at `at` the access list, if there is one, is another: as the service changes it.

@@ -8,7 +8,7 @@ use crate::file::{File, Sync, Waiter};
 use crate::names::{Found, ParentChange};
 use bytes::Bytes;
 use holdfast_types::{FileName, InodeId, LogIndex, ShardId};
-use holdfast_wire::acl::{ACCESS, Acl, DEFAULT};
+use holdfast_wire::acl::{self, Acl};
 use holdfast_wire::metadata::Request;
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
@@ -199,7 +199,7 @@ impl ClientCore {
             (Mutation::SetAcl { inode, default, value, .. }, Outcome::Attributes { attributes, .. }) => {
                 let kept =
                     value.as_ref().filter(|value| *default || !Acl::parse(value).is_some_and(|a| a.is_minimal()));
-                let name = Bytes::from_static(if *default { DEFAULT } else { ACCESS });
+                let name = Bytes::from_static(acl::attribute(*default));
                 self.names.put_xattr(*inode, &name, kept.cloned(), at);
                 self.names.put_attributes(attributes, at);
             }

@@ -17,7 +17,7 @@ pub use cluster_file::{ClusterFile, ClusterFileError, MetadataAddress, TlsFiles}
 pub use holdfast_client_core::{
     Call, CallId, ClientError, Config, Data, Durability, HandleId, Notice, OpenMode, Reply, ZeroMode,
 };
-pub use holdfast_config::nearest;
+pub use holdfast_config::{nearest, port};
 pub use metrics::Metrics;
 pub use mount::{Client, MountError, MountOptions, Notices, Pending};
 pub use operations::Opened;

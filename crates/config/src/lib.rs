@@ -65,6 +65,11 @@ pub fn nonsense<T>(key: &'static str, reason: impl Into<String>) -> Result<T, No
     Err(Nonsense { key, reason: reason.into() })
 }
 
+/// The port of `HOST:PORT`; none if it is not of that form.
+pub fn port(address: &str) -> Option<u16> {
+    address.rsplit_once(':').and_then(|(_, port)| port.parse().ok())
+}
+
 /// A configuration that can be checked.
 pub trait Checked: DeserializeOwned {
     /// Checks values and their relations.

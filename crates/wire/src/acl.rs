@@ -11,6 +11,11 @@ pub const ACCESS: &[u8] = b"system.posix_acl_access";
 /// Attribute that holds a directory's default list.
 pub const DEFAULT: &[u8] = b"system.posix_acl_default";
 
+/// Attribute that holds one of the two.
+pub fn attribute(default: bool) -> &'static [u8] {
+    if default { DEFAULT } else { ACCESS }
+}
+
 /// First field of the attribute.
 const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 4;

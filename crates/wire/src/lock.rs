@@ -59,10 +59,15 @@ pub struct HeldLock {
 }
 
 impl HeldLock {
+    /// Whether there is a byte that both are about.
+    pub fn overlaps(&self, asked: &Lock) -> bool {
+        self.start <= asked.end && asked.start <= self.end
+    }
+
     /// Whether another owner's request has to wait for this lock.
     pub fn excludes(&self, asked: &Lock) -> bool {
-        let overlaps = self.start <= asked.end && asked.start <= self.end;
-        overlaps && asked.kind.is_some_and(|kind| self.kind == LockKind::Exclusive || kind == LockKind::Exclusive)
+        self.overlaps(asked)
+            && asked.kind.is_some_and(|kind| self.kind == LockKind::Exclusive || kind == LockKind::Exclusive)
     }
 }
 

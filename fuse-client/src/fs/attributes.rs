@@ -16,10 +16,9 @@ use std::sync::Arc;
 impl<V: Volume> FileSystem<V> {
     pub(super) fn get_attributes(self: &Arc<Self>, reply: Reply, inode: InodeId) {
         let patience = if inode == InodeId::ROOT { Patience::LongUnlessUnmounting } else { Patience::Long };
-        self.ask_patiently(reply, Call::GetAttributes { inode }, patience, |fs, reply, result| match result {
-            Ok(Answered::Attributes(attributes)) => fs.answer_attributes(reply, attributes),
-            Ok(_) => unexpected(reply),
-            Err(error) => reply.error(errno::of_client(&error)),
+        self.ask_within(reply, Call::GetAttributes { inode }, patience, |fs, reply, answered| match answered {
+            Answered::Attributes(attributes) => fs.answer_attributes(reply, attributes),
+            _ => unexpected(reply),
         });
     }
 
@@ -63,10 +62,9 @@ impl<V: Volume> FileSystem<V> {
     }
 
     pub(super) fn stat_volume(self: &Arc<Self>, reply: Reply) {
-        self.ask_patiently(reply, Call::StatVolume, Patience::LongUnlessUnmounting, |_, reply, result| match result {
-            Ok(Answered::Usage(usage)) => reply.finish(Ok(Answer::Usage(usage))),
-            Ok(_) => unexpected(reply),
-            Err(error) => reply.error(errno::of_client(&error)),
+        self.ask_within(reply, Call::StatVolume, Patience::LongUnlessUnmounting, |_, reply, answered| match answered {
+            Answered::Usage(usage) => reply.finish(Ok(Answer::Usage(usage))),
+            _ => unexpected(reply),
         });
     }
 

@@ -54,6 +54,14 @@ impl<V: Volume> FileSystem<V> {
         reply.finish(Ok(Answer::Opened(number, hints)));
     }
 
+    /// As above, of a file that was just made.
+    fn answer_created(&self, reply: Reply, pass: &super::Pass<'_>, entry: Entry, handle: HandleId, mode: OpenMode) {
+        let inode = entry.attributes.inode;
+        let hints = self.hints(pass, inode, false);
+        let number = self.handles.opened(handle, inode, mode);
+        reply.finish(Ok(Answer::Created(entry, number, hints)));
+    }
+
     /// How the kernel is to treat a file's pages. While caching, those of this stretch of caching are still right; else they are
     /// bypassed.
     fn hints(&self, pass: &super::Pass<'_>, inode: InodeId, keep: bool) -> OpenHints {
@@ -92,9 +100,7 @@ impl<V: Volume> FileSystem<V> {
             Ok(Answered::Created { attributes, handle: Some(handle), .. }) if attributes.kind == FileKind::File => {
                 let pass = fs.pass();
                 let entry = fs.entry(&pass, parent, name.as_bytes(), attributes);
-                let hints = fs.hints(&pass, entry.attributes.inode, false);
-                let number = fs.handles.opened(handle, entry.attributes.inode, open);
-                reply.finish(Ok(Answer::Created(entry, number, hints)));
+                fs.answer_created(reply, &pass, entry, handle, open);
             }
             Ok(_) => unexpected(reply),
             Err(ClientError::Namespace(NamespaceError::Exists)) if flags & O_EXCL == 0 => reply.error(Errno::STALE),
@@ -118,10 +124,8 @@ impl<V: Volume> FileSystem<V> {
             Answered::Created { attributes, handle: Some(handle), .. } => {
                 let pass = fs.pass();
                 fs.known.looked_up(&attributes, pass.valid);
-                let hints = fs.hints(&pass, attributes.inode, false);
-                let number = fs.handles.opened(handle, attributes.inode, open);
                 let entry = Entry { attributes, name_valid: Duration::ZERO, attributes_valid: pass.valid };
-                reply.finish(Ok(Answer::Created(entry, number, hints)));
+                fs.answer_created(reply, &pass, entry, handle, open);
             }
             _ => unexpected(reply),
         });

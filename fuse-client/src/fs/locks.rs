@@ -12,21 +12,24 @@
 use super::waiting::Patience;
 use super::{FileSystem, Volume, unexpected};
 use crate::device::{Answer, Reply};
-use crate::errno;
 use crate::sync::lock as locked;
 use holdfast_client::{Call, Reply as Answered};
 use holdfast_types::InodeId;
 use holdfast_wire::lock::{HeldLock, Lock, LockSpace};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
 /// The whole of a file.
 const ALL: (u64, u64) = (0, i64::MAX as u64);
 
-/// Who may hold locks, and through which handle they were asked for.
+/// File, space, owner, and the handle that it was asked for through.
+type Locker = (InodeId, LockSpace, u64, u64);
+
+/// Who may hold locks.
 #[derive(Debug, Default)]
-pub(super) struct Lockers(Mutex<BTreeSet<(InodeId, LockSpace, u64, u64)>>);
+pub(super) struct Lockers(Mutex<BTreeSet<Locker>>);
 
 impl Lockers {
     fn asked(&self, inode: InodeId, lock: &Lock, handle: u64) {
@@ -35,12 +38,7 @@ impl Lockers {
 
     /// A process closes a descriptor of a file: what gives its byte ranges back, if it may have any.
     pub(super) fn closed(&self, inode: InodeId, owner: u64) -> Option<Lock> {
-        let mut lockers = locked(&self.0);
-        let range = (inode, LockSpace::Range, owner, 0)..=(inode, LockSpace::Range, owner, u64::MAX);
-        let found: Vec<_> = lockers.range(range).copied().collect();
-        for locker in &found {
-            lockers.remove(locker);
-        }
+        let found = take(&mut locked(&self.0), of_owner(inode, LockSpace::Range, owner), |_| true);
         (!found.is_empty()).then(|| unlock(LockSpace::Range, owner))
     }
 
@@ -48,16 +46,29 @@ impl Lockers {
     fn released(&self, inode: InodeId, handle: u64) -> Vec<Lock> {
         let mut lockers = locked(&self.0);
         let range = (inode, LockSpace::Range, 0, 0)..=(inode, LockSpace::Whole, u64::MAX, u64::MAX);
-        let found: Vec<_> = lockers.range(range).filter(|(.., through)| *through == handle).copied().collect();
-        for locker in &found {
-            lockers.remove(locker);
-        }
+        let found = take(&mut lockers, range, |(.., through)| *through == handle);
         // The kernel may have given the number of an open file that is gone to the next one, and tells of the end of the first late.
-        let goes = |(inode, space, owner, _): &(InodeId, LockSpace, u64, u64)| {
-            lockers.range((*inode, *space, *owner, 0)..=(*inode, *space, *owner, u64::MAX)).next().is_none()
-        };
-        found.iter().filter(|locker| goes(locker)).map(|(_, space, owner, _)| unlock(*space, *owner)).collect()
+        let goes = |space, owner| lockers.range(of_owner(inode, space, owner)).next().is_none();
+        let gone = found.into_iter().filter(|(_, space, owner, _)| goes(*space, *owner));
+        gone.map(|(_, space, owner, _)| unlock(space, owner)).collect()
     }
+}
+
+/// An owner's, through whichever handle.
+fn of_owner(inode: InodeId, space: LockSpace, owner: u64) -> RangeInclusive<Locker> {
+    (inode, space, owner, 0)..=(inode, space, owner, u64::MAX)
+}
+
+fn take(
+    lockers: &mut BTreeSet<Locker>,
+    range: RangeInclusive<Locker>,
+    wanted: impl Fn(&&Locker) -> bool,
+) -> Vec<Locker> {
+    let found: Vec<Locker> = lockers.range(range).filter(wanted).copied().collect();
+    for locker in &found {
+        lockers.remove(locker);
+    }
+    found
 }
 
 fn unlock(space: LockSpace, owner: u64) -> Lock {
@@ -77,17 +88,16 @@ impl<V: Volume> FileSystem<V> {
         }
         let call = Call::SetLock { inode, lock, wait: wait && lock.kind.is_some() };
         let patience = if wait { Patience::None } else { Patience::Long };
-        self.ask_patiently(reply, call, patience, move |fs, reply, result| match result {
-            Ok(Answered::Locked { granted: true }) => {
+        self.ask_within(reply, call, patience, move |fs, reply, answered| match answered {
+            Answered::Locked { granted: true } => {
                 if lock.kind.is_some() {
                     // And again: another thread may have closed another descriptor of the file while this one waited.
                     fs.lockers.asked(inode, &lock, handle);
                 }
                 reply.done();
             }
-            Ok(Answered::Locked { granted: false }) => reply.error(Errno::AGAIN),
-            Ok(_) => unexpected(reply),
-            Err(error) => reply.error(errno::of_client(&error)),
+            Answered::Locked { granted: false } => reply.error(Errno::AGAIN),
+            _ => unexpected(reply),
         });
     }
 

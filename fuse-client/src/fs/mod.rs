@@ -129,7 +129,18 @@ impl<V: Volume> FileSystem<V> {
         call: Call,
         then: impl FnOnce(&Arc<Self>, Reply, Answered) + Send + 'static,
     ) {
-        self.ask_all(reply, call, |fs, reply, result| match result {
+        self.ask_within(reply, call, Patience::Long, then);
+    }
+
+    /// As `ask`, for a call that is given up sooner than others.
+    fn ask_within(
+        self: &Arc<Self>,
+        reply: Reply,
+        call: Call,
+        patience: Patience,
+        then: impl FnOnce(&Arc<Self>, Reply, Answered) + Send + 'static,
+    ) {
+        self.ask_patiently(reply, call, patience, |fs, reply, result| match result {
             Ok(answered) => then(fs, reply, answered),
             Err(error) => reply.error(errno::of_client(&error)),
         });

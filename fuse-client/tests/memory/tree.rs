@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use holdfast_client::{Call, ClientError, Data, HandleId, OpenMode, Reply, ZeroMode};
 use holdfast_types::{FileName, Generation, InodeId, Timestamp};
-use holdfast_wire::acl::{ACCESS, DEFAULT};
+use holdfast_wire::acl;
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, FileKind, NamespaceError as E, NewNode, RenameMode, SetAttributes, SetTime,
     VolumeUsage, XattrMode,
@@ -152,7 +152,7 @@ impl Tree {
             }
             // Without what a list means for modes: the real service does that.
             Call::SetAcl { inode, default, value, .. } => {
-                let name = Bytes::from_static(if default { DEFAULT } else { ACCESS });
+                let name = Bytes::from_static(acl::attribute(default));
                 let xattrs = &mut self.node(inode)?.xattrs;
                 match value {
                     Some(value) => drop(xattrs.insert(name, value)),

@@ -2,7 +2,7 @@
 //!
 //! Relative paths are relative to the directory of the file, so that the directory can be copied to its host as it is.
 
-use holdfast_config::{Checked, Nonsense, Size, Span, nonsense};
+use holdfast_config::{Checked, Nonsense, Size, Span, nonsense, port};
 use holdfast_telemetry::http::OFF;
 use holdfast_types::{ClusterId, ServerId, limits};
 use serde::{Deserialize, Serialize};
@@ -115,13 +115,12 @@ impl Checked for Config {
         }
         let addresses = self.servers.iter().map(|server| &server.address).chain([&self.address]);
         for address in addresses {
-            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-            if port.is_none_or(|port| port == 0) {
+            if port(address).is_none_or(|port| port == 0) {
                 return nonsense("address", format!("{address:?} is not HOST:PORT with a port above 0"));
             }
         }
         let telemetry = &self.telemetry_address;
-        if telemetry != OFF && telemetry.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        if telemetry != OFF && port(telemetry).is_none() {
             return nonsense("telemetry-address", format!("{telemetry:?} is neither HOST:PORT nor \"off\""));
         }
         if !self.groups.is_power_of_two() || self.groups > limits::GROUPS_MAX {

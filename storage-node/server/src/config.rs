@@ -2,7 +2,7 @@
 //!
 //! Relative paths are relative to the directory of the file, so that the directory can be copied to its host as it is.
 
-use holdfast_config::{Checked, Nonsense, Size, Span, nonsense};
+use holdfast_config::{Checked, Nonsense, Size, Span, nonsense, port};
 use holdfast_telemetry::http::OFF;
 use holdfast_types::{ClusterId, DiskId, NodeId};
 use serde::{Deserialize, Serialize};
@@ -157,11 +157,6 @@ impl Checked for Config {
         }
         Ok(())
     }
-}
-
-/// The port of `HOST:PORT`.
-pub(crate) fn port(address: &str) -> Option<u16> {
-    address.rsplit_once(':').and_then(|(_, port)| port.parse().ok())
 }
 
 impl DiskConfig {

@@ -32,7 +32,7 @@ impl ServersFile {
         let mut all = configured.to_vec();
         let kept = self.directories.iter().find_map(|directory| read(&directory.join(NAME)));
         for server in kept.unwrap_or_default() {
-            if all.iter().all(|known| known.id != server.id) && crate::config::port(&server.address).is_some() {
+            if all.iter().all(|known| known.id != server.id) && holdfast_config::port(&server.address).is_some() {
                 all.push(server);
             }
         }

@@ -149,6 +149,11 @@ impl Cluster {
         present.map(|(id, row)| (*id, row.address.clone())).collect()
     }
 
+    /// A server's place on record, until it is gone.
+    fn place(&self, server: ServerId) -> Option<ServerPlace> {
+        self.servers.get(&server).filter(|row| !is_gone(row)).map(|row| row.place)
+    }
+
     /// What each shard's configuration should come to.
     fn wanted(&self) -> Vec<Wanted> {
         let wanted = |(id, row): (&ServerId, &ServerRow)| match row.place {
@@ -294,8 +299,7 @@ impl MetadataCore {
             self.cluster_lead.lives.iter().filter(unknown).map(|(id, life)| (*id, *life)).collect();
         let settled = wanted.iter().find_map(|wish| {
             let server = wish.server();
-            let place =
-                machine.servers.get(&server).map(|row| row.place).filter(|place| *place != ServerPlace::Gone)?;
+            let place = machine.place(server)?;
             let arrived = self.cluster_lead.arrived.get(&server) == Some(&place);
             (arrived && self.cluster.is_as_wanted(*wish)).then_some(server)
         });
@@ -317,9 +321,9 @@ impl MetadataCore {
         if !self.volumes.knows_its_members() {
             return;
         }
-        for wish in wanted.iter().filter(|wish| self.volumes.is_as_wanted(**wish)).copied().collect::<Vec<_>>() {
-            let place = self.cluster.machine.servers.get(&wish.server()).map(|row| row.place);
-            if let Some(place) = place.filter(|place| *place != ServerPlace::Gone) {
+        for wish in wanted {
+            if let Some(place) = self.cluster.machine.place(wish.server()).filter(|_| self.volumes.is_as_wanted(*wish))
+            {
                 self.forward_arrival(wish.server(), place);
             }
         }

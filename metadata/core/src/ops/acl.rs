@@ -10,7 +10,7 @@ use crate::tables::inode::InodeRow;
 use crate::tables::mark;
 use bytes::Bytes;
 use holdfast_types::InodeId;
-use holdfast_wire::acl::{ACCESS, Acl, DEFAULT};
+use holdfast_wire::acl::{self, ACCESS, Acl, DEFAULT};
 use holdfast_wire::namespace::{FileKind, NamespaceError, Outcome};
 
 const PERMISSIONS: u16 = 0o777;
@@ -30,7 +30,7 @@ impl Op<'_, '_> {
             return Err(NamespaceError::Invalid.into());
         }
         let acl = value.map(|value| Acl::parse(value).ok_or(NamespaceError::Invalid)).transpose()?;
-        let key = mark::xattr(self.volume, inode, if default { DEFAULT } else { ACCESS });
+        let key = mark::xattr(self.volume, inode, acl::attribute(default));
         if acl.is_none() && self.txn.get_raw(&key)?.is_none() {
             return Err(NamespaceError::NoAttribute.into());
         }

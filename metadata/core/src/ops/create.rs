@@ -57,7 +57,7 @@ impl Op<'_, '_> {
             self.txn.put_raw(mark::symlink(self.volume, inode), target.clone());
         }
         if new.open && row.kind == FileKind::File {
-            self.bind(inode, &mut row);
+            self.bind(inode, &mut row, BOUND_FIRST);
             if !self.caching {
                 self.add_opener(inode);
             }
@@ -80,17 +80,11 @@ impl Op<'_, '_> {
         let inode = self.take_number()?;
         let inherited = self.put_lists(inode, lists);
         row.links = 0;
-        self.bind(inode, &mut row);
+        self.bind(inode, &mut row, BOUND_FIRST);
         self.add_opener(inode);
         self.txn.put_raw(mark::orphan(self.volume, inode), Bytes::from_static(mark::MAY_BE_NAMED));
         self.put_inode(inode, &row);
         Ok(Outcome::Created { attributes: self.attributes(inode, &row), new: true, inherited, lease: None })
-    }
-
-    /// Whoever creates a file goes on to write it.
-    fn bind(&mut self, inode: InodeId, row: &mut InodeRow) {
-        row.bounds.push((self.session, BOUND_FIRST));
-        self.txn.put_raw(mark::bound(self.session, self.volume, inode), Bytes::new());
     }
 
     /// Stores what was inherited; whether there was anything.

@@ -45,13 +45,7 @@ impl Op<'_, '_> {
         if reserve_waits(&row, self.session, self.caching) {
             return Err(Fail::Wait);
         }
-        match row.bounds.binary_search_by_key(&self.session, |(holder, _)| *holder) {
-            Ok(at) => row.bounds[at].1 = row.bounds[at].1.max(bound),
-            Err(at) => {
-                row.bounds.insert(at, (self.session, bound));
-                self.txn.put_raw(mark::bound(self.session, self.volume, inode), bytes::Bytes::new());
-            }
-        }
+        self.bind(inode, &mut row, bound);
         self.put_inode(inode, &row);
         Ok(Outcome::Attributes { attributes: self.attributes(inode, &row), lease: None })
     }
@@ -84,8 +78,15 @@ impl Op<'_, '_> {
         Ok(Outcome::Attributes { attributes: self.attributes(inode, &row), lease: None })
     }
 
-    /// The session wrote nothing above `size` and gives its bound back.
-    fn release(&mut self, inode: InodeId, row: &mut InodeRow) {
+    /// The session may write up to a bound.
+    pub(super) fn bind(&mut self, inode: InodeId, row: &mut InodeRow, bound: u64) {
+        if row.bind(self.session, bound) {
+            self.txn.put_raw(mark::bound(self.session, self.volume, inode), bytes::Bytes::new());
+        }
+    }
+
+    /// The session has nothing under way above `size` and gives its bound back.
+    pub(super) fn release(&mut self, inode: InodeId, row: &mut InodeRow) {
         if row.unbind(self.session) > 0 {
             self.txn.remove(mark::bound(self.session, self.volume, inode));
         }

@@ -7,8 +7,7 @@
 
 use super::{Op, find_inode};
 use crate::error::{Applied, ensure};
-use crate::tables::Key;
-use crate::tables::lock::{self, LockRow, LocksRow};
+use crate::tables::lock::{self, LockRow, LocksRow, Place};
 use crate::tables::number_at;
 use crate::txn::{Txn, decode};
 use holdfast_store::KeyRange;
@@ -31,7 +30,7 @@ impl Op<'_, '_> {
         let place = (self.volume, inode, lock.space);
         let mine = (self.session, lock.owner);
         let mut own = touching(self.txn, place, mine, lock)?;
-        let overlapping = own.iter().any(|held| held.start <= lock.end && lock.start <= held.end);
+        let overlapping = own.iter().any(|held| held.overlaps(lock));
         let conflict = first_conflict(self.txn, place, mine, lock)?;
         if let Some(held) = conflict {
             // Linux changes a whole-file lock by giving the old one back first, and so loses it here.
@@ -47,12 +46,7 @@ impl Op<'_, '_> {
     }
 
     /// Removes some rows of the session and puts others, and keeps their count.
-    fn write_locks(
-        &mut self,
-        place: (VolumeId, InodeId, LockSpace),
-        gone: &[HeldLock],
-        there: &[HeldLock],
-    ) -> Applied<()> {
+    fn write_locks(&mut self, place: Place, gone: &[HeldLock], there: &[HeldLock]) -> Applied<()> {
         let counted = lock::by_session(self.session, place.0, place.1);
         let mut count = self.txn.get::<LocksRow>(&counted)?.unwrap_or_default().count;
         for held in gone {
@@ -82,7 +76,7 @@ impl Op<'_, '_> {
         let mut dropped = 0;
         for space in [LockSpace::Range, LockSpace::Whole] {
             let place = (self.volume, inode, space);
-            let rows = self.txn.prefix(lock::of_session(place.0, inode, space, self.session), limit - dropped)?;
+            let rows = self.txn.prefix(lock::of_session(place, self.session), limit - dropped)?;
             let gone: Vec<HeldLock> =
                 rows.iter().map(|(key, row)| Ok(lock::held(key, &decode(key, row)?))).collect::<Applied<_>>()?;
             dropped += gone.len();
@@ -102,7 +96,7 @@ impl Op<'_, '_> {
 }
 
 /// An owner's locks that overlap a range or touch it.
-fn touching(txn: &Txn<'_>, place: (VolumeId, InodeId, LockSpace), owner: Owner, lock: &Lock) -> Applied<Vec<HeldLock>> {
+fn touching(txn: &Txn<'_>, place: Place, owner: Owner, lock: &Lock) -> Applied<Vec<HeldLock>> {
     let mut found = Vec::new();
     let mut from = lock.start.saturating_sub(1);
     let end = KeyRange::prefix(lock::of_owner(place, owner.0, owner.1)).end;
@@ -124,12 +118,7 @@ fn touching(txn: &Txn<'_>, place: (VolumeId, InodeId, LockSpace), owner: Owner, 
 }
 
 /// A lock of another owner that is in the way.
-pub(crate) fn first_conflict(
-    txn: &Txn<'_>,
-    place: (VolumeId, InodeId, LockSpace),
-    asker: Owner,
-    lock: &Lock,
-) -> Applied<Option<HeldLock>> {
+pub(crate) fn first_conflict(txn: &Txn<'_>, place: Place, asker: Owner, lock: &Lock) -> Applied<Option<HeldLock>> {
     let mut first = None;
     each_conflict(txn, place, asker, lock, |held| {
         first = Some(held);
@@ -139,12 +128,7 @@ pub(crate) fn first_conflict(
 }
 
 /// The owners of all locks that are in the way.
-pub(crate) fn owners_in_the_way(
-    txn: &Txn<'_>,
-    place: (VolumeId, InodeId, LockSpace),
-    asker: Owner,
-    lock: &Lock,
-) -> Applied<Vec<Owner>> {
+pub(crate) fn owners_in_the_way(txn: &Txn<'_>, place: Place, asker: Owner, lock: &Lock) -> Applied<Vec<Owner>> {
     let mut owners = Vec::new();
     each_conflict(txn, place, asker, lock, |held| {
         owners.push((held.session, held.owner));
@@ -156,12 +140,12 @@ pub(crate) fn owners_in_the_way(
 /// Goes from owner to owner and shows one lock of each that is in the way, until `wanted` says no.
 fn each_conflict(
     txn: &Txn<'_>,
-    place: (VolumeId, InodeId, LockSpace),
+    place: Place,
     asker: Owner,
     lock: &Lock,
     mut wanted: impl FnMut(HeldLock) -> bool,
 ) -> Applied<()> {
-    let space = lock::of_space(place.0, place.1, place.2);
+    let space = lock::of_space(place);
     let end = KeyRange::prefix(space.clone()).end;
     let mut from = space;
     loop {
@@ -175,10 +159,9 @@ fn each_conflict(
         {
             return Ok(());
         }
-        let past = Key::of(lock::LOCK).number(place.0.0).number(place.1.0).number(number_at(key, 2));
         let next = owner.1.checked_add(1).map(|next| (owner.0, next));
         let (session, owner) = next.unwrap_or((owner.0.next(), 0));
-        from = past.number(session.0).number(owner).done();
+        from = lock::of_owner(place, session, owner);
     }
 }
 

@@ -78,8 +78,7 @@ impl Op<'_, '_> {
                 self.txn.remove(mark::bound(holder, self.volume, inode));
             }
             if own > 0 {
-                row.bounds.push((self.session, own));
-                self.txn.put_raw(mark::bound(self.session, self.volume, inode), bytes::Bytes::new());
+                self.bind(inode, row, own);
             }
         } else if size < end && !(size >= row.size && row.bounds.is_empty() && row.late.is_empty()) {
             // With no bound held, all above `size` is either nothing or being trimmed already. A growing file keeps what a session
@@ -87,9 +86,7 @@ impl Op<'_, '_> {
             // truncates has nothing under way itself.
             let live = row.bounds.iter().any(|(_, bound)| *bound > row.size);
             let from = if row.stale_bound > row.size && !live { row.size.min(size) } else { size };
-            if row.unbind(self.session) > 0 {
-                self.txn.remove(mark::bound(self.session, self.volume, inode));
-            }
+            self.release(inode, row);
             self.start_trim(inode, row, from, end);
         }
         row.size = size;

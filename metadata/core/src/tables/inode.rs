@@ -49,6 +49,11 @@ impl InodeRow {
         self.bounds.iter().find(|(holder, _)| *holder == session).map_or(0, |(_, bound)| *bound)
     }
 
+    /// Lets a session write up to a bound, if it may not write further already. Whether it had none before.
+    pub(crate) fn bind(&mut self, session: SessionId, bound: u64) -> bool {
+        raise(&mut self.bounds, session, bound)
+    }
+
     /// Takes away what a session may write beyond the size, or might still. How far that was; 0 for nothing.
     pub(crate) fn unbind(&mut self, session: SessionId) -> u64 {
         let mut reach = 0;
@@ -63,10 +68,7 @@ impl InodeRow {
     /// Takes all bounds back from sessions that live on.
     pub(crate) fn take_bounds_back(&mut self) {
         for (session, bound) in std::mem::take(&mut self.bounds) {
-            match self.late.binary_search_by_key(&session, |(holder, _)| *holder) {
-                Ok(at) => self.late[at].1 = self.late[at].1.max(bound),
-                Err(at) => self.late.insert(at, (session, bound)),
-            }
+            raise(&mut self.late, session, bound);
         }
     }
 
@@ -118,6 +120,16 @@ impl InodeRow {
             _ => 0,
         }
     }
+}
+
+/// Raises a session's bound in a list that is sorted by session, or puts it there. Whether it is new.
+fn raise(bounds: &mut Vec<(SessionId, u64)>, session: SessionId, bound: u64) -> bool {
+    let found = bounds.binary_search_by_key(&session, |(holder, _)| *holder);
+    match found {
+        Ok(at) => bounds[at].1 = bounds[at].1.max(bound),
+        Err(at) => bounds.insert(at, (session, bound)),
+    }
+    found.is_err()
 }
 
 /// Key of an inode.

@@ -13,6 +13,9 @@ pub(crate) const LOCK: u8 = 0x18;
 /// Inodes that a session has locks on.
 pub(crate) const LOCK_BY_SESSION: u8 = 0x19;
 
+/// Where locks see each other.
+pub(crate) type Place = (VolumeId, InodeId, LockSpace);
+
 /// A lock; the rest of it is in its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LockRow {
@@ -43,31 +46,28 @@ pub(crate) fn of_inode(volume: VolumeId, inode: InodeId) -> Vec<u8> {
     Key::of(LOCK).number(volume.0).number(inode.0).done()
 }
 
+fn in_space((volume, inode, space): Place) -> Key {
+    Key::of(LOCK).number(volume.0).number(inode.0).number(space_number(space))
+}
+
 /// All locks of an inode in one space.
-pub(crate) fn of_space(volume: VolumeId, inode: InodeId, space: LockSpace) -> Vec<u8> {
-    Key::of(LOCK).number(volume.0).number(inode.0).number(space_number(space)).done()
+pub(crate) fn of_space(place: Place) -> Vec<u8> {
+    in_space(place).done()
 }
 
 /// All locks of a session in one space of an inode.
-pub(crate) fn of_session(volume: VolumeId, inode: InodeId, space: LockSpace, session: SessionId) -> Vec<u8> {
-    Key::of(LOCK).number(volume.0).number(inode.0).number(space_number(space)).number(session.0).done()
+pub(crate) fn of_session(place: Place, session: SessionId) -> Vec<u8> {
+    in_space(place).number(session.0).done()
 }
 
 /// All locks of an owner.
-pub(crate) fn of_owner(
-    (volume, inode, space): (VolumeId, InodeId, LockSpace),
-    session: SessionId,
-    owner: u64,
-) -> Vec<u8> {
-    let key = Key::of(LOCK).number(volume.0).number(inode.0).number(space_number(space));
-    key.number(session.0).number(owner).done()
+pub(crate) fn of_owner(place: Place, session: SessionId, owner: u64) -> Vec<u8> {
+    in_space(place).number(session.0).number(owner).done()
 }
 
 /// Key of a lock that ends at `end`.
-pub(crate) fn key(place: (VolumeId, InodeId, LockSpace), session: SessionId, owner: u64, end: u64) -> Vec<u8> {
-    let mut key = of_owner(place, session, owner);
-    key.extend_from_slice(&end.to_be_bytes());
-    key
+pub(crate) fn key(place: Place, session: SessionId, owner: u64, end: u64) -> Vec<u8> {
+    in_space(place).number(session.0).number(owner).number(end).done()
 }
 
 /// A lock from its key and its row.

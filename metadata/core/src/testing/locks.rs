@@ -1,12 +1,13 @@
 //! Advisory locks: what they exclude, who waits for them, and when they end.
 
+use super::sessions::two_sessions;
 use super::{World, envelope};
 use crate::api::Caller;
 use holdfast_types::limits::LOCKS_PER_FILE_MAX;
 use holdfast_types::{InodeId, SessionId, ShardId};
 use holdfast_wire::lock::LockKind::{Exclusive, Shared};
 use holdfast_wire::lock::{HeldLock, Lock, LockKind, LockSpace};
-use holdfast_wire::metadata::{ClientRecord, MetadataError, Request, Response};
+use holdfast_wire::metadata::{MetadataError, Request, Response};
 use holdfast_wire::namespace::{Mutation, NamespaceError, NewNode, Outcome, Query};
 use std::time::Duration;
 
@@ -48,14 +49,7 @@ fn wait(world: &mut World, session: SessionId, inode: InodeId, lock: Lock) -> u6
 /// A world with two sessions and a file.
 fn two() -> (World, SessionId, SessionId, InodeId) {
     let mut world = World::formed(3, 3);
-    let (first, _) = world.attach();
-    let (second, volume) = world.open(ClientRecord::default());
-    let leader = world.leader(VOLUMES).unwrap();
-    let attach = Request::Attach { volume, client: ClientRecord::default(), read_only: false };
-    let request = world.ask_until(leader, Caller::Client, envelope(VOLUMES, second, attach), Duration::from_secs(120));
-    world.run(4);
-    world.call(VOLUMES, first, Request::StoppedCaching { event: 1, open: vec![] }).unwrap();
-    world.until("attached", |world| world.answer(request).is_some());
+    let (first, second) = two_sessions(&mut world);
     let f = world.create(first, ROOT, "f", NewNode::File).inode;
     (world, first, second, f)
 }

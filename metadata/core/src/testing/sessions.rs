@@ -70,7 +70,7 @@ fn a_second_session_waits_until_the_first_has_stopped_caching() {
 }
 
 /// Two sessions of a volume, neither of which caches.
-fn two_sessions(world: &mut World) -> (SessionId, SessionId) {
+pub(super) fn two_sessions(world: &mut World) -> (SessionId, SessionId) {
     let (first, _) = world.attach();
     let (second, request) = begin_attach(world, Duration::from_secs(120));
     world.run(4);
@@ -222,13 +222,17 @@ fn what_is_written_late_under_a_bound_that_was_taken_back_never_shows() {
         let set = SetAttributes { size: Some(size), ..SetAttributes::default() };
         Mutation::SetAttributes { inode, set }
     };
-    for ends in [false, true] {
+    let taken_back = || {
         let mut world = World::formed(3, 3);
         let (first, second) = two_sessions(&mut world);
         let f = world.create(first, ROOT, "f", NewNode::File).inode;
         world.mutate(first, reserve(f, 500)).unwrap();
         world.mutate(second, truncate(f, 5)).unwrap();
         world.until("trimmed", |world| world.attributes(second, f).trim_from.is_none());
+        (world, first, second, f)
+    };
+    for ends in [false, true] {
+        let (mut world, first, second, f) = taken_back();
         let now = world.attributes(first, f);
         assert_eq!((now.size, now.size_bound), (5, 0));
         world.check();
@@ -246,12 +250,7 @@ fn what_is_written_late_under_a_bound_that_was_taken_back_never_shows() {
         world.check();
     }
     // Once it says that all it wrote is within the size, nothing is owed any more.
-    let mut world = World::formed(3, 3);
-    let (first, second) = two_sessions(&mut world);
-    let f = world.create(first, ROOT, "f", NewNode::File).inode;
-    world.mutate(first, reserve(f, 500)).unwrap();
-    world.mutate(second, truncate(f, 5)).unwrap();
-    world.until("trimmed", |world| world.attributes(second, f).trim_from.is_none());
+    let (mut world, first, second, f) = taken_back();
     world.mutate(first, publish(f, 0, true)).unwrap();
     world.mutate(second, truncate(f, 200)).unwrap();
     assert_eq!(world.attributes(second, f).trim_from, None);

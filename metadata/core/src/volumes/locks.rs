@@ -10,6 +10,7 @@ use crate::api::ticks;
 use crate::core::{MetadataCore, Waiter};
 use crate::error::Applied;
 use crate::ops::lock::{Owner, first_conflict, owners_in_the_way};
+use crate::tables::lock::Place;
 use crate::txn::Txn;
 use holdfast_store::Batch;
 use holdfast_types::limits::{DRIFT_MARGIN, SESSION_TTL};
@@ -37,7 +38,7 @@ impl LockWait {
         (self.session, self.lock.owner)
     }
 
-    fn place(&self) -> (VolumeId, InodeId, LockSpace) {
+    fn place(&self) -> Place {
         (self.volume, self.inode, self.lock.space)
     }
 }

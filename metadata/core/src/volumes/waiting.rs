@@ -245,24 +245,22 @@ impl MetadataCore {
             live().filter(|(_, row)| over(row)).map(|(session, _)| (*session, "silent for a day".to_owned())).collect();
         let holders = self.holders_wanted();
         let rows = self.volumes.machine.sessions();
-        let locked: Vec<_> = holders
+        let is_silent = |session: &SessionId| {
+            let row = rows.get(session).filter(|row| row.phase == Phase::Attached);
+            row.is_some_and(|row| self.is_session_silent(*session, row))
+        };
+        let wanted = [
+            (self.at_ends_of_files(), "silent while another session wanted the end of a file"),
+            (holders, "silent while another session wanted a lock of its"),
+        ];
+        let in_the_way: Vec<_> = wanted
             .into_iter()
-            .filter(|session| {
-                rows.get(session)
-                    .is_some_and(|row| row.phase == Phase::Attached && self.is_session_silent(*session, row))
-            })
-            .map(|session| (session, "silent while another session wanted a lock of its".to_owned()))
-            .collect();
-        let in_the_way: Vec<_> = (self.at_ends_of_files().into_iter())
-            .filter(|session| {
-                rows.get(session)
-                    .is_some_and(|row| row.phase == Phase::Attached && self.is_session_silent(*session, row))
-            })
-            .map(|session| (session, "silent while another session wanted the end of a file".to_owned()))
+            .flat_map(|(sessions, reason)| sessions.into_iter().map(move |session| (session, reason.to_owned())))
+            .filter(|(session, _)| is_silent(session))
             .collect();
         self.volumes_lead.waiting.heard.retain(|session, _| rows.contains_key(session));
         self.volumes_lead.waiting.to_park = parked;
-        self.volumes_lead.waiting.to_end_silent.extend(ended.into_iter().chain(in_the_way).chain(locked));
+        self.volumes_lead.waiting.to_end_silent.extend(ended.into_iter().chain(in_the_way));
     }
 
     /// Sessions that shard 0 knows and this shard does not, and the other way round. What is applied here of shard 0 may be
@@ -352,12 +350,13 @@ impl MetadataCore {
     }
 
     fn drive_lists(&mut self) {
-        let waiting = &mut self.volumes_lead.waiting;
-        if waiting.to_end.len() + waiting.to_end_silent.len() > 0 && !self.volumes_lead.is_busy(Work::End) {
+        if !self.volumes_lead.is_busy(Work::End) {
             let waiting = &mut self.volumes_lead.waiting;
-            waiting.to_end.append(&mut waiting.to_end_silent);
-            let sessions = std::mem::take(&mut waiting.to_end).into_iter().collect();
-            self.propose_own(Work::End, VolumesCommand::End { sessions });
+            let mut ending = std::mem::take(&mut waiting.to_end);
+            ending.append(&mut waiting.to_end_silent);
+            if !ending.is_empty() {
+                self.propose_own(Work::End, VolumesCommand::End { sessions: ending.into_iter().collect() });
+            }
         }
         if !self.volumes_lead.waiting.to_park.is_empty() && !self.volumes_lead.is_busy(Work::Park) {
             let sessions = std::mem::take(&mut self.volumes_lead.waiting.to_park);
