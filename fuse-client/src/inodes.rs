@@ -189,6 +189,7 @@ mod tests {
             ctime: zero,
             btime: zero,
             generation: holdfast_types::Generation(1),
+            cuts: 0,
             trim_from: None,
             size_bound: 0,
             parent: InodeId(0),

@@ -95,6 +95,7 @@ fn attributes() -> Attributes {
         ctime: Timestamp { seconds: 3, nanos: 3 },
         btime: Timestamp { seconds: 4, nanos: 4 },
         generation: Generation(6),
+        cuts: 5,
         trim_from: Some(4096),
         size_bound: 64 << 20,
         parent: InodeId(0),

@@ -88,6 +88,21 @@ mod tests {
     use std::time::Duration;
 
     #[test]
+    fn a_line_that_arrives_in_pieces_is_one_promise() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let log = folder.path().join("log");
+        let janitor = Janitor::start().expect("bash starts");
+        let line = format!("add\t0\techo whole >> {}\n", crate::command::quote(&log));
+        let (first, rest) = line.split_at(12);
+        janitor.0.lock().expect("not poisoned").say(first).expect("said");
+        // Longer than it waits at a time.
+        std::thread::sleep(Duration::from_millis(2500));
+        janitor.0.lock().expect("not poisoned").say(rest).expect("said");
+        drop(janitor);
+        assert_eq!(std::fs::read_to_string(&log).expect("it was run"), "whole\n");
+    }
+
+    #[test]
     fn promises_are_kept_in_reverse_order_and_forgotten_ones_are_not() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let log = folder.path().join("log");

@@ -4,8 +4,11 @@
 trap '' INT TERM HUP QUIT
 declare -A todo=()
 order=()
+begun=
 while true; do
-    if IFS=$'\t' read -r -t 2 what key command; then
+    if IFS= read -r -t 2 part; then
+        IFS=$'\t' read -r what key command <<<"$begun$part"
+        begun=
         case $what in
         add) todo[$key]=$command; order+=("$key") ;;
         drop) unset "todo[$key]" ;;
@@ -13,6 +16,8 @@ while true; do
     elif [ $? -le 128 ]; then
         break # end of input: the program closed its side, or ended
     else
+        # The two seconds may end in the middle of a line that has just arrived.
+        begun+=$part
         # A program with a thread stuck in a dead mount becomes a zombie that still holds our input open.
         state=$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null)
         case $state in "" | Z | X) break ;; esac

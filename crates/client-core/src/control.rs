@@ -47,6 +47,8 @@ pub(crate) enum Purpose {
     Remove(CallId, Option<InodeId>),
     /// The size, for a read that may not use a cached one.
     ReadSize(CallId, Box<Call>),
+    /// Whether a file was cut while a read of it was under way: its number.
+    ReadCheck(u64),
     /// `Call::SetAttributes` through the file's lane.
     Set {
         id: CallId,
@@ -322,6 +324,7 @@ impl ClientCore {
             Purpose::Open(id, inode, mode) => self.open_answered(id, inode, mode, &operation.request, result),
             Purpose::Remove(id, inode) => self.removed(id, inode, result),
             Purpose::ReadSize(id, call) => self.read_sized(id, *call, result),
+            Purpose::ReadCheck(number) => self.read_checked(number, result),
             Purpose::Set { id, inode, quiet } => self.set_answered(id, inode, quiet, result),
             Purpose::Publish(inode, published) => self.published(inode, published, result),
             Purpose::Reserve(inode) => self.reserved(inode, result),

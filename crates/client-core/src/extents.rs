@@ -4,7 +4,8 @@
 //! * Segments do not overlap, are not empty and do not cross a request boundary.
 //! * `order` names each segment once, by the number of the oldest write in it; ages rise with numbers.
 //! * Bytes put on top of others that were not sent yet take over their number and age: who waits for the older write waits for the
-//!   newer one in its place, and bytes that are overwritten again and again are due when the first of them were.
+//!   newer one in its place, and bytes that are overwritten again and again are due when the first of them were. Each segment knows its
+//!   newest write as well.
 //! * `blocks` counts the dirty bytes of each request-sized block; `full` names the blocks that have no gap.
 
 use bytes::Bytes;
@@ -45,8 +46,11 @@ impl Content {
 
 struct Segment {
     content: Content,
+    /// Oldest write in it, and when that was made.
     number: u64,
     since: Instant,
+    /// Newest write that has bytes in it, or had.
+    newest: u64,
 }
 
 /// Bytes taken out, with their places, and number and age of the oldest write among them.
@@ -124,15 +128,15 @@ impl Extents {
     }
 
     /// Puts bytes on top of what is there.
-    pub fn insert(&mut self, mut offset: u64, mut data: Bytes, number: u64, since: Instant) {
+    pub fn insert(&mut self, mut offset: u64, mut data: Bytes, newest: u64, since: Instant) {
         let replaced = self.cut(offset, offset + data.len() as u64);
-        let (number, since) = replaced.map_or((number, since), |older| older.min((number, since)));
+        let (number, since) = replaced.map_or((newest, since), |older| older.min((newest, since)));
         while !data.is_empty() {
             let room = self.block_bytes - offset % self.block_bytes;
             let part = data.split_to(data.len().min(room as usize));
             let length = part.len() as u64;
             self.account(offset, length, true);
-            if !self.grow(offset, &part, number) {
+            if !self.grow(offset, &part, number, newest) {
                 let content = if part.len() < SMALL_BYTES {
                     let mut owned = Vec::with_capacity((part.len() * 2).max(4096));
                     owned.extend_from_slice(&part);
@@ -140,7 +144,7 @@ impl Extents {
                 } else {
                     Content::Shared(part)
                 };
-                self.segments.insert(offset, Segment { content, number, since });
+                self.segments.insert(offset, Segment { content, number, since, newest });
                 self.order.insert((number, offset));
             }
             offset += length;
@@ -148,7 +152,7 @@ impl Extents {
     }
 
     /// Appends to the segment that ends at `offset`, if both are small, of one block, and it is not the younger one.
-    fn grow(&mut self, offset: u64, part: &[u8], number: u64) -> bool {
+    fn grow(&mut self, offset: u64, part: &[u8], number: u64, newest: u64) -> bool {
         if part.len() >= SMALL_BYTES || offset.is_multiple_of(self.block_bytes) {
             return false;
         }
@@ -160,6 +164,7 @@ impl Extents {
                     && segment.number <= number =>
             {
                 bytes.extend_from_slice(part);
+                segment.newest = segment.newest.max(newest);
                 true
             }
             _ => false,
@@ -225,29 +230,32 @@ impl Extents {
 
     fn put_back(&mut self, at: u64, bytes: Bytes, of: &Segment) {
         self.order.insert((of.number, at));
-        self.segments.insert(at, Segment { content: Content::Shared(bytes), number: of.number, since: of.since });
+        self.segments.insert(at, Segment { content: Content::Shared(bytes), ..*of });
     }
 
-    /// The unbroken run of dirty bytes around `at`, within its block.
+    /// The unbroken run around `at`, within its block, of dirty bytes whose newest write passes `may_go`; none if those at `at` do not.
     ///
     /// # Panics
     /// When no segment starts at `at`.
-    pub fn run_around(&self, at: u64) -> (u64, u64) {
+    pub fn run_around(&self, at: u64, may_go: impl Fn(u64) -> bool) -> Option<(u64, u64)> {
         let floor = at - at % self.block_bytes;
         let (mut start, mut end) = (at, at + self.segments[&at].content.len() as u64);
+        if !may_go(self.segments[&at].newest) {
+            return None;
+        }
         for (from, segment) in self.segments.range(floor..at).rev() {
-            if from + segment.content.len() as u64 != start {
+            if from + segment.content.len() as u64 != start || !may_go(segment.newest) {
                 break;
             }
             start = *from;
         }
         for (from, segment) in self.segments.range(end..floor + self.block_bytes) {
-            if *from != end {
+            if *from != end || !may_go(segment.newest) {
                 break;
             }
             end += segment.content.len() as u64;
         }
-        (start, end)
+        Some((start, end))
     }
 
     /// Takes out a run that has no gap, to be sent.
@@ -306,6 +314,29 @@ mod tests {
     }
 
     #[test]
+    fn a_run_ends_where_bytes_are_newer_than_may_go() {
+        let mut extents = Extents::new(1 << 20);
+        let bytes = |length| Bytes::from(vec![1; length]);
+        extents.insert(0, bytes(20_000), 1, Instant(10));
+        extents.insert(20_000, bytes(20_000), 2, Instant(20));
+        extents.insert(40_000, bytes(20_000), 3, Instant(30));
+        let run = |extents: &Extents, at, newest| extents.run_around(at, |number| number <= newest);
+        assert_eq!(run(&extents, 20_000, 3), Some((0, 60_000)));
+        assert_eq!(run(&extents, 20_000, 2), Some((0, 40_000)));
+        assert_eq!(run(&extents, 20_000, 1), None);
+        // What lies on top of older bytes, or was appended to them, is as new as it is.
+        extents.insert(5_000, bytes(100), 4, Instant(40));
+        assert_eq!(extents.oldest().map(|(number, ..)| number), Some(1));
+        assert_eq!(run(&extents, 0, 3), Some((0, 5_000)));
+        assert_eq!(run(&extents, 5_000, 3), None);
+        assert_eq!(run(&extents, 5_100, 3), Some((5_100, 60_000)));
+        extents.insert(60_000, bytes(10), 5, Instant(50));
+        extents.insert(60_010, bytes(10), 6, Instant(60));
+        assert_eq!(run(&extents, 60_000, 5), None);
+        assert_eq!(run(&extents, 40_000, 5), Some((0, 60_000)));
+    }
+
+    #[test]
     fn what_was_written_last_is_what_lies_on_top() {
         for seed in 0..50 {
             let mut prng = Prng::new(seed);
@@ -322,7 +353,7 @@ mod tests {
                     }
                     1 => {
                         if let Some((number, _, at)) = extents.oldest() {
-                            let (from, to) = extents.run_around(at);
+                            let (from, to) = extents.run_around(at, |_| true).expect("all may go");
                             let taken = extents.take(from, to);
                             assert!(taken.number <= number);
                             let whole: Vec<Option<u8>> = taken.pieces.concat().into_iter().map(Some).collect();

@@ -5,6 +5,10 @@
 //!
 //! A read that waits while this client writes some of its bytes shows the write as a whole: half of it, as far as a block was here
 //! already and the rest came later, was never the content of the file.
+//!
+//! While other hosts may change the file, its size and its bytes come from two places. Storage is asked for the bytes of a size that is
+//! known, and the service afterwards whether the file was cut meanwhile. If not, those bytes and that size were the file's at one moment.
+//! If it was, bytes may have been found above the cut that another host wrote there again and has not published: the read begins anew.
 
 use crate::call::{Call, CallId, Data, Reply};
 use crate::control::Purpose;
@@ -17,7 +21,7 @@ use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use holdfast_types::size::KIB;
 use holdfast_types::{ChunkIndex, Generation, InodeId};
 use holdfast_wire::chunk::ChunkOp;
-use holdfast_wire::namespace::Outcome;
+use holdfast_wire::namespace::{Attributes, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Files up to this size are read as a whole.
@@ -64,6 +68,32 @@ struct Pending {
     inode: InodeId,
     parts: Assembly,
     own: Option<Own>,
+    /// Without a cache: what the file was like when storage was asked.
+    seen: Option<Seen>,
+}
+
+/// A content of which nothing was cut.
+#[derive(Clone, Copy)]
+struct Seen {
+    generation: Generation,
+    cuts: u64,
+    /// The read ends here because the file did, by what was known before it began: it must still.
+    end: Option<u64>,
+}
+
+impl Seen {
+    fn still(&self, now: &Attributes) -> bool {
+        (self.generation, self.cuts) == (now.generation, now.cuts) && self.end.is_none_or(|end| end == now.size)
+    }
+}
+
+/// From when a size is that a read goes by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// From before it began, while others may have changed it.
+    Before,
+    /// From since it began, or nobody else can have changed it.
+    Since,
 }
 
 /// Without a cache: a read has met writes of this client that are not answered yet. It is answered after them, or another host might
@@ -214,8 +244,13 @@ impl ClientCore {
         if file.is_changing() {
             return file.parked.push((id, call));
         }
+        // What is cut must not show up, nor what is beyond a size that may have grown.
+        let (ends, whole) = (offset < file.base.size, file.base.trim_from.is_none());
         if self.may_serve_cache() {
-            return self.read_now(id, handle, offset, length);
+            return self.read_now(id, handle, offset, length, Known::Since);
+        }
+        if self.shares() && ends && whole {
+            return self.read_now(id, handle, offset, length, Known::Before);
         }
         self.query(Some(inode), Purpose::ReadSize(id, Box::new(call)));
     }
@@ -224,13 +259,13 @@ impl ClientCore {
     pub(crate) fn read_sized(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
         let Call::Read { handle, offset, length } = call else { return };
         match result {
-            Ok(_) if self.waits(id) => self.read_now(id, handle, offset, length),
+            Ok(_) if self.waits(id) => self.read_now(id, handle, offset, length, Known::Since),
             Ok(_) => {}
             Err(error) => self.complete(id, Err(error)),
         }
     }
 
-    fn read_now(&mut self, id: CallId, handle: crate::HandleId, offset: u64, length: u32) {
+    fn read_now(&mut self, id: CallId, handle: crate::HandleId, offset: u64, length: u32, known: Known) {
         let Some(inode) = self.handles.get(&handle).map(|h| h.inode) else {
             return self.complete(id, Err(ClientError::BadHandle));
         };
@@ -245,6 +280,9 @@ impl ClientCore {
         }
         let mut parts = Assembly { start: offset, end, parts: BTreeMap::new() };
         let asked = (handle, offset, length);
+        let short = known == Known::Before && end - offset < u64::from(length);
+        let (generation, cuts) = (file.base.generation, file.base.cuts);
+        let seen = shares.then(|| Seen { generation, cuts, end: short.then_some(end) });
         let own = (!keep && !shares && file.is_own(offset, end)).then(|| Own { inode, newest: file.number_next - 1 });
         if !shares {
             file.dirty.overlay(offset, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
@@ -269,11 +307,12 @@ impl ClientCore {
             parts.put_zeros(start.max(zeros_from), end);
         }
         if missing.is_empty() {
-            self.finish_read(Pending { call: id, asked, inode, parts, own });
+            // Nothing was asked of storage: what the service said is the file's.
+            self.finish_read(Pending { call: id, asked, inode, parts, own, seen: None });
         } else {
             let number = self.reads.next;
             self.reads.next += 1;
-            self.reads.pending.insert(number, Pending { call: id, asked, inode, parts, own });
+            self.reads.pending.insert(number, Pending { call: id, asked, inode, parts, own, seen });
             for (start, end) in missing {
                 self.fetch_gap(inode, start, end, zeros_from, keep, number);
             }
@@ -304,6 +343,34 @@ impl ClientCore {
                 self.touched.insert(own.inode);
             }
             _ => self.complete(pending.call, Ok(reply)),
+        }
+    }
+
+    /// A read has all its bytes; without a cache the service has to say yet whether they go with the size.
+    fn filled(&mut self, number: u64) {
+        let Some(pending) = self.reads.pending.get(&number) else { return };
+        if pending.seen.is_some() {
+            return self.query(Some(pending.inode), Purpose::ReadCheck(number));
+        }
+        if let Some(pending) = self.reads.pending.remove(&number) {
+            self.finish_read(pending);
+        }
+    }
+
+    /// The service has said what the file is like after its bytes were read.
+    pub(crate) fn read_checked(&mut self, number: u64, result: Result<Outcome, ClientError>) {
+        let Some(pending) = self.reads.pending.remove(&number) else { return };
+        self.touched.insert(pending.inode);
+        let base = self.files.get(&pending.inode).map(|file| &file.base);
+        let same = base.zip(pending.seen).is_some_and(|(base, seen)| seen.still(base));
+        match result {
+            Ok(_) if same => self.finish_read(pending),
+            Ok(_) if self.waits(pending.call) => {
+                let (handle, offset, length) = pending.asked;
+                self.read_now(pending.call, handle, offset, length, Known::Since);
+            }
+            Ok(_) => {}
+            Err(error) => self.complete(pending.call, Err(error)),
         }
     }
 
@@ -412,8 +479,7 @@ impl ClientCore {
                 }
             }
             if pending.parts.gaps().is_empty() {
-                let pending = self.reads.pending.remove(number).expect("just seen");
-                self.finish_read(pending);
+                self.filled(*number);
             }
         }
         let same = self.files.get(&fetch.inode).is_some_and(|f| f.base.generation == fetch.generation);

@@ -241,7 +241,8 @@ impl ClientCore {
         if found.is_none() {
             let due = |number: u64, since| fresh(number) && (all || number <= target || since + delay <= now);
             for (_, _, at) in file.dirty.by_age().take(LOOK_MAX).take_while(|(number, since, _)| due(*number, *since)) {
-                let (start, end) = file.dirty.run_around(at);
+                // What others may have cut since was asked for before the newest of these bytes were written: those wait.
+                let Some((start, end)) = file.dirty.run_around(at, fresh) else { continue };
                 found = may_go(start, end);
                 if found.is_some() {
                     break;

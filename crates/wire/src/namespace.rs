@@ -61,6 +61,8 @@ pub struct Attributes {
     pub size_bound: u64,
     /// Parent, of a directory (for `..`); the directory itself for the root; 0 for anything else.
     pub parent: InodeId,
+    /// How often a file was truncated to less than its size: while this stays, no byte below the size has gone.
+    pub cuts: u64,
 }
 
 /// What to create.

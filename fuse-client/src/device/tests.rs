@@ -85,6 +85,7 @@ fn attributes() -> Attributes {
         ctime: time(3),
         btime: time(4),
         generation: Generation(9),
+        cuts: 0,
         trim_from: None,
         size_bound: 0,
         parent: InodeId(0),

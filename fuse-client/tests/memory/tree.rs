@@ -77,6 +77,7 @@ impl Tree {
             ctime: now,
             btime: now,
             generation: Generation(1),
+            cuts: 0,
             trim_from: None,
             size_bound: 0,
             parent: if kind == FileKind::Directory { parent } else { InodeId(0) },

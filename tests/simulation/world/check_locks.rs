@@ -41,7 +41,7 @@ fn cut(open: &mut Vec<Belief>, lock: &Lock, now: WorldTime, ended: &mut Vec<Beli
             open.push(belief);
             continue;
         }
-        ended.push(Belief { until: now, ..belief });
+        ended.push(Belief { until: belief.until.min(now), ..belief });
         if start < lock.start {
             open.push(Belief { lock: Lock { end: lock.start - 1, ..belief.lock }, ..belief });
         }

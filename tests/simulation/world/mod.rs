@@ -396,7 +396,7 @@ impl Sim {
 /// Bounds a line of the trace.
 fn shorten(mut text: String) -> String {
     /// Enough to see what it is about.
-    const LINE_MAX: usize = 360;
+    const LINE_MAX: usize = 700;
     if text.len() > LINE_MAX {
         let mut end = LINE_MAX;
         while !text.is_char_boundary(end) {

@@ -41,6 +41,7 @@ pub(super) struct Inode {
     late: BTreeMap<SessionId, u64>,
     /// How far sessions that are over may have written.
     stale_bound: u64,
+    cuts: u64,
     trim: Option<(u64, u64)>,
     locks: Vec<Held>,
 }
@@ -67,6 +68,7 @@ impl Inode {
             bounds: BTreeMap::new(),
             late: BTreeMap::new(),
             stale_bound: 0,
+            cuts: 0,
             trim: None,
             locks: Vec::new(),
         }
@@ -699,6 +701,7 @@ impl Names {
                 file.unbind(session);
                 file.trim_from(from, end);
             }
+            file.cuts += u64::from(size < file.size);
             file.size = size;
         }
         let found = self.inode(inode)?;
@@ -820,5 +823,6 @@ fn describe(session: SessionId, inode: InodeId, found: &Inode) -> Attributes {
         trim_from: found.trim.map(|(from, _)| from),
         size_bound: found.bounds.get(&session).copied().unwrap_or(0),
         parent: if found.is_directory() { found.parent } else { InodeId(0) },
+        cuts: found.cuts,
     }
 }

@@ -17,6 +17,7 @@ fn attributes(inode: u64, kind: FileKind, size: u64) -> Attributes {
         ctime: t,
         btime: t,
         generation: Generation(1),
+        cuts: 0,
         trim_from: None,
         size_bound: 0,
         parent: InodeId(0),

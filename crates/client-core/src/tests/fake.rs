@@ -134,6 +134,7 @@ impl Service {
             ctime: self.now,
             btime: self.now,
             generation: Generation(1),
+            cuts: 0,
             trim_from: None,
             size_bound: 0,
             parent: if kind == FileKind::Directory { parent } else { InodeId(0) },

@@ -152,6 +152,57 @@ fn appends_go_where_the_end_is_when_their_turn_comes() {
 }
 
 #[test]
+fn a_write_on_top_of_one_that_waits_goes_to_what_others_left_before_it() {
+    for seed in 0..30 {
+        let mut world = uncached(seed);
+        let (inode, handle) = world.create("a");
+        world.write(handle, 0, &b"hello"[..]).expect("write");
+        world.run_until("nothing is held beyond the end", |w| w.service.inodes[&inode].bound == 0);
+        // The answer that gives room for this one is still on its way when another host cuts the file to nothing.
+        let first = world.start(Call::Write { handle, offset: 0, data: vec![1; 1000].into(), clear_set_ids: false });
+        world.run_until("room is given", |w| w.service.inodes[&inode].bound > 0);
+        world.service.index += 1;
+        let row = world.service.inodes.get_mut(&inode).expect("there");
+        (row.attributes.generation, row.attributes.size, row.bound) = (row.attributes.generation.next(), 0, 0);
+        let over = Call::Write { handle, offset: 300, data: vec![2; 100].into(), clear_set_ids: false };
+        let over = world.start(over);
+        world.wait(over).expect("written");
+        assert_eq!(
+            world.service.content(inode).get(300..400),
+            Some(&[2; 100][..]),
+            "seed {seed}: acknowledged, and gone"
+        );
+        world.wait(first).expect("written");
+    }
+}
+
+#[test]
+fn a_read_shows_nothing_that_was_written_above_a_cut_and_is_not_published() {
+    for length in [5, 100] {
+        let mut world = uncached(9);
+        let (inode, handle) = world.create("a");
+        world.write(handle, 0, &b"hello"[..]).expect("write");
+        world.stat(inode);
+        let read = world.start(Call::Read { handle, offset: 0, length });
+        // Before storage is asked another host cuts the file, and a third one's write beyond the new end is made and not yet published.
+        let cut = |world: &mut World| {
+            world.service.index += 1;
+            let row = world.service.inodes.get_mut(&inode).expect("there");
+            (row.attributes.size, row.attributes.cuts) = (2, row.attributes.cuts + 1);
+        };
+        cut(&mut world);
+        world.service.chunks.values_mut().next().expect("stored").splice(2.., *b"XYZ");
+        let Ok(Reply::Data(data)) = world.wait(read) else { panic!("read") };
+        assert_eq!(data.into_bytes(), b"he"[..]);
+        // What others have added since the size was heard of is shown.
+        world.service.index += 1;
+        world.service.inodes.get_mut(&inode).expect("there").attributes.size = 4;
+        assert_eq!(world.read(handle, 0, length).expect("read"), b"heXY"[..length.min(4) as usize]);
+        assert_eq!(world.read(handle, 0, 2).expect("read"), b"he");
+    }
+}
+
+#[test]
 fn what_was_asked_before_caching_began_is_not_kept() {
     let mut world = uncached(5);
     let (inode, handle) = world.create("a");

@@ -45,6 +45,7 @@ fn root() -> Attributes {
         ctime: t,
         btime: t,
         generation: Generation(1),
+        cuts: 0,
         trim_from: None,
         size_bound: 0,
         parent: InodeId::ROOT,

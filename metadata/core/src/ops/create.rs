@@ -128,6 +128,7 @@ impl Op<'_, '_> {
             bounds: Vec::new(),
             late: Vec::new(),
             stale_bound: 0,
+            cuts: 0,
         })
     }
 

@@ -89,6 +89,7 @@ impl Op<'_, '_> {
             self.release(inode, row);
             self.start_trim(inode, row, from, end);
         }
+        row.cuts += u64::from(size < row.size);
         row.size = size;
         Ok(())
     }

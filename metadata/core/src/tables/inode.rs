@@ -39,6 +39,8 @@ pub(crate) struct InodeRow {
     pub(crate) late: Vec<(SessionId, u64)>,
     /// How far sessions that are over may have written. Set only while others hold bounds above the size.
     pub(crate) stale_bound: u64,
+    /// How often a file was truncated to less than its size.
+    pub(crate) cuts: u64,
 }
 
 impl Row for InodeRow {}
@@ -103,6 +105,7 @@ impl InodeRow {
             trim_from: self.trim.map(|(from, _)| from),
             size_bound: self.bound_of(session),
             parent: if self.kind == FileKind::Directory { self.parent } else { InodeId(0) },
+            cuts: self.cuts,
         }
     }
 
@@ -159,6 +162,7 @@ pub(crate) fn example() -> InodeRow {
         bounds: vec![(SessionId(3), 1 << 26)],
         late: vec![(SessionId(2), 1 << 20)],
         stale_bound: 0,
+        cuts: 2,
     }
 }
 

@@ -133,6 +133,7 @@ fn a_shorter_file_is_cut_before_anybody_writes_there() {
     world.chunks_stuck = true;
     let Ok(Outcome::Attributes { attributes, .. }) = world.mutate(s, truncate(f, 5 * MIB)) else { panic!() };
     assert_eq!((attributes.size, attributes.trim_from, attributes.generation), (5 * MIB, Some(5 * MIB), Generation(1)));
+    assert_eq!(attributes.cuts, 1);
     let leader = world.leader(ShardId::VOLUMES).unwrap();
     let reserve = world.mutation(s, Mutation::Reserve { inode: f, generation: Generation(1), bound: 6 * MIB });
     let request = world.ask_as(leader, crate::Caller::Client, reserve.clone());
@@ -198,7 +199,9 @@ fn truncation_to_nothing_starts_a_new_content() {
     assert_eq!((attributes.size, attributes.generation, attributes.trim_from), (0, Generation(2), None));
     // Data published for the old content change nothing.
     let Ok(Outcome::Attributes { attributes, .. }) = world.mutate(s, publish(f.inode, 1, 100, false)) else { panic!() };
-    assert_eq!(attributes.size, 0);
+    assert_eq!((attributes.size, attributes.cuts), (0, 1));
+    let Ok(Outcome::Attributes { attributes, .. }) = world.mutate(s, truncate(f.inode, 50)) else { panic!() };
+    assert_eq!((attributes.size, attributes.cuts), (50, 1), "longer is no cut");
     world.until("one chunk is purged", |world| world.chunks.len() == 1);
     assert!(world.attributes(s, f.inode).ctime >= f.ctime);
     world.check();
