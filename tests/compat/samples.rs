@@ -15,7 +15,7 @@ use holdfast_wire::admin::{
 };
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
-    ChunkDigest, Contender, Difference, GroupBody, GroupChange, GroupMessage, KeyRange, Origin,
+    ChunkDigest, Contender, CopyRun, Difference, GroupBody, GroupChange, GroupMessage, KeyRange, Origin,
 };
 use holdfast_wire::lock::{HeldLock, Lock, LockKind, LockSpace};
 use holdfast_wire::map::{ClusterMap, DiskRecord, MapDelta, MapUpdate, NodeRecord, SessionGrant, View};
@@ -526,7 +526,15 @@ fn group_changes() -> Named<GroupChange> {
         ("operation-cut", GroupChange::Cut { chunk: chunk(), length: 3 }),
         ("operation-delete", GroupChange::Delete { volume, inode, generation, from: ChunkIndex(7) }),
         ("operation-delete-chunk", GroupChange::DeleteChunk { chunk: chunk() }),
-        ("operation-contenders", GroupChange::Contenders { chunk: chunk(), list: vec![contender()] }),
+        (
+            "operation-copy",
+            GroupChange::Copy {
+                chunk: chunk(),
+                length: 8192,
+                runs: vec![CopyRun { offset: 4096, length: 4096, sums: vec![7] }],
+                contenders: vec![contender()],
+            },
+        ),
         ("operation-delete-volume", GroupChange::DeleteVolume { volume }),
         ("operation-mark", GroupChange::Mark),
     ]

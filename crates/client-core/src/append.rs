@@ -49,7 +49,7 @@ impl ClientCore {
         file.lane = None;
         match result {
             Ok(_) => {
-                file.bound_held = true;
+                file.hold_bound();
                 // A truncation that waits comes first; the turn is given back, and another one follows.
                 if !file.is_changing() {
                     self.take_turn(inode);

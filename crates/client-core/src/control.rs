@@ -65,6 +65,8 @@ pub(crate) enum Purpose {
     Close(InodeId),
     /// `Call::SetLock`.
     Lock(Asked),
+    /// A lock that was granted here while this session was alone, or given back.
+    HandOver(InodeId, holdfast_wire::lock::Lock),
     /// `Call::SetLock` that waits.
     AwaitLock(Asked),
 }
@@ -332,6 +334,7 @@ impl ClientCore {
             Purpose::Trim(inode) => self.trimmed(inode, result),
             Purpose::Refresh(inode) => self.refreshed(inode, result),
             Purpose::Close(inode) => self.closed(inode),
+            Purpose::HandOver(inode, lock) => self.handed_over(inode, lock, result),
             Purpose::Lock(asked) => self.lock_answered(asked, result),
             Purpose::AwaitLock(asked) => self.lock_awaited(asked, result),
             Purpose::OpenSession

@@ -169,6 +169,7 @@ impl ClientCore {
                 self.touched.insert(inode);
                 continue;
             }
+            self.settle_locks();
             self.check_stopping();
             if self.touched.is_empty() {
                 return;
@@ -304,6 +305,7 @@ impl ClientCore {
             Call::Zero { .. } => self.zero(id, call),
             Call::SetAttributes { inode, set } => self.set_attributes(id, inode, set),
             Call::SetLock { inode, lock, wait } => self.set_lock(Asked { id, inode, lock, wait }),
+            Call::TestLock { inode, lock } => self.test_lock(id, inode, lock),
             call => self.name_call(id, call),
         }
     }

@@ -246,6 +246,11 @@ impl File {
         self.base.size.max(self.unpublished_end)
     }
 
+    /// The service has given us a bound; unless the inode is gone since, and the bound with it: the answer may come late.
+    pub fn hold_bound(&mut self) {
+        self.bound_held = !self.gone;
+    }
+
     /// How far bytes may be sent.
     pub fn limit(&self) -> u64 {
         match self.lane {

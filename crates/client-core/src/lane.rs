@@ -312,14 +312,17 @@ impl ClientCore {
         file.lane = None;
         let short = file.base.size_bound < file.asked_bound;
         match result {
-            Ok(_) if !short => (file.bound_held, file.fresh_to) = (true, file.freshening),
+            Ok(_) if !short => {
+                file.hold_bound();
+                file.fresh_to = file.freshening;
+            }
             Ok(_) if self.session.caching == Caching::Off => {
                 // Another host has cut the file since, and our room with it.
                 file.bound_held = false;
                 file.refresh = true;
             }
             Ok(_) => {
-                file.bound_held = true;
+                file.hold_bound();
                 self.no_room(inode, ClientError::Protocol { detail: "less room was given than asked for" });
             }
             Err(ClientError::Namespace(NamespaceError::NotFound)) => self.vanished(inode),
@@ -505,7 +508,9 @@ impl ClientCore {
             if result.is_ok() && matches!(lane, Some(Lane::Change { .. })) {
                 // The size is the service's now, whatever was stored before: above it all goes, below it is covered.
                 file.unpublished_end = 0;
-                file.bound_held |= file.base.size_bound > 0;
+                if file.base.size_bound > 0 {
+                    file.hold_bound();
+                }
             }
         }
         self.call_answered(id, if quiet { result.map(|_| Outcome::Done) } else { result });

@@ -37,7 +37,6 @@ impl ClientCore {
             Call::ReadLink { inode } => self.ask(Query::ReadLink { inode }, Purpose::Call(id)),
             Call::GetXattr { inode, name } => self.ask(Query::GetXattr { inode, name }, Purpose::Call(id)),
             Call::ListXattrs { inode } => self.ask(Query::ListXattrs { inode }, Purpose::Call(id)),
-            Call::TestLock { inode, lock } => self.ask(Query::TestLock { inode, lock }, Purpose::Call(id)),
             Call::StatVolume => self.ask(Query::StatVolume, Purpose::Call(id)),
             Call::ReadDirectory { inode, after, limit, plus } => {
                 let after = if after < 3 { 0 } else { after };
@@ -356,6 +355,9 @@ impl ClientCore {
                     self.ensure_file(&attributes, self.control.answered_at);
                 }
                 self.set_attributes_known(id, inode, set);
+            }
+            (call @ (Call::SetLock { .. } | Call::TestLock { .. }), Ok(Outcome::Attributes { attributes, .. })) => {
+                self.lock_resumed(id, call, attributes.kind);
             }
             (_, Ok(_)) => {}
         }

@@ -291,6 +291,7 @@ impl ClientCore {
         };
         let leaving = matches!(self.session.state, State::Leaving) && !self.session.detaching;
         if (stopping.is_none() && !leaving)
+            || (stopping.is_some() && !self.locks.all_recorded())
             || self.control.opening(self.session.span)
             || !self.files.values().all(|f| f.is_settled())
         {

@@ -264,6 +264,17 @@ pub struct Contender {
     pub cut: Sequence,
 }
 
+/// Where bytes of a copy go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRun {
+    /// First byte within the chunk.
+    pub offset: u32,
+    /// Bytes.
+    pub length: u32,
+    /// Sums of their pieces.
+    pub sums: Vec<u32>,
+}
+
 /// A change as it travels between members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupChange {
@@ -313,12 +324,16 @@ pub enum GroupChange {
         /// Which.
         volume: VolumeId,
     },
-    /// The last contended changes of a chunk are these (copies for one member).
-    Contenders {
+    /// A chunk is made equal to the sender's, bytes and contended changes at once (copies for one member). The payload is that of the runs.
+    Copy {
         /// Which chunk.
         chunk: ChunkKey,
-        /// In the order in which they were made.
-        list: Vec<Contender>,
+        /// Its length.
+        length: u32,
+        /// What differs below the length, in order and apart.
+        runs: Vec<CopyRun>,
+        /// The last contended changes, in the order in which they were made.
+        contenders: Vec<Contender>,
     },
     /// Nothing.
     Mark,

@@ -5,6 +5,7 @@
 
 use holdfast_types::SessionId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Which locks see each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -102,6 +103,32 @@ pub fn replaced(own: &[HeldLock], session: SessionId, lock: &Lock) -> Vec<HeldLo
     after
 }
 
+/// Whether a wait would close a circle of owners who wait for each other: whether those in its way (`in_the_way`) wait, by any of
+/// their own waits (`waits_of`), directly or not, for its owner.
+///
+/// # Errors
+/// What `in_the_way` says.
+pub fn closes_circle<W: Copy, O: Copy + Ord, E>(
+    wait: W,
+    owner: O,
+    mut in_the_way: impl FnMut(&W) -> Result<Vec<O>, E>,
+    waits_of: impl Fn(O) -> Vec<W>,
+) -> Result<bool, E> {
+    let mut seen = BTreeSet::new();
+    let mut waits = vec![wait];
+    while let Some(next) = waits.pop() {
+        for other in in_the_way(&next)? {
+            if other == owner {
+                return Ok(true);
+            }
+            if seen.insert(other) {
+                waits.extend(waits_of(other));
+            }
+        }
+    }
+    Ok(false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +190,19 @@ mod tests {
                 "touching ranges of one kind are one: {own:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_circle_is_found_however_long_it_is() {
+        // Who waits for whom: 1 -> 2 -> 3 -> 4, and 3 -> 5.
+        let waits = [(1, 2), (2, 3), (3, 4), (3, 5)];
+        let of = |owner: u8| waits.iter().copied().filter(move |(waiter, _)| *waiter == owner).collect::<Vec<_>>();
+        let circle = |wait: (u8, u8)| closes_circle(wait, wait.0, |wait| Ok::<_, ()>(vec![wait.1]), of);
+        assert_eq!(
+            (circle((4, 1)), circle((5, 2)), circle((4, 6)), circle((6, 1))),
+            (Ok(true), Ok(true), Ok(false), Ok(false))
+        );
+        assert_eq!(closes_circle((4, 1), 4, |_| Err("unreadable"), of), Err("unreadable"));
     }
 
     #[test]

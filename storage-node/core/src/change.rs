@@ -1,12 +1,12 @@
 //! A change in its three shapes: as a client asks for it, as it travels between members, as the store takes it.
 
 use crate::contenders::Contenders;
-use crate::local::Change;
-use bytes::Bytes;
+use crate::local::{Change, Run};
+use bytes::{Bytes, BytesMut};
 use holdfast_types::checksum::piece_sums;
-use holdfast_types::limits::CHUNK_BYTES;
+use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use holdfast_wire::chunk::{ChunkOp, Refusal};
-use holdfast_wire::group::GroupChange;
+use holdfast_wire::group::{CopyRun, GroupChange};
 
 /// Whether a range lies within a chunk.
 pub(crate) fn within_chunk(offset: u32, length: u64) -> bool {
@@ -58,12 +58,38 @@ pub(crate) fn to_wire(change: &Change) -> (GroupChange, Bytes) {
         Change::Delete { volume, inode, generation, from } => GroupChange::Delete { volume, inode, generation, from },
         Change::DeleteChunk { chunk } => GroupChange::DeleteChunk { chunk },
         Change::DeleteVolume { volume } => GroupChange::DeleteVolume { volume },
-        Change::Contenders { chunk, ref contenders } => {
-            GroupChange::Contenders { chunk, list: contenders.list().to_vec() }
+        Change::Copy { chunk, length, ref runs, ref contenders } => {
+            let mut payload = BytesMut::with_capacity(change.bytes());
+            runs.iter().for_each(|run| payload.extend_from_slice(&run.bytes));
+            let run =
+                |run: &Run| CopyRun { offset: run.offset, length: run.bytes.len() as u32, sums: run.sums.clone() };
+            let runs = runs.iter().map(run).collect();
+            let contenders = contenders.list().to_vec();
+            return (GroupChange::Copy { chunk, length, runs, contenders }, payload.freeze());
         }
         Change::Mark => GroupChange::Mark,
     };
     (wire, Bytes::new())
+}
+
+/// The runs of a copy; none when they are out of order or bounds, or bytes and sums do not agree.
+fn runs_from_wire(length: u32, runs: Vec<CopyRun>, mut payload: Bytes) -> Option<Vec<Run>> {
+    let mut out = Vec::with_capacity(runs.len());
+    let mut from = 0;
+    for CopyRun { offset, length: bytes, sums } in runs {
+        let end = offset.checked_add(bytes).filter(|end| offset >= from && *end <= length && bytes > 0)?;
+        if payload.len() < bytes as usize {
+            return None;
+        }
+        let bytes = payload.split_to(bytes as usize);
+        if piece_sums(offset, &bytes) != sums {
+            return None;
+        }
+        out.push(Run { offset, sums, bytes });
+        // The next one begins in another block.
+        from = end.next_multiple_of(BLOCK_BYTES as u32);
+    }
+    (within_chunk(0, u64::from(length)) && payload.is_empty()).then_some(out)
 }
 
 /// Back from the travelling shape. `None` when bytes and sums or bounds do not agree: it was damaged on the way.
@@ -85,8 +111,9 @@ pub(crate) fn from_wire(change: GroupChange, payload: Bytes) -> Option<Change> {
         GroupChange::Delete { volume, inode, generation, from } => Change::Delete { volume, inode, generation, from },
         GroupChange::DeleteChunk { chunk } => Change::DeleteChunk { chunk },
         GroupChange::DeleteVolume { volume } => Change::DeleteVolume { volume },
-        GroupChange::Contenders { chunk, list } => {
-            Change::Contenders { chunk, contenders: Contenders::from_list(list)? }
+        GroupChange::Copy { chunk, length, runs, contenders } => {
+            let runs = runs_from_wire(length, runs, payload)?;
+            Change::Copy { chunk, length, runs, contenders: Contenders::from_list(contenders)? }
         }
         GroupChange::Mark => Change::Mark,
     })

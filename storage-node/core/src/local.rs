@@ -104,15 +104,31 @@ pub enum Change {
         /// Which.
         volume: VolumeId,
     },
-    /// The chunk remembers exactly these contended changes (resync).
-    Contenders {
+    /// The chunk has this length, these bytes and these contended changes, all at once (copies): half of it would be a chunk that
+    /// remembers a change and has not its bytes, or the other way round, and a client that repeats the change would be told wrong.
+    Copy {
         /// Which chunk.
         chunk: ChunkKey,
-        /// Which.
+        /// Its length: what is beyond goes, and no contender is told of a cut.
+        length: u32,
+        /// Bytes below the length that are to be replaced, in order and apart.
+        runs: Vec<Run>,
+        /// What it remembers.
         contenders: Contenders,
     },
     /// Nothing but the number, and the settled number, change.
     Mark,
+}
+
+/// Bytes of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First byte within the chunk.
+    pub offset: u32,
+    /// Sums of the pieces.
+    pub sums: Vec<u32>,
+    /// The bytes.
+    pub bytes: Bytes,
 }
 
 impl Change {
@@ -122,7 +138,7 @@ impl Change {
             Self::Write { chunk, .. }
             | Self::Zero { chunk, .. }
             | Self::Cut { chunk, .. }
-            | Self::Contenders { chunk, .. }
+            | Self::Copy { chunk, .. }
             | Self::DeleteChunk { chunk } => Some(KeyRange::chunk(chunk)),
             Self::Delete { volume, inode, generation, from } => Some(KeyRange::tail(volume, inode, generation, from)),
             Self::DeleteVolume { volume } => Some(KeyRange::volume(volume)),
@@ -134,12 +150,12 @@ impl Change {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Write { bytes, .. } => bytes.len(),
+            Self::Copy { runs, .. } => runs.iter().map(|run| run.bytes.len()).sum(),
             Self::Zero { .. }
             | Self::Cut { .. }
             | Self::Delete { .. }
             | Self::DeleteChunk { .. }
             | Self::DeleteVolume { .. }
-            | Self::Contenders { .. }
             | Self::Mark => 0,
         }
     }

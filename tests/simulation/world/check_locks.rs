@@ -72,6 +72,12 @@ impl Sim {
                     && let Ok(Reply::Locked { granted: true }) = returned.result
                 {
                     self.stats.locks += 1;
+                    if record.invoked_at > over {
+                        return Err(format!(
+                            "{inode}: {session} asked at {} for {lock:?} and was granted it; it was over at {over}",
+                            record.invoked_at
+                        ));
+                    }
                     open.push(Belief { lock, session, from: returned.at, until: over });
                 }
             }

@@ -387,3 +387,18 @@ fn a_new_primary_gets_what_the_old_one_did_not_answer() {
     let old = world.ask(Call::Lookup { parent: InodeId::ROOT, name: name("a") }).expect("there");
     assert!(matches!(old, Reply::Attributes(a) if a.size == 150_000));
 }
+
+#[test]
+fn room_that_is_given_after_a_file_is_gone_keeps_nobody_from_leaving() {
+    for seed in 0..40 {
+        let mut world = World::new(seed);
+        world.mount();
+        world.loss = 40;
+        let (inode, handle) = world.create("a");
+        world.write(handle, 63 << 20, vec![1; 2 << 20]).expect("buffered");
+        world.start(Call::Fsync { inode, data_only: false });
+        world.ask(Call::Release { handle }).expect("close");
+        world.ask(Call::Unlink { parent: InodeId::ROOT, name: name("a") }).expect("unlink");
+        world.ask(Call::Unmount).expect("nothing is left to be done");
+    }
+}

@@ -15,7 +15,7 @@ use crate::txn::Txn;
 use holdfast_store::Batch;
 use holdfast_types::limits::{DRIFT_MARGIN, SESSION_TTL};
 use holdfast_types::{InodeId, SessionId, ShardId, VolumeId};
-use holdfast_wire::lock::{Lock, LockSpace};
+use holdfast_wire::lock::{Lock, LockSpace, closes_circle};
 use holdfast_wire::metadata::MetadataError;
 use holdfast_wire::namespace::{NamespaceError, Query};
 use std::collections::BTreeSet;
@@ -66,20 +66,12 @@ impl MetadataCore {
         }
         let nothing = Batch::new();
         let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
-        let mut seen: BTreeSet<Owner> = BTreeSet::new();
-        let mut waits = vec![*wait];
-        while let Some(next) = waits.pop() {
-            for owner in owners_in_the_way(&txn, next.place(), next.owner(), &next.lock)? {
-                if owner == wait.owner() {
-                    return Ok(true);
-                }
-                if seen.insert(owner) {
-                    let of_owner = |other: &&LockWait| other.owner() == owner && other.lock.space == LockSpace::Range;
-                    waits.extend(self.volumes_lead.lock_waits.iter().filter(of_owner));
-                }
-            }
-        }
-        Ok(false)
+        let in_the_way = |next: &LockWait| owners_in_the_way(&txn, next.place(), next.owner(), &next.lock);
+        let waits = |owner| {
+            let of_owner = |wait: &&LockWait| wait.owner() == owner && wait.lock.space == LockSpace::Range;
+            self.volumes_lead.lock_waits.iter().filter(of_owner).copied().collect()
+        };
+        closes_circle(*wait, wait.owner(), in_the_way, waits)
     }
 
     /// Locks were given back: those for whom nothing is in the way now look again. (Their read is repeated, as its first one is long

@@ -16,7 +16,7 @@ use crate::group::admit::{Waiting, Wanted};
 use crate::group::base::{Base, Tag};
 use crate::group::primary::{PendingOp, Primary};
 use crate::local::{
-    Change, ChunkSummary, ChunkSums, Contenders, KeyRange, LocalCommand, LocalError, LocalOutcome, Origin,
+    self, Change, ChunkSummary, ChunkSums, Contenders, KeyRange, LocalCommand, LocalError, LocalOutcome, Origin,
 };
 use bytes::Bytes;
 use holdfast_types::limits::BLOCK_BYTES;
@@ -286,22 +286,8 @@ impl Primary {
         }
         // In the primary's order: after every operation that it has given to this stream.
         let number = base.number(OpCount(self.next_count.0 - 1));
-        let origin = Origin::MEMBERS;
-        let theirs = copying.theirs.length;
-        if *length == 0 && (theirs > 0 || !copying.theirs.contenders.is_empty()) {
-            stream.push(base, ctx, number, origin, &Change::DeleteChunk { chunk }, false);
-        } else if theirs > *length {
-            stream.push(base, ctx, number, origin, &Change::Cut { chunk, length: *length }, false);
-        }
-        for (offset, (_, read)) in runs {
-            if let Some((bytes, sums)) = read {
-                let change = Change::Write { chunk, offset: *offset, sums: sums.clone(), bytes: bytes.clone() };
-                stream.push(base, ctx, number, origin, &change, false);
-            }
-        }
-        if !contenders.is_empty() || !copying.theirs.contenders.is_empty() {
-            let change = Change::Contenders { chunk, contenders: contenders.clone() };
-            stream.push(base, ctx, number, origin, &change, false);
+        for change in copy_of(chunk, *length, runs, contenders, &copying.theirs) {
+            stream.push(base, ctx, number, Origin::MEMBERS, &change, false);
         }
         repair.copying.remove(&chunk);
         self.let_go(chunk);
@@ -357,6 +343,34 @@ impl Primary {
     }
 }
 
+/// What makes a member's chunk equal to this disk's. In one change when anybody contended for it: a member that is stopped half-way may
+/// be the next primary, and must remember no contended change whose bytes it has not.
+fn copy_of(
+    chunk: ChunkKey,
+    length: u32,
+    runs: &BTreeMap<u32, Run>,
+    contenders: &Contenders,
+    theirs: &Difference,
+) -> Vec<Change> {
+    let read = runs.iter().filter_map(|(offset, (_, read))| read.as_ref().map(|(bytes, sums)| (*offset, bytes, sums)));
+    if length == 0 && contenders.is_empty() {
+        let there = theirs.length > 0 || !theirs.contenders.is_empty();
+        return there.then_some(Change::DeleteChunk { chunk }).into_iter().collect();
+    }
+    if !contenders.is_empty() || !theirs.contenders.is_empty() {
+        let runs = read.map(|(offset, bytes, sums)| local::Run { offset, sums: sums.clone(), bytes: bytes.clone() });
+        return vec![Change::Copy { chunk, length, runs: runs.collect(), contenders: contenders.clone() }];
+    }
+    let cut = (theirs.length > length).then_some(Change::Cut { chunk, length });
+    let write = |(offset, bytes, sums): (u32, &Bytes, &Vec<u32>)| Change::Write {
+        chunk,
+        offset,
+        sums: sums.clone(),
+        bytes: bytes.clone(),
+    };
+    cut.into_iter().chain(read.map(write)).collect()
+}
+
 /// Runs of bytes whose blocks differ, cut at [`RUN_BYTES_MAX`]. The last block travels whenever the member's chunk is shorter, so that
 /// it grows to the same length.
 fn differing_runs(length: u32, sums: &[u32], theirs: &Difference) -> Vec<(u32, u32)> {
@@ -383,6 +397,8 @@ fn differing_runs(length: u32, sums: &[u32], theirs: &Difference) -> Vec<(u32, u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_types::{Sequence, SessionId};
+    use holdfast_wire::group::Contender;
 
     fn theirs(length: u32, sums: &[u32]) -> Difference {
         let chunk = KeyRange::ALL.first;
@@ -400,5 +416,31 @@ mod tests {
     fn a_shorter_chunk_gets_the_last_block_even_if_it_is_equal() {
         assert_eq!(differing_runs(6000, &[1, 2], &theirs(5000, &[1, 2])), [(4096, 1904)]);
         assert_eq!(differing_runs(5000, &[1, 2], &theirs(6000, &[1, 2])), []);
+    }
+
+    #[test]
+    fn what_was_contended_for_is_copied_at_once() {
+        let contender = Contender { session: SessionId(1), last: Sequence(2), cut: Sequence(0) };
+        let contended = Contenders::from_list(vec![contender]).expect("one");
+        let run = |offset: u32, bytes: usize| {
+            let bytes = Bytes::from(vec![7; bytes]);
+            (offset, (bytes.len() as u32, Some((bytes.clone(), vec![1]))))
+        };
+        let runs = BTreeMap::from([run(0, 4096), run(8192, 100)]);
+        let chunk = KeyRange::ALL.first;
+        let copy = |length, runs: &BTreeMap<u32, Run>, ours: &Contenders, theirs: &Difference| {
+            copy_of(chunk, length, runs, ours, theirs)
+        };
+        let nobody = Contenders::default();
+        let (long, shown) = (theirs(9000, &[]), Difference { contenders: vec![contender], ..theirs(9000, &[]) });
+        let of_lengths = |changes: Vec<Change>| changes.iter().map(Change::bytes).collect::<Vec<_>>();
+        assert_eq!(of_lengths(copy(8292, &runs, &nobody, &long)), [0, 4096, 100], "cut and written one by one");
+        for (ours, theirs) in [(&contended, &long), (&nobody, &shown), (&contended, &shown)] {
+            assert_eq!(of_lengths(copy(8292, &runs, ours, theirs)), [4196]);
+        }
+        assert_eq!(copy(0, &BTreeMap::new(), &nobody, &shown), [Change::DeleteChunk { chunk }]);
+        assert_eq!(copy(0, &BTreeMap::new(), &nobody, &theirs(0, &[])), []);
+        let emptied = copy(0, &BTreeMap::new(), &contended, &long);
+        assert_eq!(emptied, [Change::Copy { chunk, length: 0, runs: Vec::new(), contenders: contended }]);
     }
 }

@@ -74,7 +74,18 @@ pub(crate) fn apply(chunks: &mut BTreeMap<ChunkKey, Vec<u8>>, change: &Change) {
             let keys = change.keys().expect("deletes name keys");
             chunks.retain(|chunk, _| !keys.contains(*chunk));
         }
-        Change::Contenders { .. } | Change::Mark => {}
+        Change::Copy { chunk, length, runs, .. } => {
+            let content = chunks.entry(*chunk).or_default();
+            content.truncate(*length as usize);
+            for run in runs {
+                assert_eq!(run.sums, piece_sums(run.offset, &run.bytes), "sums travel with their bytes");
+                let end = run.offset as usize + run.bytes.len();
+                content.resize(content.len().max(end), 0);
+                content[run.offset as usize..end].copy_from_slice(&run.bytes);
+            }
+            assert_eq!(content.len(), *length as usize, "a copy is as long as it says");
+        }
+        Change::Mark => {}
     }
 }
 
@@ -95,7 +106,7 @@ fn note(all: &mut BTreeMap<ChunkKey, Contenders>, op: &LocalOp) {
             let keys = op.change.keys().expect("deletes name keys");
             all.retain(|chunk, _| !keys.contains(*chunk));
         }
-        Change::Contenders { chunk, contenders } => drop(all.insert(*chunk, contenders.clone())),
+        Change::Copy { chunk, contenders, .. } => drop(all.insert(*chunk, contenders.clone())),
         Change::Mark => {}
     }
     all.retain(|_, contenders| !contenders.is_empty());
@@ -148,7 +159,7 @@ impl FakeStore {
         let Some(group) = group else { return done };
         while let Some((first, command)) = self.given.get_mut(&group).and_then(VecDeque::pop_front) {
             if let LocalCommand::Apply(op) = command {
-                let fails = self.no_space > 0 && matches!(op.change, Change::Write { .. });
+                let fails = self.no_space > 0 && matches!(op.change, Change::Write { .. } | Change::Copy { .. });
                 if fails {
                     self.no_space -= 1;
                     done.push((first, Err(LocalError::NoSpace)));

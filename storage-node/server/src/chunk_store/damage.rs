@@ -6,6 +6,7 @@ use holdfast_storage_core::local::Change;
 use holdfast_types::limits::BLOCK_BYTES;
 use holdfast_types::{ChunkKey, GroupId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 #[derive(Debug, Default)]
 pub(crate) struct Damage {
@@ -32,22 +33,32 @@ impl Damage {
             return;
         }
         let block = BLOCK_BYTES as u32;
+        if let Change::Copy { chunk, length, runs, .. } = change {
+            let cut = std::iter::once(length.div_ceil(block)..u32::MAX);
+            let written = runs.iter().map(|run| blocks_of(run.offset, run.bytes.len()));
+            return cut.chain(written).for_each(|healed| self.healed(group, *chunk, &healed));
+        }
         let (chunk, healed) = match *change {
-            Change::Write { chunk, offset, ref bytes, .. } => {
-                (chunk, offset / block..(offset + bytes.len() as u32).div_ceil(block))
-            }
+            Change::Write { chunk, offset, ref bytes, .. } => (chunk, blocks_of(offset, bytes.len())),
             Change::Zero { chunk, offset, length } => {
                 (chunk, offset / block..offset.saturating_add(length).div_ceil(block))
             }
             Change::Cut { chunk, length } => (chunk, length / block..u32::MAX),
-            Change::Contenders { .. } => return,
-            Change::Delete { .. } | Change::DeleteChunk { .. } | Change::DeleteVolume { .. } | Change::Mark => {
+            Change::Copy { .. }
+            | Change::Delete { .. }
+            | Change::DeleteChunk { .. }
+            | Change::DeleteVolume { .. }
+            | Change::Mark => {
                 if let Some(keys) = change.keys() {
                     self.blocks.retain(|(of, chunk), _| *of != group || !keys.contains(*chunk));
                 }
                 return;
             }
         };
+        self.healed(group, chunk, &healed);
+    }
+
+    fn healed(&mut self, group: GroupId, chunk: ChunkKey, healed: &Range<u32>) {
         if let Some(blocks) = self.blocks.get_mut(&(group, chunk)) {
             blocks.retain(|block| !healed.contains(block));
             if blocks.is_empty() {
@@ -60,4 +71,10 @@ impl Damage {
     pub fn count(&self) -> usize {
         self.blocks.values().map(BTreeSet::len).sum()
     }
+}
+
+/// The blocks that a range touches.
+fn blocks_of(offset: u32, bytes: usize) -> Range<u32> {
+    let block = BLOCK_BYTES as u32;
+    offset / block..(offset + bytes as u32).div_ceil(block)
 }

@@ -12,7 +12,7 @@ use super::rows::{self, BadRow, CHUNK_ROWS, ChunkRow, Extent, GroupRow, ROW_BLOC
 use super::space::{FreeSpace, Run};
 use bytes::Bytes;
 use holdfast_journal::Disk;
-use holdfast_storage_core::local::{Change, KeyRange, LocalOp};
+use holdfast_storage_core::local::{Change, Contenders, KeyRange, LocalOp, Run as CopyRun};
 use holdfast_store::{Batch, StoreError, Table};
 use holdfast_types::checksum::crc32;
 use holdfast_types::limits::CHUNK_BYTES;
@@ -188,12 +188,8 @@ impl<D: Disk> Writer<D> {
                 let run = |kind| keys::of_volume(kind, group, *volume);
                 self.draft_delete(run(b'c'), run(b's'), None, draft)
             }
-            Change::Contenders { chunk, contenders } => {
-                let mut row = self.chunk_row(group, chunk)?.unwrap_or_default();
-                row.contenders = contenders.clone();
-                row.number = op.number;
-                draft.rows.push((keys::chunk(group, chunk), Some(row.encode())));
-                Ok(())
+            Change::Copy { chunk, length, runs, contenders } => {
+                self.draft_copy(op, *chunk, *length, (runs, contenders), draft)
             }
             Change::Mark => Ok(()),
         }
@@ -218,29 +214,9 @@ impl<D: Disk> Writer<D> {
         let mut row = self.chunk_row(op.group, &chunk)?.unwrap_or_default();
 
         let mut sums = self.sums(op.group, chunk);
-        let pieces = self.whole_blocks(&row, &mut sums, offset, bytes)?;
-        for (block, sum) in blocks.clone().zip(piece_sums) {
-            sums.set(block, *sum)?;
-        }
-        // Merged blocks have sums of their own: over more bytes than the client sent.
-        for piece in pieces.iter().filter(|piece| piece.bytes.len() == BLOCK) {
-            sums.set(piece.at, crc32(&piece.bytes))?;
-        }
+        let pieces = self.whole_blocks(&row, &mut sums, offset, (bytes, piece_sums))?;
         let sums = sums.into_rows();
-
-        if bytes.len() > self.inline_bytes_max {
-            let runs = self.take(blocks.len() as u32, blocks.len() as u32, draft)?;
-            draft.freed.extend(layout::carve(&mut row.extents, blocks.clone()));
-            layout::insert(&mut row.extents, blocks.start, &runs);
-            self.write_fresh(&layout::place(&row.extents, &pieces), draft)?;
-        } else {
-            for gap in layout::uncovered(&row.extents, blocks) {
-                let reach = layout::reach(&row.extents, row.allocated(), &gap);
-                let runs = self.take(reach - gap.start, gap.len() as u32, draft)?;
-                layout::insert(&mut row.extents, gap.start, &runs);
-            }
-            draft.places = layout::place(&row.extents, &pieces);
-        }
+        self.place(&mut row, blocks, bytes.len(), &pieces, draft)?;
         row.length = row.length.max(end);
         row.number = op.number;
         row.contenders.note(op.origin);
@@ -249,13 +225,77 @@ impl<D: Disk> Writer<D> {
         Ok(())
     }
 
-    /// Cuts bytes into whole blocks; those that they cover in part are verified and merged.
+    /// Finds room for blocks that are written, and puts them there, or says where they go.
+    fn place(
+        &mut self,
+        row: &mut ChunkRow,
+        blocks: Range<u32>,
+        bytes: usize,
+        pieces: &[Piece],
+        draft: &mut Draft,
+    ) -> Result<(), StageError> {
+        if bytes > self.inline_bytes_max {
+            let runs = self.take(blocks.len() as u32, blocks.len() as u32, draft)?;
+            draft.freed.extend(layout::carve(&mut row.extents, blocks.clone()));
+            layout::insert(&mut row.extents, blocks.start, &runs);
+            return self.write_fresh(&layout::place(&row.extents, pieces), draft);
+        }
+        for gap in layout::uncovered(&row.extents, blocks) {
+            let reach = layout::reach(&row.extents, row.allocated(), &gap);
+            let runs = self.take(reach - gap.start, gap.len() as u32, draft)?;
+            layout::insert(&mut row.extents, gap.start, &runs);
+        }
+        draft.places.extend(layout::place(&row.extents, pieces));
+        Ok(())
+    }
+
+    /// A chunk becomes another member's: length, some bytes, contenders.
+    fn draft_copy(
+        &mut self,
+        op: &LocalOp,
+        chunk: ChunkKey,
+        length: u32,
+        (runs, contenders): (&[CopyRun], &Contenders),
+        draft: &mut Draft,
+    ) -> Result<(), StageError> {
+        assert!(u64::from(length) <= CHUNK_BYTES, "the core checks lengths");
+        let block = BLOCK as u32;
+        let blocks_of = |run: &CopyRun| run.offset / block..(run.offset + run.bytes.len() as u32).div_ceil(block);
+        let mut row = self.chunk_row(op.group, &chunk)?.unwrap_or_default();
+        let mut sums = self.sums(op.group, chunk);
+        let mut ends = Vec::new();
+        if length < row.length {
+            // The block that is cut in two is replaced as a whole, or keeps its beginning.
+            let replaced = runs.last().is_some_and(|run| blocks_of(run).end * block >= length);
+            let from = if replaced { length.next_multiple_of(block) } else { length };
+            ends = self.clear(&row, &mut sums, from, row.blocks() * block)?;
+            draft.freed.extend(layout::carve(&mut row.extents, length.div_ceil(block)..BLOCKS));
+            row.length = length;
+        }
+        let mut pieces = Vec::with_capacity(runs.len());
+        for run in runs {
+            pieces.push(self.whole_blocks(&row, &mut sums, run.offset, (&run.bytes, &run.sums))?);
+        }
+        let sums = sums.into_rows();
+        draft.places = layout::place(&row.extents, &ends);
+        for (run, pieces) in runs.iter().zip(pieces) {
+            self.place(&mut row, blocks_of(run), run.bytes.len(), &pieces, draft)?;
+        }
+        row.length = length;
+        row.number = op.number;
+        row.contenders = contenders.clone();
+        draft.rows = sums;
+        draft.rows.push((keys::chunk(op.group, &chunk), Some(row.encode())));
+        Ok(())
+    }
+
+    /// Cuts bytes into whole blocks; those that they cover in part are verified and merged. Sets the sums of all.
     fn whole_blocks(
         &self,
         row: &ChunkRow,
         sums: &mut Sums<'_, D>,
         offset: u32,
-        bytes: &Bytes,
+        (bytes, piece_sums): (&Bytes, &[u32]),
     ) -> Result<Vec<Piece>, StageError> {
         let block = BLOCK as u32;
         let end = offset + bytes.len() as u32;
@@ -284,6 +324,13 @@ impl<D: Disk> Writer<D> {
             pieces.push(Piece { at: from, bytes: bytes.slice(within) });
         }
         pieces.extend(tail);
+        for (block, sum) in (first..=last).zip(piece_sums) {
+            sums.set(block, *sum)?;
+        }
+        // Merged blocks have sums of their own: over more bytes than were sent.
+        for piece in pieces.iter().filter(|piece| piece.bytes.len() == BLOCK) {
+            sums.set(piece.at, crc32(&piece.bytes))?;
+        }
         Ok(pieces)
     }
 
@@ -362,24 +409,9 @@ impl<D: Disk> Writer<D> {
         let mut sums = self.sums(op.group, chunk);
         let mut pieces = Vec::new();
         if from < to.min(row.length) {
-            // Blocks at the two ends that keep some bytes, then all between.
-            let ends = [from / block, to / block];
-            let partial =
-                |at: u32| (from > at * block && from < (at + 1) * block) || (to > at * block && to < (at + 1) * block);
-            let count = if ends[0] == ends[1] { 1 } else { 2 };
-            for at in ends.into_iter().take(count).filter(|at| partial(*at)) {
-                if sums.get(at)?.is_none() {
-                    continue;
-                }
-                let mut whole = self.old_block(&row, &mut sums, at)?;
-                let (low, high) = (from.max(at * block), to.min((at + 1) * block));
-                whole[(low - at * block) as usize..(high - at * block) as usize].fill(0);
-                sums.set(at, crc32(&whole))?;
-                pieces.push(Piece { at, bytes: whole.into() });
-            }
+            pieces = self.clear(&row, &mut sums, from, to)?;
             let whole = from.div_ceil(block)..to / block;
             if whole.start < whole.end {
-                sums.clear(whole.clone())?;
                 draft.freed.extend(layout::carve(&mut row.extents, whole));
             }
         }
@@ -394,6 +426,31 @@ impl<D: Disk> Writer<D> {
         draft.rows = sums;
         draft.rows.push((keys::chunk(op.group, &chunk), Some(row.encode())));
         Ok(())
+    }
+
+    /// A range is to read as zeros: whole blocks lose their sums, and the one or two that keep some bytes are returned as they become.
+    fn clear(&self, row: &ChunkRow, sums: &mut Sums<'_, D>, from: u32, to: u32) -> Result<Vec<Piece>, StageError> {
+        let block = BLOCK as u32;
+        let mut pieces = Vec::new();
+        let ends = [from / block, to / block];
+        let partial =
+            |at: u32| (from > at * block && from < (at + 1) * block) || (to > at * block && to < (at + 1) * block);
+        let count = if ends[0] == ends[1] { 1 } else { 2 };
+        for at in ends.into_iter().take(count).filter(|at| partial(*at)) {
+            if sums.get(at)?.is_none() {
+                continue;
+            }
+            let mut whole = self.old_block(row, sums, at)?;
+            let (low, high) = (from.max(at * block), to.min((at + 1) * block));
+            whole[(low - at * block) as usize..(high - at * block) as usize].fill(0);
+            sums.set(at, crc32(&whole))?;
+            pieces.push(Piece { at, bytes: whole.into() });
+        }
+        let whole = from.div_ceil(block)..to / block;
+        if whole.start < whole.end {
+            sums.clear(whole)?;
+        }
+        Ok(pieces)
     }
 
     /// `contended`: chunks with contenders stay as empty ones, with this number.

@@ -1,8 +1,10 @@
 //! What a store should hold, in the plainest form, and operations drawn from a seed.
 
 use super::*;
-use holdfast_storage_core::local::Contenders;
+use holdfast_storage_core::local::{Contenders, Run};
 use holdfast_types::prng::Prng;
+use holdfast_types::{Sequence, SessionId};
+use holdfast_wire::group::Contender;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Content of every chunk. Cheap to clone, so that a test can keep the state after each operation.
@@ -40,7 +42,17 @@ impl Model {
                 let keys = change.keys().expect("deletes name keys");
                 self.chunks.retain(|(of, chunk), _| *of != group || !keys.contains(*chunk));
             }
-            Change::Contenders { .. } | Change::Mark => {}
+            Change::Copy { chunk, length, runs, .. } => {
+                let content = Arc::make_mut(self.chunks.entry((group, *chunk)).or_default());
+                content.truncate(*length as usize);
+                for run in runs {
+                    let end = run.offset as usize + run.bytes.len();
+                    content.resize(content.len().max(end), 0);
+                    content[run.offset as usize..end].copy_from_slice(&run.bytes);
+                }
+                content.resize(*length as usize, 0);
+            }
+            Change::Mark => {}
         }
         self.chunks.retain(|_, content| !content.is_empty());
         self.note(op);
@@ -65,7 +77,7 @@ impl Model {
                 let met = self.contenders.iter_mut().filter(|((of, chunk), _)| *of == group && keys.contains(*chunk));
                 met.for_each(|(_, contenders)| contenders.cut());
             }
-            Change::Contenders { chunk, contenders } => {
+            Change::Copy { chunk, contenders, .. } => {
                 self.contenders.insert((group, *chunk), contenders.clone());
             }
             Change::Mark => {}
@@ -126,7 +138,7 @@ impl Workload {
         let chunk = chunk(prng.between(1, 2), prng.below(2));
         // Few places, so that operations meet.
         let offset = (prng.below(40) * 4096 + *prng.pick(&[0, 0, 1, 100, 4095])) as u32;
-        let change = match prng.below(20) {
+        let change = match prng.below(21) {
             0..=8 => {
                 let mut bytes = vec![0; prng.between(1, 9_000) as usize];
                 prng.fill(&mut bytes);
@@ -152,13 +164,33 @@ impl Workload {
                 from: ChunkIndex(prng.below(2)),
             },
             _ if prng.chance(1, 2) => Change::DeleteChunk { chunk },
-            _ if prng.chance(1, 2) => Change::Contenders { chunk, contenders: Contenders::default() },
+            19 if prng.chance(3, 4) => copy(prng, chunk),
             _ => Change::Mark,
         };
         let mut op = op(group, self.count, change);
         op.origin.contended = self.prng.chance(1, 3);
         op
     }
+}
+
+/// A copy of a chunk: shorter or longer than what is there, a few blocks of it, and contenders or none.
+fn copy(prng: &mut Prng, chunk: ChunkKey) -> Change {
+    let length = prng.between(1, 200_000) as u32;
+    let blocks = length.div_ceil(4096);
+    let mut runs = Vec::new();
+    let mut at = prng.below(3) as u32;
+    while at < blocks {
+        let offset = at * 4096;
+        let most = *prng.pick(&[4096, 4096, 20_480, 65_536]);
+        let mut bytes = vec![0; most.min(length - offset) as usize];
+        prng.fill(&mut bytes);
+        at = (offset + bytes.len() as u32).div_ceil(4096) + prng.below(12) as u32;
+        runs.push(Run { offset, sums: piece_sums(offset, &bytes), bytes: bytes.into() });
+    }
+    let last = Sequence(prng.between(1, 90));
+    let contender = Contender { session: SessionId(prng.between(1, 4)), last, cut: Sequence(0) };
+    let list = if prng.chance(1, 3) { Vec::new() } else { vec![contender] };
+    Change::Copy { chunk, length, runs, contenders: Contenders::from_list(list).expect("one at the most") }
 }
 
 #[test]
