@@ -42,6 +42,14 @@ pub struct Lock {
     pub kind: Option<LockKind>,
 }
 
+impl Lock {
+    /// As it is held once it is granted; nothing for one that is given back.
+    pub fn held_by(&self, session: SessionId) -> Option<HeldLock> {
+        let Self { owner, pid, start, end, .. } = *self;
+        self.kind.map(|kind| HeldLock { session, owner, pid, start, end, kind })
+    }
+}
+
 /// A lock that somebody holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HeldLock {
@@ -76,14 +84,7 @@ impl HeldLock {
 /// it covers is replaced, what sticks out stays, and touching ranges of one kind become one.
 pub fn replaced(own: &[HeldLock], session: SessionId, lock: &Lock) -> Vec<HeldLock> {
     let mut after = Vec::with_capacity(own.len() + 2);
-    let mut new = lock.kind.map(|kind| HeldLock {
-        session,
-        owner: lock.owner,
-        pid: lock.pid,
-        start: lock.start,
-        end: lock.end,
-        kind,
-    });
+    let mut new = lock.held_by(session);
     for held in own {
         let touches = held.start <= lock.end.saturating_add(1) && lock.start <= held.end.saturating_add(1);
         if let Some(new) = new.as_mut().filter(|new| touches && new.kind == held.kind) {

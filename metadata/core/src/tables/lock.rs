@@ -70,6 +70,12 @@ pub(crate) fn key(place: Place, session: SessionId, owner: u64, end: u64) -> Vec
     in_space(place).number(session.0).number(owner).number(end).done()
 }
 
+/// Where a lock is, from its key.
+pub(crate) fn place(key: &[u8]) -> Place {
+    let space = if number_at(key, 2) == space_number(LockSpace::Range) { LockSpace::Range } else { LockSpace::Whole };
+    (VolumeId(number_at(key, 0)), InodeId(number_at(key, 1)), space)
+}
+
 /// A lock from its key and its row.
 pub(crate) fn held(key: &[u8], row: &LockRow) -> HeldLock {
     HeldLock {
@@ -104,6 +110,7 @@ mod tests {
         let row = LockRow { start: 1, exclusive: true, pid: 9 };
         let kind = LockKind::Exclusive;
         assert_eq!(held(&key, &row), HeldLock { session: SessionId(3), owner: 4, pid: 9, start: 1, end: 5, kind });
+        assert_eq!(super::place(&key), place);
         assert!(key.starts_with(&of_owner(place, SessionId(3), 4)) && key.starts_with(&of_inode(place.0, place.1)));
         let counted = by_session(SessionId(3), VolumeId(1), InodeId(2));
         assert_eq!(mark::volume_and_inode(&counted), (VolumeId(1), InodeId(2)));

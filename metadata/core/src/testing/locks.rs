@@ -7,7 +7,7 @@ use holdfast_types::limits::LOCKS_PER_FILE_MAX;
 use holdfast_types::{InodeId, SessionId, ShardId};
 use holdfast_wire::lock::LockKind::{Exclusive, Shared};
 use holdfast_wire::lock::{HeldLock, Lock, LockKind, LockSpace};
-use holdfast_wire::metadata::{MetadataError, Request, Response};
+use holdfast_wire::metadata::{Answer, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Mutation, NamespaceError, NewNode, Outcome, Query};
 use std::time::Duration;
 
@@ -102,6 +102,27 @@ fn whoever_waits_is_told_when_nothing_is_in_the_way() {
     world.until("the lock is free", |world| world.answer(second).is_some());
     assert!(matches!(world.take(second).unwrap().result, Ok(Response::Outcome(Outcome::Done))));
     assert!(set(&mut world, b, f, range(2, 0, END, Exclusive)));
+    world.check();
+}
+
+#[test]
+fn of_those_who_exclude_each_other_the_first_to_ask_is_told_and_the_next_if_it_does_not_come() {
+    let (mut world, a, b, f) = two();
+    assert!(set(&mut world, a, f, range(1, 0, 9, Exclusive)));
+    let waits: Vec<u64> = (2..6).map(|owner| wait(&mut world, b, f, range(owner, 3, 3, Exclusive))).collect();
+    let reader = wait(&mut world, b, f, range(9, 0, 1, Shared));
+    let done = |answer: &Answer| matches!(answer.result, Ok(Response::Outcome(Outcome::Done)));
+    let told = |world: &World| waits.iter().filter(|number| world.answer(**number).is_some_and(done)).count();
+    assert!(set(&mut world, a, f, range(1, 0, 9, None)));
+    world.run(1);
+    assert_eq!(told(&world), 1, "all of them would ask, and all but one in vain");
+    assert!(world.answer(waits[0]).is_some() && world.answer(reader).is_some());
+    // It comes and goes.
+    assert!(set(&mut world, b, f, range(2, 3, 3, Exclusive)));
+    assert!(set(&mut world, b, f, range(2, 3, 3, None)));
+    world.until("the next is told", |world| told(world) >= 2);
+    // The others get their turn although nobody comes any more.
+    world.until("all are told", |world| told(world) == waits.len());
     world.check();
 }
 

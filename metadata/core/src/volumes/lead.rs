@@ -3,7 +3,7 @@
 //! Everything here is in memory and begins afresh with every leader; what must survive is in the log.
 
 use super::answers::live;
-use super::locks::LockWait;
+use super::locks::LockWaits;
 use super::purge::Cleaner;
 use super::waiting::Waiting;
 use crate::command::{Command, VolumesCommand};
@@ -75,7 +75,7 @@ pub(crate) struct VolumesLead {
     pub(super) held: Vec<Held>,
     pub(super) held_reads: Vec<(Waiter, SessionId, InodeId)>,
     /// Who waits for a lock.
-    pub(super) lock_waits: Vec<LockWait>,
+    pub(super) lock_waits: LockWaits,
     /// Whose locks somebody was refused for, and when last, in ticks.
     pub(super) locks_wanted: BTreeMap<SessionId, u64>,
     in_flight: BTreeSet<Work>,
@@ -233,9 +233,7 @@ impl MetadataCore {
                 let changed = self.volumes.machine.take_changed();
                 self.volumes_lead.cleaner.found_new |= changed.queues;
                 self.volumes_lead.cleaner.look |= changed.queues;
-                if changed.locks {
-                    self.wake_lock_waits();
-                }
+                self.wake_lock_waits(changed.locks);
                 if changed.sessions {
                     self.volumes_lead.waiting.look = true;
                     self.tell_sessions();
@@ -354,7 +352,7 @@ impl MetadataCore {
         let lead = std::mem::take(&mut self.volumes_lead);
         let held =
             lead.held.iter().filter_map(|held| lead.mutations.get(&(held.session, held.sequence))).flatten().copied();
-        let locks = lead.lock_waits.iter().map(|wait| wait.waiter);
+        let locks = lead.lock_waits.all().map(|wait| wait.waiter);
         let reads = lead.held_reads.iter().map(|(waiter, ..)| *waiter).chain(locks);
         let waiters: Vec<Waiter> = held.chain(reads).chain(lead.waiting.waiters()).collect();
         for waiter in waiters {

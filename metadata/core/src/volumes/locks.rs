@@ -18,10 +18,14 @@ use holdfast_types::{InodeId, SessionId, ShardId, VolumeId};
 use holdfast_wire::lock::{Lock, LockSpace, closes_circle};
 use holdfast_wire::metadata::MetadataError;
 use holdfast_wire::namespace::{NamespaceError, Query};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// For how long somebody who was refused a lock counts as wanting it: longer than a session may be silent.
 const WANTED_TICKS: u64 = 2 * ticks(SESSION_TTL) + ticks(DRIFT_MARGIN);
+
+/// How long somebody who was told that nothing is in the way has to ask again before the next one is told. By eye.
+const COMES_TICKS: u64 = ticks(Duration::from_secs(1));
 
 /// Somebody waits for a lock.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +37,30 @@ pub(super) struct LockWait {
     lock: Lock,
 }
 
+/// Who waits, by place and in the order of asking.
+#[derive(Debug, Default)]
+pub(super) struct LockWaits {
+    waits: BTreeMap<Place, Vec<LockWait>>,
+    /// Where some were not told that nothing is in the way, since others before them were; and when they are, should those not come.
+    look_again: BTreeMap<Place, u64>,
+}
+
+impl LockWaits {
+    pub(super) fn all(&self) -> impl Iterator<Item = &LockWait> {
+        self.waits.values().flatten()
+    }
+
+    fn push(&mut self, wait: LockWait) {
+        self.waits.entry(wait.place()).or_default().push(wait);
+    }
+}
+
 impl LockWait {
+    /// Whether it will be in the way of another one once it has what it waits for.
+    fn comes_before(&self, other: &Self) -> bool {
+        self.owner() != other.owner() && self.lock.held_by(self.session).is_some_and(|held| held.excludes(&other.lock))
+    }
+
     fn owner(&self) -> Owner {
         (self.session, self.lock.owner)
     }
@@ -69,29 +96,41 @@ impl MetadataCore {
         let in_the_way = |next: &LockWait| owners_in_the_way(&txn, next.place(), next.owner(), &next.lock);
         let waits = |owner| {
             let of_owner = |wait: &&LockWait| wait.owner() == owner && wait.lock.space == LockSpace::Range;
-            self.volumes_lead.lock_waits.iter().filter(of_owner).copied().collect()
+            self.volumes_lead.lock_waits.all().filter(of_owner).copied().collect()
         };
         closes_circle(*wait, wait.owner(), in_the_way, waits)
     }
 
-    /// Locks were given back: those for whom nothing is in the way now look again. (Their read is repeated, as its first one is long
-    /// over.)
-    pub(super) fn wake_lock_waits(&mut self) {
-        if self.volumes_lead.lock_waits.is_empty() {
-            return;
+    /// Locks were set or given back in these places: those for whom nothing is in the way now look again. (Their read is repeated, as its
+    /// first one is long over.) Of those who exclude each other only the first, or all of them would ask and all but one in vain.
+    pub(super) fn wake_lock_waits(&mut self, places: BTreeSet<Place>) {
+        let mut ready: Vec<LockWait> = Vec::new();
+        for place in places {
+            let Some(waits) = self.volumes_lead.lock_waits.waits.remove(&place) else { continue };
+            let first = ready.len();
+            for wait in waits {
+                if !self.is_free(&wait) {
+                    self.volumes_lead.lock_waits.push(wait);
+                } else if ready[first..].iter().any(|before| before.comes_before(&wait)) {
+                    let at = self.ticks + COMES_TICKS;
+                    self.volumes_lead.lock_waits.look_again.insert(place, at);
+                    self.volumes_lead.lock_waits.push(wait);
+                } else {
+                    ready.push(wait);
+                }
+            }
         }
-        let nothing = Batch::new();
-        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
-        let is_free = |wait: &LockWait| {
-            // A table that cannot be read is found out by the read.
-            first_conflict(&txn, wait.place(), wait.owner(), &wait.lock).map_or(true, |conflict| conflict.is_none())
-        };
-        let (ready, kept): (Vec<_>, Vec<_>) = self.volumes_lead.lock_waits.iter().copied().partition(is_free);
-        self.volumes_lead.lock_waits = kept;
         for wait in ready {
             let query = Query::AwaitLock { inode: wait.inode, lock: wait.lock };
             self.volumes_read(ReadFor::Query(wait.waiter, wait.session, query));
         }
+    }
+
+    fn is_free(&self, wait: &LockWait) -> bool {
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        // A table that cannot be read is found out by the read.
+        first_conflict(&txn, wait.place(), wait.owner(), &wait.lock).map_or(true, |conflict| conflict.is_none())
     }
 
     /// Sessions whose locks others want, by waiting or by having been refused not long ago.
@@ -106,21 +145,25 @@ impl MetadataCore {
             let asker = wait.session;
             owners.into_iter().map(|(session, _)| session).filter(move |session| *session != asker)
         };
-        let waited_for = self.volumes_lead.lock_waits.iter().flat_map(holders);
+        let waited_for = self.volumes_lead.lock_waits.all().flat_map(holders);
         waited_for.chain(self.volumes_lead.locks_wanted.keys().copied()).collect()
     }
 
     /// Waits that nobody waits any more.
     fn forget_lock_waits(&mut self) {
-        let waits = std::mem::take(&mut self.volumes_lead.lock_waits);
-        self.volumes_lead.lock_waits = waits.into_iter().filter(|wait| self.is_open(wait.waiter.asker)).collect();
+        let mut all = std::mem::take(&mut self.volumes_lead.lock_waits);
+        all.waits.retain(|_, waits| {
+            waits.retain(|wait| self.is_open(wait.waiter.asker));
+            !waits.is_empty()
+        });
+        self.volumes_lead.lock_waits = all;
     }
 
     /// Those who must be answered are told to ask again; those of sessions that are over are told so.
     pub(super) fn tick_lock_waits(&mut self) {
         self.forget_lock_waits();
-        let waits = std::mem::take(&mut self.volumes_lead.lock_waits);
-        for wait in waits {
+        let LockWaits { waits, look_again } = std::mem::take(&mut self.volumes_lead.lock_waits);
+        for wait in waits.into_values().flatten() {
             if let Err(error) = self.session_state(wait.session) {
                 self.refuse(wait.waiter.asker, ShardId::VOLUMES, error);
             } else if wait.waiter.is_due(self.now) {
@@ -130,5 +173,9 @@ impl MetadataCore {
                 self.volumes_lead.lock_waits.push(wait);
             }
         }
+        let now = self.ticks;
+        let (due, later): (BTreeMap<_, _>, _) = look_again.into_iter().partition(|(_, at)| *at <= now);
+        self.volumes_lead.lock_waits.look_again = later;
+        self.wake_lock_waits(due.into_keys().collect());
     }
 }

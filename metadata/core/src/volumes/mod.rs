@@ -26,7 +26,7 @@ use crate::txn::{Txn, decode};
 use holdfast_store::{Batch, KeyRange, View};
 use holdfast_types::{Generation, InodeId, SessionId, VolumeId};
 use holdfast_wire::metadata::{MetadataError, Response};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The machine. Its state is the table; a few rows are held decoded for the leader's many looks at them.
 #[derive(Debug, Default)]
@@ -37,14 +37,14 @@ pub(crate) struct Volumes {
 }
 
 /// What has changed since the leader last looked.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Changed {
     /// Sessions.
     pub(crate) sessions: bool,
     /// What is to be removed.
     pub(crate) queues: bool,
-    /// Locks.
-    pub(crate) locks: bool,
+    /// Where locks were set or given back.
+    pub(crate) locks: BTreeSet<lock::Place>,
 }
 
 impl Volumes {
@@ -65,7 +65,9 @@ impl Volumes {
 
     fn follow_row(&mut self, key: &[u8], value: Option<&bytes::Bytes>) -> Applied<()> {
         self.changed.sessions |= key[0] == session::SESSION;
-        self.changed.locks |= key[0] == lock::LOCK;
+        if key[0] == lock::LOCK {
+            self.changed.locks.insert(lock::place(key));
+        }
         self.changed.queues |= matches!(key[0], queue::PURGE | queue::TRIM | volume::DROPPED);
         match (key[0], value) {
             (session::SESSION, Some(value)) => {
