@@ -5,6 +5,7 @@
 mod bad_input;
 mod fsck;
 mod full_disk;
+mod limits;
 mod locks;
 mod membership;
 mod network_loss;

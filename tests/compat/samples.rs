@@ -23,7 +23,7 @@ use holdfast_wire::metadata::{
     Answer, ClientRecord, DiskState, Envelope, Event, Heartbeat, MetadataError, Request, Response,
 };
 use holdfast_wire::namespace::{
-    Attributes, DirectoryEntry, FileKind, Lease, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
+    Attributes, DirectoryEntry, FileKind, Lease, Limits, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
     SetAttributes, SetTime, VolumeRecord, VolumeUsage, XattrMode,
 };
 use holdfast_wire::peer::{PeerMessage, SnapshotPart};
@@ -76,6 +76,7 @@ fn volume() -> VolumeRecord {
         origin: Some((VolumeId(2), SnapshotNumber(5))),
         bytes_max: Some(1 << 40),
         inodes_max: None,
+        limits_version: 3,
         shard: ShardId(1),
     }
 }
@@ -215,7 +216,11 @@ fn cluster_requests() -> Named<Request> {
         ),
         ("remove-server", Request::RemoveServer { server: ServerId(2) }),
         ("leave-views", Request::LeaveViews { node: NodeId(1) }),
-        ("create-volume", Request::CreateVolume { name: "v".into() }),
+        ("create-volume", Request::CreateVolume { name: "v".into(), limits: Limits::default() }),
+        (
+            "limit-volume",
+            Request::LimitVolume { name: "v".into(), limits: Limits { bytes: Some(1 << 30), inodes: Some(9) } },
+        ),
         ("delete-volume", Request::DeleteVolume { name: "v".into() }),
         ("list-volumes", Request::ListVolumes),
         ("status", Request::Status),
@@ -292,7 +297,7 @@ fn mutations() -> Named<Mutation> {
         ("rename-noreplace", rename(RenameMode::NoReplace)),
         ("rename-exchange", rename(RenameMode::Exchange)),
         ("set-attributes", Mutation::SetAttributes { inode, set }),
-        ("reserve", Mutation::Reserve { inode, generation, bound: 1 << 30 }),
+        ("reserve", Mutation::Reserve { inode, generation, bound: 1 << 30, least: 1 << 20 }),
         (
             "publish",
             Mutation::Publish {

@@ -38,7 +38,7 @@ impl ClientCore {
         let bound = wanted_end(file);
         file.lane = Some(Lane::Reserve);
         file.asked_bound = bound;
-        let mutation = Mutation::Reserve { inode, generation: file.base.generation, bound };
+        let mutation = Mutation::Reserve { inode, generation: file.base.generation, bound, least: bound };
         let purpose = Purpose::ReserveEnd(inode);
         self.control_start(ShardId::VOLUMES, Request::Mutate(mutation), purpose, Some(TRIM_HOLD));
     }

@@ -130,8 +130,9 @@ pub(crate) struct File {
     pub written_at: Instant,
     /// The service has given us a bound and wants it back.
     pub bound_held: bool,
-    /// The bound that was last asked for.
+    /// The bound that was last asked for, and how much of it was needed.
     pub asked_bound: u64,
+    pub asked_least: u64,
     pub lane: Option<Lane>,
     pub refresh: bool,
     /// Other hosts may have changed it until caching began, and the service has not yet said to what.
@@ -191,6 +192,7 @@ impl File {
             written_at: now,
             bound_held: false,
             asked_bound: 0,
+            asked_least: 0,
             lane: None,
             refresh: false,
             unverified: false,

@@ -300,8 +300,8 @@ impl ClientCore {
         file.lane = Some(Lane::Reserve);
         file.freshening = file.wants_fresh;
         let bound = (end + ahead).min(FILE_BYTES_MAX);
-        file.asked_bound = bound;
-        let mutation = Mutation::Reserve { inode, generation: file.base.generation, bound };
+        (file.asked_bound, file.asked_least) = (bound, end);
+        let mutation = Mutation::Reserve { inode, generation: file.base.generation, bound, least: end };
         let purpose = Purpose::Reserve(inode);
         self.control_start(ShardId::VOLUMES, Request::Mutate(mutation), purpose, Some(TRIM_HOLD));
     }
@@ -310,7 +310,7 @@ impl ClientCore {
         self.touched.insert(inode);
         let Some(file) = self.files.get_mut(&inode) else { return };
         file.lane = None;
-        let short = file.base.size_bound < file.asked_bound;
+        let short = file.base.size_bound < file.asked_least;
         match result {
             Ok(_) if !short => {
                 file.hold_bound();

@@ -1,12 +1,14 @@
 //! `holdfast admin`: what an administrator sees and does.
 
-use crate::cli::{Admin, AdminCommand, MetadataCommand, VolumeCommand};
+use crate::cli::{Admin, AdminCommand, Limit, LimitArguments, MetadataCommand, VolumeCommand};
 use crate::{fsck, layout};
 use anyhow::{Context, Result, bail};
 use holdfast_client::{Cluster, ClusterFile, MetadataAddress, RequestError};
+use holdfast_config::Size;
 use holdfast_types::{ServerId, ShardId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest, ClusterStatus, ServerPlace, ServerRecord, ServerStatus};
 use holdfast_wire::metadata::{Request, Response};
+use holdfast_wire::namespace::{Limits, VolumeRecord};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -143,22 +145,59 @@ async fn join(
 }
 
 async fn volume(cluster: &Cluster, command: VolumeCommand) -> Result<ExitCode> {
-    let request = match &command {
-        VolumeCommand::Create { name } => Request::CreateVolume { name: name.clone() },
-        VolumeCommand::List => Request::ListVolumes,
-        VolumeCommand::Delete { name } => Request::DeleteVolume { name: name.clone() },
-    };
-    match cluster.request(ShardId::CLUSTER, request, PATIENCE).await? {
-        Response::Volumes(volumes) => {
-            for volume in volumes {
-                println!("{}", volume.name);
+    let ask = async |request| cluster.request(ShardId::CLUSTER, request, PATIENCE).await;
+    match command {
+        VolumeCommand::Create { name, limits } => {
+            let limits = limits_after(Limits::default(), limits);
+            let answer = ask(Request::CreateVolume { name, limits }).await?;
+            let Response::Volume(volume) = answer else { return odd(&answer) };
+            println!("created volume {}", volume.name);
+        }
+        VolumeCommand::Limit { name, limits } => {
+            let known = volumes(cluster).await?.into_iter().find(|volume| volume.name == name);
+            let Some(known) = known else { bail!("there is no volume {name:?}; `admin volume list` shows them") };
+            let limits = limits_after(known.limits(), limits);
+            let answer = ask(Request::LimitVolume { name, limits }).await?;
+            let Response::Volume(volume) = answer else { return odd(&answer) };
+            println!("{}", line(&volume));
+        }
+        VolumeCommand::List { long } => {
+            for volume in volumes(cluster).await? {
+                println!("{}", if long { line(&volume) } else { volume.name });
             }
         }
-        Response::Volume(volume) => println!("created volume {}", volume.name),
-        Response::Done => println!("deleted; its space is freed in the background"),
-        other => bail!("the leader answered something else: {other:?}"),
+        VolumeCommand::Delete { name } => {
+            let answer = ask(Request::DeleteVolume { name }).await?;
+            let Response::Done = answer else { return odd(&answer) };
+            println!("deleted; its space is freed in the background");
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn volumes(cluster: &Cluster) -> Result<Vec<VolumeRecord>> {
+    match cluster.request(ShardId::CLUSTER, Request::ListVolumes, PATIENCE).await? {
+        Response::Volumes(volumes) => Ok(volumes),
+        other => odd(&other),
+    }
+}
+
+fn odd<T>(answer: &Response) -> Result<T> {
+    bail!("the leader answered something else: {answer:?}")
+}
+
+/// What is given replaces what was.
+fn limits_after(before: Limits, given: LimitArguments) -> Limits {
+    Limits {
+        bytes: given.bytes.map_or(before.bytes, |Limit(bytes)| bytes.map(|Size(bytes)| bytes)),
+        inodes: given.inodes.map_or(before.inodes, |Limit(inodes)| inodes),
+    }
+}
+
+/// A volume and its limits, for scripts: name, bytes, inodes.
+fn line(volume: &VolumeRecord) -> String {
+    let shown = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+    format!("{} bytes={} inodes={}", volume.name, shown(volume.bytes_max), shown(volume.inodes_max))
 }
 
 /// `status --json`; the shape is in docs/operations.md and only grows.

@@ -1,7 +1,9 @@
 //! The command line, exactly as the README and scripts rely on it.
 
 use clap::{Args, Parser, Subcommand};
+use holdfast_config::Size;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// A fault-tolerant distributed POSIX file system for containers.
 #[derive(Debug, Parser)]
@@ -163,6 +165,25 @@ pub enum MetadataCommand {
     },
 }
 
+/// What a volume may hold at the most.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct LimitArguments {
+    /// Bytes, such as `20 GiB`; `none`: as the pool allows.
+    #[arg(long, value_name = "SIZE", value_parser = limit::<Size>)]
+    pub bytes: Option<Limit<Size>>,
+    /// Inodes (files, directories, links); `none`: any number.
+    #[arg(long, value_name = "N", value_parser = limit::<u64>)]
+    pub inodes: Option<Limit<u64>>,
+}
+
+/// A number, or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit<T>(pub Option<T>);
+
+fn limit<T: FromStr>(text: &str) -> Result<Limit<T>, T::Err> {
+    if text == "none" { Ok(Limit(None)) } else { text.parse().map(|limit| Limit(Some(limit))) }
+}
+
 /// What is done with volumes.
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
@@ -170,9 +191,22 @@ pub enum VolumeCommand {
     Create {
         /// Its name.
         name: String,
+        #[command(flatten)]
+        limits: LimitArguments,
+    },
+    /// Change what a volume may hold at the most; what it holds already stays. Takes effect within a second.
+    Limit {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        limits: LimitArguments,
     },
     /// List volumes, one a line.
-    List,
+    List {
+        /// Show their limits, too: name, bytes, inodes; `none` for no limit.
+        #[arg(long)]
+        long: bool,
+    },
     /// Delete a volume and everything in it.
     Delete {
         /// Its name.

@@ -9,7 +9,7 @@
 
 use crate::admin::ServerPlace;
 use crate::map::MapUpdate;
-use crate::namespace::{Attributes, Mutation, NamespaceError, Outcome, Query, VolumeRecord};
+use crate::namespace::{Attributes, Limits, Mutation, NamespaceError, Outcome, Query, VolumeRecord};
 use holdfast_types::{
     DiskId, Epoch, GroupId, Incarnation, InodeId, InstanceGeneration, LogIndex, MapVersion, MemberId, NodeId, Sequence,
     ServerId, SessionId, ShardId, Term, Timestamp, VolumeId,
@@ -121,6 +121,16 @@ pub enum Request {
     CreateVolume {
         /// Its name.
         name: String,
+        /// What it may hold at the most.
+        limits: Limits,
+    },
+    /// Sets what a volume may hold at the most; what it holds already stays. It takes effect within a second. Answer: `Volume`.
+    /// Asked by administrators.
+    LimitVolume {
+        /// Its name.
+        name: String,
+        /// Both of them: what is not given is no limit any more.
+        limits: Limits,
     },
     /// Deletes a volume and, in the background, all it holds. Answer: `Done`.
     DeleteVolume {

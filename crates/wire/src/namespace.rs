@@ -283,8 +283,10 @@ pub enum Mutation {
         inode: InodeId,
         /// Which content it means to write; another one is `Stale`.
         generation: Generation,
-        /// End of what it means to write, at the most.
+        /// End of what it means to write, at the most. Less is granted where the volume's limit is near.
         bound: u64,
+        /// End of what it has to write; if the limit does not allow that much, the answer is `Quota`.
+        least: u64,
     },
     /// Publishes that data up to `size` is durable: `size` becomes at least this. Answer: `Attributes`.
     Publish {
@@ -553,8 +555,26 @@ pub struct VolumeRecord {
     pub bytes_max: Option<u64>,
     /// Inodes at the most.
     pub inodes_max: Option<u64>,
+    /// How often the two were changed.
+    pub limits_version: u64,
     /// Shard of its namespace.
     pub shard: holdfast_types::ShardId,
+}
+
+/// What a volume may hold at the most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes: the sum of the files' sizes, rounded up to blocks, and of what may be written beyond them. `None`: as the pool allows.
+    pub bytes: Option<u64>,
+    /// Inodes. `None`: any number.
+    pub inodes: Option<u64>,
+}
+
+impl VolumeRecord {
+    /// Its limits.
+    pub fn limits(&self) -> Limits {
+        Limits { bytes: self.bytes_max, inodes: self.inodes_max }
+    }
 }
 
 /// How a session is attached to its volume.

@@ -7,7 +7,7 @@ use holdfast_types::{
 };
 use holdfast_wire::map::{DiskRecord, View};
 use holdfast_wire::metadata::ClientRecord;
-use holdfast_wire::namespace::{Mutation, VolumeRecord};
+use holdfast_wire::namespace::{Limits, Mutation, VolumeRecord};
 use serde::{Deserialize, Serialize};
 
 /// An entry of the log.
@@ -49,6 +49,8 @@ pub(crate) enum VolumesCommand {
     Park { sessions: Vec<(SessionId, bool)> },
     /// Generations whose chunks are gone, and files whose end is gone.
     Cleaned { purged: Vec<(VolumeId, InodeId, Generation)>, trimmed: Vec<Trimmed> },
+    /// A volume's limits were changed, for the time that the version says.
+    Limit { volume: VolumeId, version: u64, limits: Limits },
     /// A volume was deleted: nobody attaches any more.
     DropVolume { volume: VolumeId },
     /// Its rows go, some at a time.
@@ -79,7 +81,9 @@ pub(crate) enum ClusterCommand {
     /// The pool comes into being, with its first volume.
     Form { replicas: u32, feature_level: u32, views: Vec<View>, volume: String },
     /// A new volume.
-    CreateVolume { name: String },
+    CreateVolume { name: String, limits: Limits },
+    /// A volume's limits are these.
+    LimitVolume { name: String, limits: Limits },
     /// A volume goes; its name is free at once.
     DeleteVolume { name: String },
     /// All that a deleted volume held is gone.

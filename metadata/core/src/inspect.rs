@@ -88,6 +88,7 @@ pub fn volumes_entry(data: &[u8]) -> Option<VolumesEntry> {
             VolumesEntry::Trimmed(trimmed.into_iter().map(|t| (t.inode, t.generation, t.from, t.to)).collect())
         }
         VolumesCommand::Park { .. }
+        | VolumesCommand::Limit { .. }
         | VolumesCommand::DropVolume { .. }
         | VolumesCommand::DropStep { .. }
         | VolumesCommand::Dropped { .. } => VolumesEntry::Other,

@@ -260,12 +260,15 @@ impl Namespace {
         for (key, row) in all::<VolumeRow>(view, volume::VOLUME)? {
             let id = VolumeId(number_at(&key, 0));
             let mine = || self.inodes.iter().filter(|((volume, _), _)| *volume == id);
-            let (bytes, count) = (mine().map(|(_, row)| row.charged()).sum::<u64>(), mine().count() as u64);
-            if (bytes, count) != (row.bytes_used, row.inodes_used) && mine().next().is_some() {
-                self.wrong.push(format!(
-                    "{id}: totals {} and {}, found {bytes} and {count}",
-                    row.bytes_used, row.inodes_used
-                ));
+            let charges = || mine().map(|(_, row)| row.charges());
+            let found = (
+                charges().map(|charges| charges.bytes).sum::<u64>(),
+                charges().map(|charges| charges.granted).sum::<u64>(),
+                mine().count() as u64,
+            );
+            let totals = (row.bytes_used, row.bytes_granted, row.inodes_used);
+            if found != totals && mine().next().is_some() {
+                self.wrong.push(format!("{id}: bytes, bytes granted and inodes {totals:?}, found {found:?}"));
             }
             if mine().any(|((_, inode), _)| *inode >= row.inode_next) {
                 self.wrong.push(format!("{id}: an inode at or above the next one {}", row.inode_next));

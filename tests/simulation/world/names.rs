@@ -357,7 +357,7 @@ impl Names {
                 self.rename(session, (*from_parent, from_name), (*to_parent, to_name), *mode, *open)
             }
             Mutation::SetAttributes { inode, set } => self.set_attributes(session, *inode, set),
-            Mutation::Reserve { inode, generation, bound } => {
+            Mutation::Reserve { inode, generation, bound, .. } => {
                 let file = self.file(*inode)?;
                 if file.generation != generation.0 {
                     return Err(NamespaceError::Stale);

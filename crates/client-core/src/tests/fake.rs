@@ -232,6 +232,7 @@ impl Service {
             origin: None,
             bytes_max: None,
             inodes_max: None,
+            limits_version: 0,
             shard: ShardId::VOLUMES,
         };
         Some(Ok(match request {
@@ -403,7 +404,7 @@ impl Service {
                 row.attributes.ctime = now;
                 attributes(self.attributes(*inode)?)
             }
-            Mutation::Reserve { inode, generation, bound } => {
+            Mutation::Reserve { inode, generation, bound, .. } => {
                 let row = self.inodes.get_mut(inode).ok_or(NamespaceError::Stale)?;
                 if row.attributes.generation != *generation {
                     return Err(NamespaceError::Stale);

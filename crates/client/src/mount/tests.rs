@@ -62,6 +62,7 @@ async fn respond(stub: Arc<Stub>, request: Request, timeout: Duration) -> Result
         origin: None,
         bytes_max: None,
         inodes_max: None,
+        limits_version: 0,
         shard: ShardId::VOLUMES,
     };
     match request {

@@ -105,7 +105,12 @@ impl MetadataCore {
             Request::OpenSession { volume, client, read_only, nonce } => {
                 self.propose_for(asker, ClusterCommand::OpenSession { volume, client, read_only, nonce });
             }
-            Request::CreateVolume { name } => self.propose_for(asker, ClusterCommand::CreateVolume { name }),
+            Request::CreateVolume { name, limits } => {
+                self.propose_for(asker, ClusterCommand::CreateVolume { name, limits });
+            }
+            Request::LimitVolume { name, limits } => {
+                self.propose_for(asker, ClusterCommand::LimitVolume { name, limits });
+            }
             Request::DeleteVolume { name } => self.propose_for(asker, ClusterCommand::DeleteVolume { name }),
             Request::FenceSession { session } => self.fence_request(waiter, session),
             Request::GetMap { have, wait } => self.cluster_read(ReadFor::Map { waiter, have, wait }),

@@ -26,7 +26,7 @@ use holdfast_types::limits::VOLUME_NAME_BYTES_MAX;
 use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, ServerId, SessionId, ShardId, SnapshotNumber, VolumeId};
 use holdfast_wire::map::{NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::{ClientRecord, MetadataError, Response};
-use holdfast_wire::namespace::VolumeRecord;
+use holdfast_wire::namespace::{Limits, VolumeRecord};
 use map::{Change, Deltas};
 use std::collections::BTreeMap;
 
@@ -112,7 +112,8 @@ impl Machine for Cluster {
                 }
                 Response::Done
             }
-            ClusterCommand::CreateVolume { name } => self.create_volume(txn, name)?,
+            ClusterCommand::CreateVolume { name, limits } => self.create_volume(txn, name, *limits)?,
+            ClusterCommand::LimitVolume { name, limits } => self.limit_volume(txn, name, *limits)?,
             ClusterCommand::DeleteVolume { name } => self.delete_volume(txn, name)?,
             ClusterCommand::VolumeGone { volume } => {
                 self.volumes.remove(volume);
@@ -133,6 +134,11 @@ impl Cluster {
     /// Version of the map.
     pub(crate) fn version(&self) -> MapVersion {
         self.settings.version
+    }
+
+    /// Volumes whose limits were changed.
+    pub(crate) fn limited(&self) -> impl Iterator<Item = &VolumeRecord> {
+        self.volumes.values().filter(|row| !row.deleting && row.record.limits_version > 0).map(|row| &row.record)
     }
 
     /// The volume of a name that is in use.
@@ -306,12 +312,12 @@ impl Cluster {
         // Fields that no delta carries have changed.
         self.deltas.forget();
         if self.volume_named(volume).is_none() {
-            self.create_volume(txn, volume)?;
+            self.create_volume(txn, volume, Limits::default())?;
         }
         Ok(Response::Done)
     }
 
-    fn create_volume(&mut self, txn: &mut Txn<'_>, name: &str) -> Applied<Response> {
+    fn create_volume(&mut self, txn: &mut Txn<'_>, name: &str, limits: Limits) -> Applied<Response> {
         if name.is_empty() || name.len() > VOLUME_NAME_BYTES_MAX || name.contains(['/', '\0']) {
             let reason = format!("a volume's name has 1 to {VOLUME_NAME_BYTES_MAX} bytes, no '/' and no NUL");
             return Err(Fail::Refused(MetadataError::Invalid { reason }));
@@ -331,8 +337,9 @@ impl Cluster {
             placement_version: PLACEMENT_VERSION,
             snapshot: SnapshotNumber(0),
             origin: None,
-            bytes_max: None,
-            inodes_max: None,
+            bytes_max: limits.bytes,
+            inodes_max: limits.inodes,
+            limits_version: 0,
             shard: ShardId::VOLUMES,
         };
         self.settings.volume_newest = id;
@@ -341,6 +348,18 @@ impl Cluster {
         txn.put(rows::volume(id), &row);
         self.volumes.insert(id, row);
         Ok(Response::Volume(record))
+    }
+
+    fn limit_volume(&mut self, txn: &mut Txn<'_>, name: &str, limits: Limits) -> Applied<Response> {
+        let named = self.volumes.values_mut().find(|row| !row.deleting && row.record.name == name);
+        let Some(row) = named else { return Err(Fail::Refused(MetadataError::NoVolume { name: name.into() })) };
+        if row.record.limits() != limits {
+            row.record.bytes_max = limits.bytes;
+            row.record.inodes_max = limits.inodes;
+            row.record.limits_version += 1;
+            txn.put(rows::volume(row.record.id), row);
+        }
+        Ok(Response::Volume(row.record.clone()))
     }
 
     fn delete_volume(&mut self, txn: &mut Txn<'_>, name: &str) -> Applied<Response> {

@@ -56,7 +56,8 @@ impl Cursors {
 struct Pass {
     names: Names,
     /// Bytes and inodes found, by volume.
-    totals: BTreeMap<VolumeId, (u64, u64)>,
+    /// Bytes, bytes granted, inodes.
+    totals: BTreeMap<VolumeId, (u64, u64, u64)>,
     /// Directories that hang on the root.
     known: BTreeSet<At>,
 }
@@ -77,11 +78,12 @@ pub(super) fn run(check: &mut Check<'_>) -> Applied<Option<Names>> {
             return Ok(None);
         }
     }
-    let volumes: Vec<_> = check.volumes.iter().map(|(id, row)| (*id, row.bytes_used, row.inodes_used)).collect();
-    for (id, bytes, inodes) in volumes {
+    let volumes: Vec<_> =
+        check.volumes.iter().map(|(id, row)| (*id, (row.bytes_used, row.bytes_granted, row.inodes_used))).collect();
+    for (id, totals) in volumes {
         let found = pass.totals.get(&id).copied().unwrap_or_default();
-        if found != (bytes, inodes) {
-            check.found(format!("{id}: totals {bytes} and {inodes}, found {} and {}", found.0, found.1));
+        if found != totals {
+            check.found(format!("{id}: bytes, bytes granted and inodes are counted as {totals:?}, found {found:?}"));
         }
     }
     for id in pass.totals.keys() {
@@ -107,7 +109,8 @@ fn look_at(check: &mut Check<'_>, cursors: &mut Cursors, pass: &mut Pass, at: At
     };
     pass.names.exists(at, &row);
     let total = pass.totals.entry(volume).or_default();
-    *total = (total.0 + row.charged(), total.1 + 1);
+    let charges = row.charges();
+    *total = (total.0 + charges.bytes, total.1 + charges.granted, total.2 + 1);
     if check.volumes.get(&volume).is_some_and(|volume| number >= volume.inode_next) {
         check.found(format!("{volume}/{number}: an inode at or above the next one"));
     }

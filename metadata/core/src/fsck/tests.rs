@@ -60,7 +60,7 @@ fn world() -> (World, SessionId) {
     world.mutate(s, Mutation::Unlink { parent: root, name: name("orphan"), open: Some(orphan) }).unwrap();
     let written = world.create(s, root, "written", NewNode::File);
     let (inode, generation) = (written.inode, written.generation);
-    world.mutate(s, Mutation::Reserve { inode, generation, bound: 1 << 20 }).unwrap();
+    world.mutate(s, Mutation::Reserve { inode, generation, bound: 1 << 20, least: 1 << 20 }).unwrap();
     let rename = Mutation::Rename {
         from_parent: root,
         from_name: name("d0"),

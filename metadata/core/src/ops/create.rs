@@ -3,7 +3,7 @@
 use super::{Op, link_possible};
 use crate::error::Applied;
 use crate::tables::entry::COOKIE_FIRST;
-use crate::tables::inode::InodeRow;
+use crate::tables::inode::{Charges, InodeRow};
 use crate::tables::{mark, volume};
 use bytes::Bytes;
 use holdfast_types::limits::{CHUNK_BYTES, PATH_BYTES_MAX};
@@ -50,14 +50,14 @@ impl Op<'_, '_> {
         if row.kind == FileKind::Directory {
             link_possible(&directory)?;
         }
-        self.charge(0, 0, 1)?;
+        self.charge(Charges::default(), Charges::default(), 1)?;
         let inode = self.take_number()?;
         let inherited = self.put_lists(inode, lists);
         if let NewNode::Symlink(target) = new.node {
             self.txn.put_raw(mark::symlink(self.volume, inode), target.clone());
         }
         if new.open && row.kind == FileKind::File {
-            self.bind(inode, &mut row, BOUND_FIRST);
+            self.bind_first(inode, &mut row)?;
             if !self.caching {
                 self.add_opener(inode);
             }
@@ -76,15 +76,25 @@ impl Op<'_, '_> {
         let directory = self.directory(parent)?;
         let mut row = self.new_row(parent, &directory, new)?;
         let lists = self.inherit(parent, &mut row, new.umask)?;
-        self.charge(0, 0, 1)?;
+        self.charge(Charges::default(), Charges::default(), 1)?;
         let inode = self.take_number()?;
         let inherited = self.put_lists(inode, lists);
         row.links = 0;
-        self.bind(inode, &mut row, BOUND_FIRST);
+        self.bind_first(inode, &mut row)?;
         self.add_opener(inode);
         self.txn.put_raw(mark::orphan(self.volume, inode), Bytes::from_static(mark::MAY_BE_NAMED));
         self.put_inode(inode, &row);
         Ok(Outcome::Created { attributes: self.attributes(inode, &row), new: true, inherited, lease: None })
+    }
+
+    /// Room for the first writes of a new file, as far as the volume's limit allows.
+    fn bind_first(&mut self, inode: InodeId, row: &mut InodeRow) -> Applied<()> {
+        let bound = self.affordable(row, BOUND_FIRST, 0)?;
+        if bound > 0 {
+            self.bind(inode, row, bound);
+            self.charge(Charges::default(), row.charges(), 0)?;
+        }
+        Ok(())
     }
 
     /// Stores what was inherited; whether there was anything.

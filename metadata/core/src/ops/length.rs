@@ -34,18 +34,26 @@ impl Op<'_, '_> {
         }
     }
 
-    pub(super) fn reserve(&mut self, inode: InodeId, generation: Generation, bound: u64) -> Applied<Outcome> {
+    pub(super) fn reserve(
+        &mut self,
+        inode: InodeId,
+        generation: Generation,
+        (bound, least): (u64, u64),
+    ) -> Applied<Outcome> {
         let mut row = self.file(inode)?;
         if row.generation != generation {
             return Err(NamespaceError::Stale.into());
         }
-        if bound > FILE_BYTES_MAX {
+        if bound > FILE_BYTES_MAX || least > bound {
             return Err(NamespaceError::TooLarge.into());
         }
         if reserve_waits(&row, self.session, self.caching) {
             return Err(Fail::Wait);
         }
+        let before = row.charges();
+        let bound = self.affordable(&row, bound, least)?;
         self.bind(inode, &mut row, bound);
+        self.charge(before, row.charges(), 0)?;
         self.put_inode(inode, &row);
         Ok(Outcome::Attributes { attributes: self.attributes(inode, &row), lease: None })
     }
@@ -73,7 +81,7 @@ impl Op<'_, '_> {
         if (row.size, row.mtime, row.mode) != (before.size, before.mtime, before.mode) {
             row.changed(self.stamp);
         }
-        self.charge(before.charged(), row.charged(), 0)?;
+        self.charge(before.charges(), row.charges(), 0)?;
         self.put_inode(inode, &row);
         Ok(Outcome::Attributes { attributes: self.attributes(inode, &row), lease: None })
     }

@@ -26,13 +26,16 @@ pub(crate) use query::answer as query;
 
 use crate::error::{Applied, Fail, ensure};
 use crate::tables::entry::{self, CookieRow, EntryRow};
-use crate::tables::inode::{self, InodeRow};
+use crate::tables::inode::{self, Charges, InodeRow, blocks};
 use crate::tables::volume::{self, VolumeRow};
 use crate::tables::{mark, purge};
 use crate::txn::Txn;
-use holdfast_types::limits::LINKS_MAX;
+use holdfast_types::limits::{BLOCK_BYTES, LINKS_MAX};
 use holdfast_types::{FileName, InodeId, SessionId, Timestamp, VolumeId};
 use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, NewNode, Outcome};
+
+/// What a file may be granted beyond what it needs: this part of what a volume's limit leaves. By eye.
+const ROOM_SHARE: u64 = 8;
 
 /// One operation on one volume on behalf of one session.
 pub(crate) struct Op<'t, 'a> {
@@ -64,7 +67,9 @@ impl Op<'_, '_> {
                 self.rename((*from_parent, from_name), (*to_parent, to_name), *mode, *open)
             }
             Mutation::SetAttributes { inode, set } => self.set_attributes(*inode, set),
-            Mutation::Reserve { inode, generation, bound } => self.reserve(*inode, *generation, *bound),
+            Mutation::Reserve { inode, generation, bound, least } => {
+                self.reserve(*inode, *generation, (*bound, *least))
+            }
             Mutation::Publish { inode, generation, size, mtime, release, clear_set_ids } => {
                 let done = length::Published {
                     generation: *generation,
@@ -165,25 +170,47 @@ impl Op<'_, '_> {
         row.ok_or_else(|| Fail::Broken(format!("{} has no row", self.volume)))
     }
 
-    /// Changes a volume's totals.
-    fn charge(&mut self, bytes_before: u64, bytes_after: u64, inodes: i64) -> Applied<()> {
-        if bytes_before == bytes_after && inodes == 0 {
+    /// Changes a volume's totals: what one inode counts, and how many there are. More of either is refused beyond the volume's limits;
+    /// what was granted may be used whatever they are now.
+    pub(crate) fn charge(&mut self, before: Charges, after: Charges, inodes: i64) -> Applied<()> {
+        if before == after && inodes == 0 {
             return Ok(());
         }
         let mut row = self.volume_row()?;
-        let bytes = i128::from(row.bytes_used) - i128::from(bytes_before) + i128::from(bytes_after);
+        let sum = |total: u64, before: u64, after: u64| i128::from(total) - i128::from(before) + i128::from(after);
+        let bytes = sum(row.bytes_used, before.bytes, after.bytes);
+        let granted = sum(row.bytes_granted, before.granted, after.granted);
         let used = i128::from(row.inodes_used) + i128::from(inodes);
-        ensure!(bytes >= 0 && used >= 0, "{}: totals fall below zero", self.volume);
-        if bytes_after > bytes_before && row.record.bytes_max.is_some_and(|max| bytes > i128::from(max)) {
+        ensure!(bytes >= 0 && granted >= 0 && used >= 0, "{}: totals fall below zero", self.volume);
+        let grows = after.total() > before.total();
+        if grows && row.record.bytes_max.is_some_and(|max| bytes + granted > i128::from(max)) {
             return Err(NamespaceError::Quota.into());
         }
         if inodes > 0 && row.record.inodes_max.is_some_and(|max| used > i128::from(max)) {
             return Err(NamespaceError::Quota.into());
         }
         row.bytes_used = bytes as u64;
+        row.bytes_granted = granted as u64;
         row.inodes_used = used as u64;
         self.txn.put(volume::key(self.volume), &row);
         Ok(())
+    }
+
+    /// How far a file may be written if `bound` is wanted and `least` needed. Of what the limit leaves beyond that only a part is given:
+    /// others write, too.
+    fn affordable(&self, file: &InodeRow, bound: u64, least: u64) -> Applied<u64> {
+        let volume = self.volume_row()?;
+        let own = file.charges().total();
+        let Some(max) = volume.record.bytes_max.filter(|_| blocks(bound) > own) else { return Ok(bound) };
+        let others = (volume.bytes_used + volume.bytes_granted).saturating_sub(own);
+        let room = max.saturating_sub(others);
+        let need = blocks(least).max(own);
+        if need > room.max(own) {
+            return Err(NamespaceError::Quota.into());
+        }
+        let more = room.saturating_sub(need) / ROOM_SHARE;
+        let most = need + more - more % BLOCK_BYTES;
+        Ok(if blocks(bound) <= most { bound } else { most })
     }
 
     /// An inode loses its last name: it becomes an orphan if somebody has it open, else it goes. Returns whether it is kept.
@@ -224,7 +251,7 @@ impl Op<'_, '_> {
             self.forget_locks(inode)?;
             self.purge(inode, row);
         }
-        self.charge(row.charged(), 0, -1)
+        self.charge(row.charges(), Charges::default(), -1)
     }
 
     /// The present generation's chunks are to go.

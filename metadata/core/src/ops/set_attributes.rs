@@ -20,7 +20,7 @@ pub(super) fn without_set_ids(mode: u16) -> u16 {
 impl Op<'_, '_> {
     pub(super) fn set_attributes(&mut self, inode: InodeId, set: &SetAttributes) -> Applied<Outcome> {
         let mut row = self.inode(inode)?;
-        let charged = row.charged();
+        let before = row.charges();
         if let Some(size) = set.size {
             self.truncate(inode, &mut row, size)?;
             row.mtime = self.stamp;
@@ -41,7 +41,7 @@ impl Op<'_, '_> {
             row.mtime = self.time(time);
         }
         row.changed(self.stamp);
-        self.charge(charged, row.charged(), 0)?;
+        self.charge(before, row.charges(), 0)?;
         self.put_inode(inode, &row);
         Ok(Outcome::Attributes { attributes: self.attributes(inode, &row), lease: None })
     }

@@ -114,15 +114,34 @@ impl InodeRow {
         self.ctime = self.ctime.max(stamp);
     }
 
-    /// Bytes that count against a quota.
-    pub(crate) fn charged(&self) -> u64 {
-        match self.kind {
-            FileKind::File => {
-                self.size.div_ceil(holdfast_types::limits::BLOCK_BYTES) * holdfast_types::limits::BLOCK_BYTES
-            }
-            _ => 0,
+    /// What counts against the volume's limit.
+    pub(crate) fn charges(&self) -> Charges {
+        if self.kind != FileKind::File {
+            return Charges::default();
         }
+        let bound = self.bounds.iter().map(|(_, bound)| *bound).max().unwrap_or(0);
+        let bytes = blocks(self.size);
+        Charges { bytes, granted: blocks(bound).saturating_sub(bytes) }
     }
+}
+
+/// Bytes that count against a volume's limit: what a file holds, and what may be written beyond.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Charges {
+    pub(crate) bytes: u64,
+    pub(crate) granted: u64,
+}
+
+impl Charges {
+    pub(crate) fn total(&self) -> u64 {
+        self.bytes + self.granted
+    }
+}
+
+/// A length in whole blocks, in bytes.
+pub(crate) fn blocks(length: u64) -> u64 {
+    use holdfast_types::limits::BLOCK_BYTES;
+    length.div_ceil(BLOCK_BYTES) * BLOCK_BYTES
 }
 
 /// Raises a session's bound in a list that is sorted by session, or puts it there. Whether it is new.

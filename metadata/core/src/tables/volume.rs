@@ -20,6 +20,8 @@ pub(crate) struct VolumeRow {
     pub(crate) bytes_used: u64,
     /// Inodes, orphans too.
     pub(crate) inodes_used: u64,
+    /// Sum of `InodeRow::charges().granted`.
+    pub(crate) bytes_granted: u64,
 }
 
 impl Row for VolumeRow {}
@@ -58,6 +60,7 @@ pub(crate) fn example_record() -> VolumeRecord {
         origin: None,
         bytes_max: None,
         inodes_max: None,
+        limits_version: 0,
         shard: holdfast_types::ShardId::VOLUMES,
     }
 }
@@ -68,7 +71,13 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        let row = VolumeRow { record: example_record(), inode_next: InodeId(2), bytes_used: 4096, inodes_used: 1 };
+        let row = VolumeRow {
+            record: example_record(),
+            inode_next: InodeId(2),
+            bytes_used: 4096,
+            inodes_used: 1,
+            bytes_granted: 0,
+        };
         super::super::assert_round_trip(row);
         super::super::assert_round_trip(DroppedRow::Chunks);
     }

@@ -4,6 +4,7 @@ mod acls;
 mod chaos;
 mod exactly_once;
 mod fences;
+mod limits;
 mod locks;
 mod members;
 mod model;

@@ -106,7 +106,9 @@ fn a_file_unlinked_while_open_stays_until_its_last_close() {
     let mut world = World::formed(1, 3);
     let (s, _) = world.attach();
     let f = world.create(s, ROOT, "f", NewNode::File).inode;
-    world.mutate(s, Mutation::Reserve { inode: f, generation: Generation(1), bound: 10 * MIB }).unwrap();
+    world
+        .mutate(s, Mutation::Reserve { inode: f, generation: Generation(1), bound: 10 * MIB, least: 10 * MIB })
+        .unwrap();
     world.mutate(s, publish(f, 1, 9 * MIB, true)).unwrap();
     let removed = world.mutate(s, unlink(ROOT, "f", Some(f))).unwrap();
     assert!(matches!(removed, Outcome::Removed { orphan: true, .. }));
@@ -127,7 +129,9 @@ fn a_shorter_file_is_cut_before_anybody_writes_there() {
     let mut world = World::formed(1, 3);
     let (s, _) = world.attach();
     let f = world.create(s, ROOT, "f", NewNode::File).inode;
-    world.mutate(s, Mutation::Reserve { inode: f, generation: Generation(1), bound: 10 * MIB }).unwrap();
+    world
+        .mutate(s, Mutation::Reserve { inode: f, generation: Generation(1), bound: 10 * MIB, least: 10 * MIB })
+        .unwrap();
     assert_eq!(refused(world.mutate(s, publish(f, 1, 11 * MIB, false))), NamespaceError::Stale, "beyond the bound");
     world.mutate(s, publish(f, 1, 10 * MIB, true)).unwrap();
     world.chunks_stuck = true;
@@ -135,7 +139,8 @@ fn a_shorter_file_is_cut_before_anybody_writes_there() {
     assert_eq!((attributes.size, attributes.trim_from, attributes.generation), (5 * MIB, Some(5 * MIB), Generation(1)));
     assert_eq!(attributes.cuts, 1);
     let leader = world.leader(ShardId::VOLUMES).unwrap();
-    let reserve = world.mutation(s, Mutation::Reserve { inode: f, generation: Generation(1), bound: 6 * MIB });
+    let reserve =
+        world.mutation(s, Mutation::Reserve { inode: f, generation: Generation(1), bound: 6 * MIB, least: 6 * MIB });
     let request = world.ask_as(leader, crate::Caller::Client, reserve.clone());
     world.run(20);
     assert!(world.answer(request).is_none(), "it waits for the cut");

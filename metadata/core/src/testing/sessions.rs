@@ -6,7 +6,7 @@ use holdfast_types::limits::{DRIFT_MARGIN, SESSION_TTL};
 use holdfast_types::size::MIB;
 use holdfast_types::{Generation, InodeId, InstanceGeneration, SessionId, ShardId};
 use holdfast_wire::metadata::{ClientRecord, Event, MetadataError, Request, Response};
-use holdfast_wire::namespace::{Mutation, NewNode, Outcome, VolumeRecord};
+use holdfast_wire::namespace::{Limits, Mutation, NewNode, Outcome, VolumeRecord};
 use std::time::Duration;
 
 const ROOT: InodeId = InodeId::ROOT;
@@ -80,7 +80,7 @@ pub(super) fn two_sessions(world: &mut World) -> (SessionId, SessionId) {
 }
 
 fn reserve(inode: InodeId, bound: u64) -> Mutation {
-    Mutation::Reserve { inode, generation: Generation(1), bound }
+    Mutation::Reserve { inode, generation: Generation(1), bound, least: bound }
 }
 
 fn publish(inode: InodeId, size: u64, release: bool) -> Mutation {
@@ -183,7 +183,7 @@ fn what_an_ended_session_may_have_written_beyond_the_end_goes() {
     world.call(VOLUMES, first, Request::Detach).unwrap();
     let (second, caching) = world.attach();
     assert!(caching);
-    let reserve = Mutation::Reserve { inode: f.inode, generation: Generation(1), bound: 2 * MIB };
+    let reserve = Mutation::Reserve { inode: f.inode, generation: Generation(1), bound: 2 * MIB, least: 2 * MIB };
     world.mutate(second, reserve).unwrap();
     let now = world.attributes(second, f.inode);
     assert_eq!((now.size, now.trim_from, now.size_bound), (MIB, None, 2 * MIB));
@@ -424,7 +424,7 @@ fn a_deleted_volume_leaves_nothing_behind() {
     assert_eq!(busy, Err(MetadataError::Busy { name: "main".into(), sessions: 1 }));
     world.call(VOLUMES, s, Request::Detach).unwrap();
     world.call(ShardId::CLUSTER, SessionId::NONE, delete()).unwrap();
-    let create = Request::CreateVolume { name: "main".into() };
+    let create = Request::CreateVolume { name: "main".into(), limits: Limits::default() };
     world.call(ShardId::CLUSTER, SessionId::NONE, create).unwrap();
     world.until("its chunks go", |world| {
         use holdfast_wire::chunk::ChunkOp;

@@ -11,6 +11,7 @@ use crate::core::{Asker, MetadataCore, Waiter};
 use crate::error::{Applied, Fail};
 use crate::replica::{Event, Outcome, Token, describe};
 use crate::tables::session::EndedFloorRow;
+use crate::tables::volume::{self, VolumeRow};
 use crate::txn::Txn;
 use holdfast_store::Batch;
 use holdfast_types::{InodeId, Sequence, SessionId, ShardId, VolumeId};
@@ -47,6 +48,7 @@ pub(super) enum Work {
     Park,
     Cleaned,
     Drop(holdfast_types::VolumeId),
+    Limit(holdfast_types::VolumeId),
 }
 
 /// What a read is for.
@@ -75,6 +77,8 @@ pub(crate) struct VolumesLead {
     pub(super) held: Vec<Held>,
     pub(super) held_reads: Vec<(Waiter, SessionId, InodeId)>,
     /// Who waits for a lock.
+    /// Versions of limits that are known to hold here.
+    limits: BTreeMap<VolumeId, u64>,
     pub(super) lock_waits: LockWaits,
     /// Whose locks somebody was refused for, and when last, in ticks.
     pub(super) locks_wanted: BTreeMap<SessionId, u64>,
@@ -141,6 +145,7 @@ impl MetadataCore {
             | Request::AddServer { .. }
             | Request::RemoveServer { .. }
             | Request::CreateVolume { .. }
+            | Request::LimitVolume { .. }
             | Request::DeleteVolume { .. }
             | Request::ListVolumes
             | Request::Status
@@ -372,10 +377,37 @@ impl MetadataCore {
         }
         self.tick_held();
         self.tick_lock_waits();
+        self.tick_limits();
         self.tick_waiting();
         self.volumes_lead.cleaner.look = true;
         self.volumes_lead.cleaner.ticked = true;
         self.volumes_lead.waiting.look = true;
+    }
+
+    /// Limits are set in the cluster's shard, which every server has: what is new there is made so here.
+    fn tick_limits(&mut self) {
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        let mut newer = Vec::new();
+        for record in self.cluster.machine.limited() {
+            let known = self.volumes_lead.limits.get(&record.id).copied();
+            if known == Some(record.limits_version) {
+                continue;
+            }
+            // A table that cannot be read is found out by whoever reads it next.
+            let row: Option<VolumeRow> = txn.get(&volume::key(record.id)).unwrap_or_default();
+            // One that nobody has attached to yet gets its limits with its root.
+            let Some(row) = row else { continue };
+            newer.push((record.clone(), row.record.limits_version >= record.limits_version));
+        }
+        for (record, done) in newer {
+            if done {
+                self.volumes_lead.limits.insert(record.id, record.limits_version);
+            } else {
+                let (volume, version, limits) = (record.id, record.limits_version, record.limits());
+                self.propose_own(Work::Limit(volume), VolumesCommand::Limit { volume, version, limits });
+            }
+        }
     }
 
     /// Those who wait for bytes to go or for their turn, and must be answered.

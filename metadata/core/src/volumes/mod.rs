@@ -20,12 +20,13 @@ use crate::tables::inode::{self, InodeRow};
 use crate::tables::lock;
 use crate::tables::purge::{self as queue, TrimRow};
 use crate::tables::session::{self, SessionRow};
-use crate::tables::volume::{self, DroppedRow};
+use crate::tables::volume::{self, DroppedRow, VolumeRow};
 use crate::tables::{Row, number_at};
 use crate::txn::{Txn, decode};
 use holdfast_store::{Batch, KeyRange, View};
 use holdfast_types::{Generation, InodeId, SessionId, VolumeId};
 use holdfast_wire::metadata::{MetadataError, Response};
+use holdfast_wire::namespace::Limits;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The machine. Its state is the table; a few rows are held decoded for the leader's many looks at them.
@@ -121,6 +122,7 @@ impl Machine for Volumes {
             VolumesCommand::End { sessions } => sessions::end(txn, sessions)?,
             VolumesCommand::EndStep { session, rows } => sessions::end_step(txn, context, *session, *rows as usize)?,
             VolumesCommand::Park { sessions } => sessions::park(txn, context, sessions)?,
+            VolumesCommand::Limit { volume, version, limits } => limit(txn, *volume, *version, *limits)?,
             VolumesCommand::Cleaned { purged, trimmed } => cleaned(txn, purged, trimmed)?,
             VolumesCommand::DropVolume { volume } => deletion::drop_volume(txn, *volume)?,
             VolumesCommand::DropStep { volume, rows } => deletion::drop_step(txn, *volume, *rows as usize)?,
@@ -132,6 +134,18 @@ impl Machine for Volumes {
     fn follow(&mut self, batch: &Batch) -> Applied<()> {
         batch.iter().try_for_each(|(key, value)| self.follow_row(key, value))
     }
+}
+
+/// A volume's limits are these from now on, unless newer ones are known.
+fn limit(txn: &mut Txn<'_>, id: VolumeId, version: u64, limits: Limits) -> Applied<Response> {
+    let row: Option<VolumeRow> = txn.get(&volume::key(id))?;
+    if let Some(mut row) = row.filter(|row| row.record.limits_version < version) {
+        row.record.bytes_max = limits.bytes;
+        row.record.inodes_max = limits.inodes;
+        row.record.limits_version = version;
+        txn.put(volume::key(id), &row);
+    }
+    Ok(Response::Done)
 }
 
 /// Chunks are gone: purges leave the queue, and trims that are still the same end.

@@ -118,7 +118,8 @@ fn make_root(txn: &mut Txn<'_>, record: &VolumeRecord, stamp: Timestamp) {
     };
     txn.put(inode::key(record.id, InodeId::ROOT), &root);
     let inode_next = InodeId::ROOT.next();
-    txn.put(volume::key(record.id), &VolumeRow { record: record.clone(), inode_next, bytes_used: 0, inodes_used: 1 });
+    let row = VolumeRow { record: record.clone(), inode_next, bytes_used: 0, inodes_used: 1, bytes_granted: 0 };
+    txn.put(volume::key(record.id), &row);
 }
 
 pub(super) fn recall(txn: &mut Txn<'_>, session: SessionId) -> Applied<Response> {
@@ -241,11 +242,13 @@ fn make_stale(
     txn.remove(mark::bound(session, volume, inode));
     let row: Option<InodeRow> = txn.get(&inode::key(volume, inode))?;
     let mut row = row.ok_or_else(|| Fail::Broken(format!("{volume}: {inode} is bound but missing")))?;
+    let before = row.charges();
     let bound = row.unbind(session);
     ensure!(bound > 0, "{volume}: {inode} does not know the bound of {session}");
     row.stale_bound = row.stale_bound.max(bound);
     let mut op = Op { txn, volume, session, caching: false, stamp: context.stamp };
     settle_bounds(&mut op, inode, &mut row);
+    op.charge(before, row.charges(), 0)?;
     op.put_inode(inode, &row);
     Ok(())
 }

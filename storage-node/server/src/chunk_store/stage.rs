@@ -225,7 +225,7 @@ impl<D: Disk> Writer<D> {
         Ok(())
     }
 
-    /// Finds room for blocks that are written, and puts them there, or says where they go.
+    /// Finds room for blocks that are written, and puts them there, or says where they go. `bytes`: of the whole operation.
     fn place(
         &mut self,
         row: &mut ChunkRow,
@@ -278,8 +278,10 @@ impl<D: Disk> Writer<D> {
         }
         let sums = sums.into_rows();
         draft.places = layout::place(&row.extents, &ends);
+        // All of it is one record: many short runs are no more welcome in the journal than a long one.
+        let total = runs.iter().map(|run| run.bytes.len()).sum();
         for (run, pieces) in runs.iter().zip(pieces) {
-            self.place(&mut row, blocks_of(run), run.bytes.len(), &pieces, draft)?;
+            self.place(&mut row, blocks_of(run), total, &pieces, draft)?;
         }
         row.length = length;
         row.number = op.number;

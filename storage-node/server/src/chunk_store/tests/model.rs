@@ -193,6 +193,28 @@ fn copy(prng: &mut Prng, chunk: ChunkKey) -> Change {
     Change::Copy { chunk, length, runs, contenders: Contenders::from_list(list).expect("one at the most") }
 }
 
+/// Every other block of a chunk: more than a segment of this journal.
+#[test]
+fn a_copy_of_many_short_runs_is_one_operation_of_any_length() {
+    let (disk, table, mut store) = fresh(1);
+    let mut model = Model::default();
+    let whole = op(0, 1, write(chunk(1, 0), 0, vec![1; 4 << 20]));
+    let run = |block: u32| {
+        let bytes = Bytes::from(vec![2; 4096]);
+        Run { offset: block * 4096, sums: piece_sums(0, &bytes), bytes }
+    };
+    let runs = (0..512).map(|at| run(2 * at)).collect();
+    let contenders = Contenders::default();
+    let copy = op(0, 2, Change::Copy { chunk: chunk(1, 0), length: 4 << 20, runs, contenders });
+    for op in [whole, copy] {
+        assert!(store.apply(std::slice::from_ref(&op)).iter().all(Result::is_ok));
+        model.apply(&op);
+    }
+    model.check(&store, 1, "applied");
+    drop(store);
+    model.check(&open(&disk, &table).expect("opens again"), 1, "and opened again");
+}
+
 #[test]
 fn random_operations_leave_what_the_model_says() {
     for seed in 0..30 {
