@@ -7,6 +7,7 @@ order=()
 begun=
 while true; do
     if IFS= read -r -t 2 part; then
+        what='' key='' command=''
         IFS=$'\t' read -r what key command <<<"$begun$part"
         begun=
         case $what in

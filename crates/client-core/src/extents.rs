@@ -233,24 +233,26 @@ impl Extents {
         self.segments.insert(at, Segment { content: Content::Shared(bytes), ..*of });
     }
 
-    /// The unbroken run around `at`, within its block, of dirty bytes whose newest write passes `may_go`; none if those at `at` do not.
+    /// The unbroken run around `at`, within its block, of dirty bytes whose oldest and newest write pass `may_go`; none if those at `at` do
+    /// not.
     ///
     /// # Panics
     /// When no segment starts at `at`.
-    pub fn run_around(&self, at: u64, may_go: impl Fn(u64) -> bool) -> Option<(u64, u64)> {
+    pub fn run_around(&self, at: u64, may_go: impl Fn(u64, u64) -> bool) -> Option<(u64, u64)> {
         let floor = at - at % self.block_bytes;
         let (mut start, mut end) = (at, at + self.segments[&at].content.len() as u64);
-        if !may_go(self.segments[&at].newest) {
+        let may_go = |segment: &Segment| may_go(segment.number, segment.newest);
+        if !may_go(&self.segments[&at]) {
             return None;
         }
         for (from, segment) in self.segments.range(floor..at).rev() {
-            if from + segment.content.len() as u64 != start || !may_go(segment.newest) {
+            if from + segment.content.len() as u64 != start || !may_go(segment) {
                 break;
             }
             start = *from;
         }
         for (from, segment) in self.segments.range(end..floor + self.block_bytes) {
-            if *from != end || !may_go(segment.newest) {
+            if *from != end || !may_go(segment) {
                 break;
             }
             end += segment.content.len() as u64;
@@ -320,7 +322,7 @@ mod tests {
         extents.insert(0, bytes(20_000), 1, Instant(10));
         extents.insert(20_000, bytes(20_000), 2, Instant(20));
         extents.insert(40_000, bytes(20_000), 3, Instant(30));
-        let run = |extents: &Extents, at, newest| extents.run_around(at, |number| number <= newest);
+        let run = |extents: &Extents, at, newest| extents.run_around(at, |_, number| number <= newest);
         assert_eq!(run(&extents, 20_000, 3), Some((0, 60_000)));
         assert_eq!(run(&extents, 20_000, 2), Some((0, 40_000)));
         assert_eq!(run(&extents, 20_000, 1), None);
@@ -334,6 +336,17 @@ mod tests {
         extents.insert(60_010, bytes(10), 6, Instant(60));
         assert_eq!(run(&extents, 60_000, 5), None);
         assert_eq!(run(&extents, 40_000, 5), Some((0, 60_000)));
+    }
+
+    #[test]
+    fn a_segment_may_be_old_in_part_and_new_in_part() {
+        let mut extents = Extents::new(1 << 20);
+        for number in 4..7 {
+            extents.insert(number * 10, Bytes::from(vec![1; 10]), number, Instant(number));
+        }
+        // Up to 4 it was asked about, 5 wants to be, 6 need not.
+        assert_eq!(extents.run_around(40, |oldest, newest| newest <= 4 || oldest > 5), None);
+        assert_eq!(extents.run_around(40, |oldest, newest| newest <= 6 || oldest > 5), Some((40, 70)));
     }
 
     #[test]
@@ -353,7 +366,7 @@ mod tests {
                     }
                     1 => {
                         if let Some((number, _, at)) = extents.oldest() {
-                            let (from, to) = extents.run_around(at, |_| true).expect("all may go");
+                            let (from, to) = extents.run_around(at, |_, _| true).expect("all may go");
                             let taken = extents.take(from, to);
                             assert!(taken.number <= number);
                             let whole: Vec<Option<u8>> = taken.pieces.concat().into_iter().map(Some).collect();

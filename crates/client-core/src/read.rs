@@ -68,7 +68,7 @@ struct Pending {
     inode: InodeId,
     parts: Assembly,
     own: Option<Own>,
-    /// Without a cache: what the file was like when storage was asked.
+    /// Unless this host is alone for sure: what the file was like when storage was asked.
     seen: Option<Seen>,
 }
 
@@ -259,9 +259,18 @@ impl ClientCore {
     pub(crate) fn read_sized(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
         let Call::Read { handle, offset, length } = call else { return };
         match result {
-            Ok(_) if self.waits(id) => self.read_now(id, handle, offset, length, Known::Since),
+            Ok(_) if self.waits(id) => self.read_known(id, handle, offset, length),
             Ok(_) => {}
             Err(error) => self.complete(id, Err(error)),
+        }
+    }
+
+    /// The size is known as it was a moment ago: what of the file is being changed since comes first.
+    fn read_known(&mut self, id: CallId, handle: crate::HandleId, offset: u64, length: u32) {
+        let file = self.handles.get(&handle).and_then(|open| self.files.get_mut(&open.inode));
+        match file.filter(|file| file.is_changing()) {
+            Some(file) => file.parked.push((id, Call::Read { handle, offset, length })),
+            None => self.read_now(id, handle, offset, length, Known::Since),
         }
     }
 
@@ -282,7 +291,7 @@ impl ClientCore {
         let asked = (handle, offset, length);
         let short = known == Known::Before && end - offset < u64::from(length);
         let (generation, cuts) = (file.base.generation, file.base.cuts);
-        let seen = shares.then(|| Seen { generation, cuts, end: short.then_some(end) });
+        let seen = (!keep).then(|| Seen { generation, cuts, end: short.then_some(end) });
         let own = (!keep && !shares && file.is_own(offset, end)).then(|| Own { inode, newest: file.number_next - 1 });
         if !shares {
             file.dirty.overlay(offset, end, |at, bytes| drop(parts.parts.insert(at, bytes)));
@@ -367,7 +376,7 @@ impl ClientCore {
             Ok(_) if same => self.finish_read(pending),
             Ok(_) if self.waits(pending.call) => {
                 let (handle, offset, length) = pending.asked;
-                self.read_now(pending.call, handle, offset, length, Known::Since);
+                self.read_known(pending.call, handle, offset, length);
             }
             Ok(_) => {}
             Err(error) => self.complete(pending.call, Err(error)),

@@ -228,6 +228,7 @@ impl ClientCore {
             (start < end && !file.overlaps_sending(start, end)).then_some((start, end))
         };
         let fresh = |number: u64| number <= file.fresh_to || number > file.wants_fresh;
+        let may_go_now = |oldest: u64, newest: u64| newest <= file.fresh_to || oldest > file.wants_fresh;
         let all_fresh = fresh(file.wants_fresh);
         for block in file.dirty.full_blocks().take(LOOK_MAX).filter(|_| all_fresh) {
             // Cut at the limit only where somebody waits; a whole block waits for its reservation.
@@ -242,7 +243,7 @@ impl ClientCore {
             let due = |number: u64, since| fresh(number) && (all || number <= target || since + delay <= now);
             for (_, _, at) in file.dirty.by_age().take(LOOK_MAX).take_while(|(number, since, _)| due(*number, *since)) {
                 // What others may have cut since was asked for before the newest of these bytes were written: those wait.
-                let Some((start, end)) = file.dirty.run_around(at, fresh) else { continue };
+                let Some((start, end)) = file.dirty.run_around(at, may_go_now) else { continue };
                 found = may_go(start, end);
                 if found.is_some() {
                     break;

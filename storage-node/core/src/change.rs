@@ -74,6 +74,9 @@ pub(crate) fn to_wire(change: &Change) -> (GroupChange, Bytes) {
 
 /// The runs of a copy; none when they are out of order or bounds, or bytes and sums do not agree.
 fn runs_from_wire(length: u32, runs: Vec<CopyRun>, mut payload: Bytes) -> Option<Vec<Run>> {
+    if !within_chunk(0, u64::from(length)) {
+        return None;
+    }
     let mut out = Vec::with_capacity(runs.len());
     let mut from = 0;
     for CopyRun { offset, length: bytes, sums } in runs {
@@ -89,7 +92,7 @@ fn runs_from_wire(length: u32, runs: Vec<CopyRun>, mut payload: Bytes) -> Option
         // The next one begins in another block.
         from = end.next_multiple_of(BLOCK_BYTES as u32);
     }
-    (within_chunk(0, u64::from(length)) && payload.is_empty()).then_some(out)
+    payload.is_empty().then_some(out)
 }
 
 /// Back from the travelling shape. `None` when bytes and sums or bounds do not agree: it was damaged on the way.

@@ -219,11 +219,16 @@ impl ClientCore {
     /// If something was given back: who waits for it has it now, the first to ask first.
     fn look_again(&mut self) {
         while self.who_decides() == Some(Decides::Here) && std::mem::take(&mut self.locks.alone.given_back) {
-            for asked in std::mem::take(&mut self.locks.alone.waiting) {
-                if self.locks.table.in_the_way(asked.inode, &asked.lock).next().is_some() {
-                    self.locks.alone.waiting.push(asked);
-                } else {
+            // All of them stay on the list while each is looked at: who waits for whom is read from it.
+            for asked in self.locks.alone.waiting.clone() {
+                let free = self.locks.table.in_the_way(asked.inode, &asked.lock).next().is_none();
+                if free {
+                    self.locks.alone.forget_wait(asked.id);
                     self.grant_here(asked);
+                } else if self.would_wait_for_itself(&asked) {
+                    // Whom it waits for has been given more since.
+                    self.locks.alone.forget_wait(asked.id);
+                    self.complete(asked.id, Err(NamespaceError::Deadlock.into()));
                 }
             }
         }

@@ -259,3 +259,21 @@ fn nothing_is_granted_without_a_lease_and_everything_may_be_given_back() {
     assert_eq!(world.wait(back), yes);
     assert_eq!(world.wait(other), Ok(Reply::Locked { granted: false }), "it asked last");
 }
+
+#[test]
+fn a_circle_that_closes_while_one_waits_is_found_when_something_is_given_back() {
+    let (mut world, inode) = alone();
+    let (other, _) = world.create("g");
+    let yes = Ok(Reply::Locked { granted: true });
+    assert_eq!(world.at_once(ask(inode, 1, (0, 0), EXCLUSIVE, false)), yes);
+    assert_eq!(world.at_once(ask(other, 2, ALL, EXCLUSIVE, false)), yes);
+    // The second owner waits for the first; the third, by one of its threads, for the second; then it takes some of what the second wants.
+    let second = world.start(ask(inode, 2, (0, 9), EXCLUSIVE, true));
+    let third = world.start(ask(other, 3, ALL, EXCLUSIVE, true));
+    assert_eq!(world.at_once(ask(inode, 3, (5, 5), EXCLUSIVE, false)), yes);
+    assert!(!world.completed.contains_key(&second));
+    assert_eq!(world.at_once(ask(inode, 1, ALL, None, false)), yes);
+    assert_eq!(world.completed.remove(&second), Some(Err(ClientError::Namespace(NamespaceError::Deadlock))));
+    assert_eq!(world.at_once(ask(other, 2, ALL, None, false)), yes);
+    assert_eq!(world.completed.remove(&third), Some(yes));
+}

@@ -108,7 +108,7 @@ impl MetadataCore {
         for place in places {
             let Some(waits) = self.volumes_lead.lock_waits.waits.remove(&place) else { continue };
             let first = ready.len();
-            for wait in waits {
+            for wait in waits.into_iter().filter(|wait| self.is_open(wait.waiter.asker)).collect::<Vec<_>>() {
                 if !self.is_free(&wait) {
                     self.volumes_lead.lock_waits.push(wait);
                 } else if ready[first..].iter().any(|before| before.comes_before(&wait)) {
