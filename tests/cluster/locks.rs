@@ -115,6 +115,45 @@ fn locks_exclude_the_processes_of_other_hosts_and_end_with_their_holders() {
 }
 
 /// The servers are stopped: every process that waits for them ends with Ctrl-C and `kill -9`, and the mount goes when it is told to.
+/// Alone, a host grants locks itself; whoever comes later finds them, and those who wait for them wait on.
+#[test]
+fn locks_that_were_taken_alone_exclude_a_host_that_comes_later() {
+    if !can_mount("locks_that_were_taken_alone_exclude_a_host_that_comes_later", &["python3"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("cluster");
+    let first = cluster.mount().expect("mount");
+    let file = cluster.mounted(first).path().join("f");
+    std::fs::write(&file, "x").expect("writes");
+    let (mut a, mut b) = (Locker::new(&file), Locker::new(&file));
+    for _ in 0..100 {
+        assert_eq!(a.ask("lockf x 0 0"), "ok");
+        assert_eq!(b.ask("lockf s 0 0"), "EAGAIN");
+        assert_eq!(a.ask("lockf u 0 0"), "ok");
+    }
+    assert_eq!(a.ask("lockf x 0 10"), "ok");
+    assert_eq!(b.ask("lockf x 20 5"), "ok");
+    assert_eq!(b.ask("flock x 0 0"), "ok");
+    b.begin("lockf x! 5 1");
+    let second = cluster.mount().expect("admitted");
+    let mut c = Locker::new(&cluster.mounted(second).path().join("f"));
+    for asked in ["lockf s 9 1", "lockf x 0 0", "lockf s 24 1", "flock s 0 0"] {
+        assert_eq!(c.ask(asked), "EAGAIN", "{asked}");
+    }
+    assert_eq!(c.ask("lockf x 10 10"), "ok");
+    assert_eq!(a.ask("lockf u 0 0"), "ok");
+    assert_eq!(b.answer(), "ok", "it waited while another host came");
+    assert_eq!(c.ask("lockf s 0 1"), "ok");
+    // Alone again, what the other host left is gone, and what is here still holds.
+    drop(c);
+    cluster.mounted(second).unmount().expect("unmounts");
+    assert_eq!(a.ask("lockf x! 0 5"), "ok");
+    assert_eq!(a.ask("lockf s 5 1"), "EAGAIN");
+    assert_eq!(a.ask("lockf x 10 10"), "ok");
+    drop((a, b));
+    cluster.mounted(first).unmount().expect("unmounts");
+}
+
 #[test]
 fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
     if !can_mount("a_cluster_that_is_stopped_holds_no_process_and_no_mount", &["python3"]) {
