@@ -24,8 +24,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Format of the directory.
-const FORMAT: u32 = 2;
+/// Format of the directory: rises when rows of the tables change.
+const FORMAT: u32 = 3;
 /// Name of the file that allows a first start.
 pub const START: &str = "START";
 /// What a server does at its first start.
@@ -67,6 +67,17 @@ pub enum DiskError {
         found: String,
         /// Who we are.
         expected: String,
+    },
+    /// An older build made it, and nothing translates it.
+    #[error(
+        "{path} has format {found}, which a build before the first release wrote; this one reads format {FORMAT} alone: \
+         copy the data out with the old build, and start anew with an empty `data` on every server"
+    )]
+    OldFormat {
+        /// Which directory.
+        path: PathBuf,
+        /// What it has.
+        found: u32,
     },
     /// A newer release made it.
     #[error(
@@ -262,6 +273,9 @@ fn identity(config: &Config) -> Result<Option<u64>, DiskError> {
     };
     if let Some(format) = format_of(&found).filter(|format| *format > FORMAT) {
         return Err(DiskError::Format { path: path.clone(), found: format });
+    }
+    if let Some(format) = format_of(&found).filter(|format| *format < FORMAT) {
+        return Err(DiskError::OldFormat { path: path.clone(), found: format });
     }
     let expected = expected(config);
     let life = found.strip_prefix(&expected).and_then(|life| u64::from_str_radix(life.trim(), 16).ok());

@@ -91,3 +91,22 @@ fn a_first_start_that_was_cut_short_is_made_again_and_a_log_in_use_is_not() {
     prepare(&config.data, Start::Join).expect("somebody tries to help");
     assert!(matches!(open(&config).map(drop), Err(DiskError::Halfway { .. })));
 }
+
+#[test]
+fn a_directory_of_another_format_is_refused_with_both_numbers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config(&folder.path().join("data"));
+    prepare(&config.data, Start::Form).expect("prepared");
+    used(&config);
+    let identity = config.data.join("IDENTITY");
+    let found = std::fs::read_to_string(&identity).expect("read");
+    for (other, wanted) in [(FORMAT - 1, "before the first release"), (FORMAT + 1, "newer release")] {
+        let text = found.replacen(&format!("format {FORMAT} "), &format!("format {other} "), 1);
+        std::fs::write(&identity, text).expect("written");
+        let Err(refused) = open(&config).map(drop) else { panic!("format {other} is taken for {FORMAT}") };
+        let said = refused.to_string();
+        assert!(said.contains(wanted) && said.contains(&format!("format {other}")), "{said}");
+    }
+    std::fs::write(&identity, found).expect("written");
+    open(&config).map(drop).expect("opens");
+}
