@@ -290,7 +290,12 @@ impl File {
 
     /// Whether a change may go to storage: what is known of the file was asked for after it was made.
     pub fn is_fresh(&self, number: u64) -> bool {
-        number <= self.fresh_to || number > self.wants_fresh
+        self.are_fresh(number, number)
+    }
+
+    /// As above, for all changes from one to another.
+    pub fn are_fresh(&self, oldest: u64, newest: u64) -> bool {
+        newest <= self.fresh_to || oldest > self.wants_fresh
     }
 
     /// A publication says what the file is like: which bytes count. Those that others may have cut are in doubt: storage knows on which

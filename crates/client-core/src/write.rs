@@ -211,7 +211,7 @@ impl ClientCore {
     /// The next run of a file to be sent, if there is one: within one request, not overlapping what is under way.
     fn next_run(&mut self, inode: InodeId) -> Option<(u64, u64)> {
         let (all, now, delay) = (self.write_through() || self.pressed(), self.now, self.config.writeback_delay);
-        let file = self.files.get_mut(&inode)?;
+        let file = self.files.get(&inode)?;
         if file.holds_back() || file.gone || file.refresh {
             return None;
         }
@@ -227,9 +227,7 @@ impl ClientCore {
             }
             (start < end && !file.overlaps_sending(start, end)).then_some((start, end))
         };
-        let fresh = |number: u64| number <= file.fresh_to || number > file.wants_fresh;
-        let may_go_now = |oldest: u64, newest: u64| newest <= file.fresh_to || oldest > file.wants_fresh;
-        let all_fresh = fresh(file.wants_fresh);
+        let all_fresh = file.is_fresh(file.wants_fresh);
         for block in file.dirty.full_blocks().take(LOOK_MAX).filter(|_| all_fresh) {
             // Cut at the limit only where somebody waits; a whole block waits for its reservation.
             if block + request_bytes <= limit {
@@ -240,10 +238,11 @@ impl ClientCore {
             }
         }
         if found.is_none() {
-            let due = |number: u64, since| fresh(number) && (all || number <= target || since + delay <= now);
+            let due = |number: u64, since| file.is_fresh(number) && (all || number <= target || since + delay <= now);
             for (_, _, at) in file.dirty.by_age().take(LOOK_MAX).take_while(|(number, since, _)| due(*number, *since)) {
                 // What others may have cut since was asked for before the newest of these bytes were written: those wait.
-                let Some((start, end)) = file.dirty.run_around(at, may_go_now) else { continue };
+                let fresh = |oldest, newest| file.are_fresh(oldest, newest);
+                let Some((start, end)) = file.dirty.run_around(at, fresh) else { continue };
                 found = may_go(start, end);
                 if found.is_some() {
                     break;

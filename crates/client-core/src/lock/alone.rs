@@ -148,11 +148,15 @@ impl ClientCore {
 
     pub(super) fn test_lock_here(&mut self, id: CallId, inode: InodeId, lock: Lock) {
         if self.is_lockable(inode) {
-            let first = self.locks.table.in_the_way(inode, &lock).next().copied();
-            self.complete(id, Ok(Reply::Conflict(first)));
+            self.show_conflict(id, inode, &lock);
         } else {
             self.query(Some(inode), Purpose::Resume(id, Box::new(Call::TestLock { inode, lock })));
         }
+    }
+
+    fn show_conflict(&mut self, id: CallId, inode: InodeId, lock: &Lock) {
+        let first = self.locks.table.in_the_way(inode, lock).next().copied();
+        self.complete(id, Ok(Reply::Conflict(first)));
     }
 
     /// The inode of a call for a lock is known. (It is not open here: a kernel locks only what is.)
@@ -165,8 +169,7 @@ impl ClientCore {
                 self.grant_here(Asked { id, inode, lock, wait });
             }
             (Some(Decides::Here), Call::TestLock { inode, lock }) => {
-                let first = self.locks.table.in_the_way(inode, &lock).next().copied();
-                self.complete(id, Ok(Reply::Conflict(first)));
+                self.show_conflict(id, inode, &lock);
             }
             (_, call) => self.start(id, call),
         }

@@ -55,8 +55,7 @@ impl Cursors {
 /// What the pass adds up.
 struct Pass {
     names: Names,
-    /// Bytes and inodes found, by volume.
-    /// Bytes, bytes granted, inodes.
+    /// Bytes, bytes granted and inodes found, by volume.
     totals: BTreeMap<VolumeId, (u64, u64, u64)>,
     /// Directories that hang on the root.
     known: BTreeSet<At>,

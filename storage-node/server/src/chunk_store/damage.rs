@@ -6,7 +6,6 @@ use holdfast_storage_core::local::Change;
 use holdfast_types::limits::BLOCK_BYTES;
 use holdfast_types::{ChunkKey, GroupId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 
 #[derive(Debug, Default)]
 pub(crate) struct Damage {
@@ -32,39 +31,13 @@ impl Damage {
         if self.blocks.is_empty() {
             return;
         }
-        let block = BLOCK_BYTES as u32;
-        if let Change::Copy { chunk, length, runs, .. } = change {
-            let cut = std::iter::once(length.div_ceil(block)..u32::MAX);
-            let written = runs.iter().map(|run| blocks_of(run.offset, run.bytes.len()));
-            return cut.chain(written).for_each(|healed| self.healed(group, *chunk, &healed));
-        }
-        let (chunk, healed) = match *change {
-            Change::Write { chunk, offset, ref bytes, .. } => (chunk, blocks_of(offset, bytes.len())),
-            Change::Zero { chunk, offset, length } => {
-                (chunk, offset / block..offset.saturating_add(length).div_ceil(block))
+        let Some(keys) = change.keys() else { return };
+        self.blocks.retain(|(of, chunk), blocks| {
+            if *of == group && keys.contains(*chunk) {
+                blocks.retain(|block| !replaces(change, *block));
             }
-            Change::Cut { chunk, length } => (chunk, length / block..u32::MAX),
-            Change::Copy { .. }
-            | Change::Delete { .. }
-            | Change::DeleteChunk { .. }
-            | Change::DeleteVolume { .. }
-            | Change::Mark => {
-                if let Some(keys) = change.keys() {
-                    self.blocks.retain(|(of, chunk), _| *of != group || !keys.contains(*chunk));
-                }
-                return;
-            }
-        };
-        self.healed(group, chunk, &healed);
-    }
-
-    fn healed(&mut self, group: GroupId, chunk: ChunkKey, healed: &Range<u32>) {
-        if let Some(blocks) = self.blocks.get_mut(&(group, chunk)) {
-            blocks.retain(|block| !healed.contains(block));
-            if blocks.is_empty() {
-                self.blocks.remove(&(group, chunk));
-            }
-        }
+            !blocks.is_empty()
+        });
     }
 
     /// How many, for metrics.
@@ -73,8 +46,20 @@ impl Damage {
     }
 }
 
-/// The blocks that a range touches.
-fn blocks_of(offset: u32, bytes: usize) -> Range<u32> {
+/// Whether a change of a chunk leaves nothing of a block, or has verified what it leaves.
+fn replaces(change: &Change, at: u32) -> bool {
     let block = BLOCK_BYTES as u32;
-    offset / block..(offset + bytes as u32).div_ceil(block)
+    let touches = |offset: u32, bytes: usize| (offset / block..(offset + bytes as u32).div_ceil(block)).contains(&at);
+    match change {
+        Change::Write { offset, bytes, .. } => touches(*offset, bytes.len()),
+        Change::Zero { offset, length, .. } => {
+            (offset / block..offset.saturating_add(*length).div_ceil(block)).contains(&at)
+        }
+        Change::Cut { length, .. } => at >= length / block,
+        Change::Copy { length, runs, .. } => {
+            at >= length.div_ceil(block) || runs.iter().any(|run| touches(run.offset, run.bytes.len()))
+        }
+        Change::Delete { .. } | Change::DeleteChunk { .. } | Change::DeleteVolume { .. } => true,
+        Change::Mark => false,
+    }
 }
