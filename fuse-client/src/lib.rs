@@ -8,7 +8,7 @@
 //! kernel knows · `handles` open files · `attrs` · `invalidate` making the kernel forget · `memfd` the
 //! write buffer's memory · `errno` the one table · `sync` locks.
 //!
-//! Not here yet: `SEEK_HOLE` (the kernel says that files have no holes), survival of a crash of this process.
+//! Not here yet: survival of a crash of this process.
 
 pub mod attrs;
 mod config;

@@ -435,6 +435,33 @@ fn dirty_mapped_pages_are_written_before_caching_stops() {
 }
 
 #[test]
+fn what_was_written_through_a_mapping_is_no_hole() {
+    everywhere("mounted::what_was_written_through_a_mapping_is_no_hole", |here| {
+        let path = here.path("f");
+        let script = format!(
+            "import mmap,os,errno\n\
+             f=os.open({path:?},os.O_RDWR|os.O_CREAT)\n\
+             os.ftruncate(f,1<<20)\n\
+             os.pwrite(f,b'x',40960)\n\
+             assert os.lseek(f,0,os.SEEK_DATA)==40960\n\
+             assert os.lseek(f,40961,os.SEEK_HOLE)==45056\n\
+             m=mmap.mmap(f,1<<20)\n\
+             m[8192:8195]=b'new'\n\
+             g=os.open({path:?},os.O_RDONLY)\n\
+             assert os.lseek(g,0,os.SEEK_DATA)==8192,'the mapping is forgotten'\n\
+             assert os.lseek(g,0,os.SEEK_HOLE)==0\n\
+             assert os.lseek(g,8192,os.SEEK_HOLE)==12288\n\
+             assert m[8192:8195]==b'new'\n\
+             try: os.lseek(g,45056,os.SEEK_DATA)\n\
+             except OSError as e: assert e.errno==errno.ENXIO\n\
+             else: assert False\n"
+        );
+        let status = Command::new("python3").args(["-c", &script]).status().unwrap();
+        assert!(status.success());
+    });
+}
+
+#[test]
 fn every_handle_is_released() {
     everywhere("mounted::every_handle_is_released", |here| {
         here.shell(

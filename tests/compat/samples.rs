@@ -13,7 +13,7 @@ use holdfast_wire::admin::{
     AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, InodeFacts, ServerPlace, ServerRecord,
     ServerStatus, SessionStatus, ShardStatus, StorageStatus, TableCheck,
 };
-use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
+use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
     ChunkDigest, Contender, CopyRun, Difference, GroupBody, GroupChange, GroupMessage, KeyRange, Origin,
 };
@@ -454,16 +454,20 @@ pub fn chunk_ops() -> Named<ChunkOp> {
         ("read", ChunkOp::Read { chunk: chunk(), offset: 4, length: 5 }),
         ("made", ChunkOp::Made { chunk: chunk(), sequence: Sequence(42) }),
         ("highest", ChunkOp::Highest { volume, inode, generation, from }),
+        ("allocated", ChunkOp::Allocated { volume, inode, generation, from, upto: ChunkIndex(9) }),
     ]
 }
 
 pub fn chunk_answers() -> Named<ChunkAnswer> {
     let refused = ChunkAnswer::Refused;
+    let ranges = vec![ByteRange { start: 7 << 22, end: (7 << 22) + 8 }];
+    let allocated = ChunkAnswer::Allocated { ranges, through: ChunkIndex(u64::MAX) };
     vec![
         ("done", ChunkAnswer::Done { number: number() }),
         ("data", ChunkAnswer::Data { sums: vec![5] }),
         ("made", ChunkAnswer::Made { stands: true }),
         ("highest", ChunkAnswer::Highest { found: Some((ChunkIndex(7), 8)) }),
+        ("allocated", allocated),
         ("wrong-epoch", refused(Refusal::WrongEpoch { asked: Epoch(8), current: Epoch(9), version: MapVersion(60) })),
         ("not-primary", refused(Refusal::NotPrimary)),
         ("old-map", refused(Refusal::OldMap { have: MapVersion(59) })),

@@ -198,6 +198,7 @@ class Oracle:
             assert at >= start and not any(os.pread(fd, at - start, start)), "data was passed over"
             hole = os.lseek(fd, start, os.SEEK_HOLE)
             assert start <= hole <= size, "a hole where none can be"
+            assert not any(os.pread(fd, 4096 - hole % 4096, hole)), "a hole that has bytes"
         slot = self.slot()
         def guarded(side):
             fd = side.open[slot]

@@ -48,6 +48,15 @@ pub enum ZeroMode {
     Extend,
 }
 
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The first byte that is in no hole (`SEEK_DATA`).
+    Data,
+    /// The first hole; the end of the file is one (`SEEK_HOLE`).
+    Hole,
+}
+
 /// One operation.
 #[derive(Clone, Debug, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
@@ -210,6 +219,16 @@ pub enum Call {
         /// What becomes of the size.
         mode: ZeroMode,
     },
+    /// The first byte of data, or the first hole, at or after a position. A hole is one of whole blocks that were never written, or were
+    /// made to read as zeros. Reply: `Position`.
+    Seek {
+        /// The handle.
+        handle: HandleId,
+        /// Where to begin.
+        offset: u64,
+        /// What to look for.
+        seek: Seek,
+    },
     /// Entries after a position. Reply: `Directory`.
     ReadDirectory {
         /// Directory.
@@ -327,6 +346,8 @@ pub enum Reply {
         /// How many.
         length: u32,
     },
+    /// What was looked for is here; none: the position is at or beyond the end, or no data follows (ENXIO).
+    Position(Option<u64>),
     /// Entries.
     Directory {
         /// In order of their cookies.

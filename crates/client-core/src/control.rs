@@ -49,6 +49,9 @@ pub(crate) enum Purpose {
     ReadSize(CallId, Box<Call>),
     /// Whether a file was cut while a read of it was under way: its number.
     ReadCheck(u64),
+    /// As `ReadSize` and `ReadCheck`, for `Call::Seek`.
+    SeekSize(CallId, Box<Call>),
+    SeekCheck(u64),
     /// `Call::SetAttributes` through the file's lane.
     Set {
         id: CallId,
@@ -327,6 +330,8 @@ impl ClientCore {
             Purpose::Remove(id, inode) => self.removed(id, inode, result),
             Purpose::ReadSize(id, call) => self.read_sized(id, *call, result),
             Purpose::ReadCheck(number) => self.read_checked(number, result),
+            Purpose::SeekSize(id, call) => self.seek_sized(id, *call, result),
+            Purpose::SeekCheck(number) => self.seek_checked(number, result),
             Purpose::Set { id, inode, quiet } => self.set_answered(id, inode, quiet, result),
             Purpose::Publish(inode, published) => self.published(inode, published, result),
             Purpose::Reserve(inode) => self.reserved(inode, result),

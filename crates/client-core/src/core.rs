@@ -11,6 +11,7 @@ use crate::lock::{Asked, Locks};
 use crate::names::Names;
 use crate::pages::Pages;
 use crate::read::Reads;
+use crate::seek::Seeks;
 use crate::session::{Caching, Session, State};
 use crate::write::Buffer;
 use crate::{Config, HandleId};
@@ -44,7 +45,7 @@ pub struct ClientCore {
     timers: BTreeSet<(Instant, Timer)>,
     timer_set: Option<Instant>,
     ticket_next: u64,
-    calls: BTreeSet<CallId>,
+    pub(crate) calls: BTreeSet<CallId>,
     pub(crate) session: Session,
     pub(crate) cluster: Cluster,
     pub(crate) control: Control,
@@ -56,6 +57,7 @@ pub struct ClientCore {
     handle_next: u64,
     pub(crate) buffer: Buffer,
     pub(crate) reads: Reads,
+    pub(crate) seeks: Seeks,
     /// Files to look at before the step ends.
     pub(crate) touched: BTreeSet<InodeId>,
     /// Inodes that are being opened, by how many calls: their `Close` waits.
@@ -102,6 +104,7 @@ impl ClientCore {
             handle_next: 1,
             buffer: Buffer::new(),
             reads: Reads::new(),
+            seeks: Seeks::default(),
             touched: BTreeSet::new(),
             opening: BTreeMap::new(),
             changing_names: BTreeMap::new(),
@@ -299,6 +302,7 @@ impl ClientCore {
             Call::Release { handle } => self.release(id, handle),
             Call::Flush { handle } => self.flush(id, handle),
             Call::Read { .. } => self.read(id, call),
+            Call::Seek { .. } => self.seek(id, call),
             Call::Write { .. } => self.write(id, call),
             Call::Fsync { inode, data_only } => self.fsync(id, inode, data_only),
             Call::SyncAll => self.sync_all(id),

@@ -35,6 +35,8 @@ pub(crate) enum DataPurpose {
     Zero { inode: InodeId },
     /// Bytes for readers.
     Fetch(u64),
+    /// Where one of the groups has bytes, for `Call::Seek`: its number, the share, and how far was asked.
+    Seek { number: u64, share: usize, upto: u64 },
     /// Whether bytes that were written through are still there after others have cut the file.
     Check { inode: InodeId, sequence: Sequence },
 }
@@ -240,13 +242,21 @@ impl ClientCore {
                     self.checked(inode, sequence, Ok(stands));
                 }
             }
+            (ChunkOp::Allocated { .. }, ChunkAnswer::Allocated { ranges, through }) => {
+                if let Some(Operation { purpose: DataPurpose::Seek { number, share, upto }, .. }) =
+                    self.data.operations.remove(&number)
+                {
+                    self.allocated(number, share, upto, Ok((ranges, through)));
+                }
+            }
             (_, ChunkAnswer::Refused(refusal)) => self.data_refused(number, refusal),
             (
                 _,
                 ChunkAnswer::Done { .. }
                 | ChunkAnswer::Data { .. }
                 | ChunkAnswer::Made { .. }
-                | ChunkAnswer::Highest { .. },
+                | ChunkAnswer::Highest { .. }
+                | ChunkAnswer::Allocated { .. },
             ) => {
                 self.data_done(number, Err(ClientError::Protocol { detail: "storage answered something else" }));
             }
@@ -318,6 +328,10 @@ impl ClientCore {
             DataPurpose::Zero { inode } => self.zeroed(inode, result.map(drop)),
             DataPurpose::Fetch(fetch) => self.fetched(fetch, result),
             DataPurpose::Check { inode, sequence } => self.checked(inode, sequence, result.map(|_| false)),
+            DataPurpose::Seek { number, share, upto } => {
+                let result = result.and(Err(ClientError::Protocol { detail: "storage answered something else" }));
+                self.allocated(number, share, upto, result);
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ pub mod effect;
 pub mod error;
 pub mod payload;
 
-pub use call::{Call, CallId, Data, Durability, HandleId, OpenMode, Reply, ZeroMode};
+pub use call::{Call, CallId, Data, Durability, HandleId, OpenMode, Reply, Seek, ZeroMode};
 pub use config::Config;
 pub use effect::{Effect, Failure, Input, Notice, Ticket};
 pub use error::ClientError;
@@ -37,6 +37,7 @@ mod namespace;
 mod open;
 mod pages;
 mod read;
+mod seek;
 mod session;
 mod write;
 

@@ -74,7 +74,7 @@ struct Pending {
 
 /// A content of which nothing was cut.
 #[derive(Clone, Copy)]
-struct Seen {
+pub(crate) struct Seen {
     generation: Generation,
     cuts: u64,
     /// The read ends here because the file did, by what was known before it began: it must still.
@@ -82,7 +82,11 @@ struct Seen {
 }
 
 impl Seen {
-    fn still(&self, now: &Attributes) -> bool {
+    pub fn now(base: &Attributes) -> Self {
+        Self { generation: base.generation, cuts: base.cuts, end: None }
+    }
+
+    pub fn still(&self, now: &Attributes) -> bool {
         (self.generation, self.cuts) == (now.generation, now.cuts) && self.end.is_none_or(|end| end == now.size)
     }
 }
@@ -290,8 +294,7 @@ impl ClientCore {
         let mut parts = Assembly { start: offset, end, parts: BTreeMap::new() };
         let asked = (handle, offset, length);
         let short = known == Known::Before && end - offset < u64::from(length);
-        let (generation, cuts) = (file.base.generation, file.base.cuts);
-        let seen = (!keep).then(|| Seen { generation, cuts, end: short.then_some(end) });
+        let seen = (!keep).then(|| Seen { end: short.then_some(end), ..Seen::now(&file.base) });
         let own = (!keep && !shares && file.is_own(offset, end)).then(|| Own { inode, newest: file.number_next - 1 });
         if !shares {
             file.dirty.overlay(offset, end, |at, bytes| drop(parts.parts.insert(at, bytes)));

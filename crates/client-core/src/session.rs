@@ -273,6 +273,7 @@ impl ClientCore {
         if !quiet {
             self.notify(Notice::StopCaching { event });
             self.read_anew();
+            self.seek_anew();
         }
         self.touched.extend(self.files.keys().copied());
     }
@@ -326,6 +327,7 @@ impl ClientCore {
         self.session.caching = Caching::Off;
         self.session.off_since = self.now;
         self.read_anew();
+        self.seek_anew();
         for file in self.files.values_mut().filter(|f| f.is_open()) {
             file.recorded = true;
         }
@@ -354,8 +356,8 @@ impl ClientCore {
             return;
         }
         let lost_bytes = self.files.values().map(|f| f.unsafe_bytes()).sum();
-        if lost_bytes == 0 && matches!(self.session.state, State::Leaving) {
-            // Our own end may be told as an event before the answer to `Detach` is here; with nothing left to flush it is a clean one.
+        if self.session.detaching {
+            // Our own end may be told as an event before the answer to `Detach` is here. Nothing was left to flush or to publish then.
             for id in std::mem::take(&mut self.session.leaving) {
                 self.complete(id, Ok(Reply::Done));
             }
@@ -378,6 +380,7 @@ impl ClientCore {
         self.opening.clear();
         self.buffer.clear();
         self.reads.clear();
+        self.seeks.clear();
         self.session.waiting.clear();
         self.notify(Notice::SessionOver { reason, lost_bytes });
     }

@@ -5,5 +5,6 @@ mod fake;
 mod files;
 mod locks;
 mod races;
+mod seek;
 mod sharing;
 mod world;

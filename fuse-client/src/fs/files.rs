@@ -6,7 +6,7 @@ use crate::device::{Answer, Caller, Entry, OpenHints, Reply};
 use crate::errno;
 use crate::handles::ForWrite;
 use bytes::Bytes;
-use holdfast_client::{Call, ClientError, Durability, HandleId, OpenMode, Reply as Answered, ZeroMode};
+use holdfast_client::{Call, ClientError, Durability, HandleId, OpenMode, Reply as Answered, Seek, ZeroMode};
 use holdfast_types::InodeId;
 use holdfast_types::limits::FILE_BYTES_MAX;
 use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode, SetAttributes};
@@ -38,27 +38,32 @@ fn open_mode(flags: u32) -> OpenMode {
     OpenMode { append: flags & O_APPEND != 0, durable }
 }
 
+/// Whether a file that is opened so may be mapped shared and writable.
+fn may_map(flags: u32) -> bool {
+    flags & libc::O_ACCMODE.cast_unsigned() == libc::O_RDWR.cast_unsigned()
+}
+
 impl<V: Volume> FileSystem<V> {
     pub(super) fn open(self: &Arc<Self>, reply: Reply, inode: InodeId, flags: u32) {
         let mode = open_mode(flags);
         self.ask(reply, Call::Open { inode, mode }, move |fs, reply, answered| match answered {
-            Answered::Opened { handle, keep_cache, .. } => fs.answer_opened(reply, inode, handle, mode, keep_cache),
+            Answered::Opened { handle, keep_cache, .. } => fs.answer_opened(reply, inode, handle, flags, keep_cache),
             _ => unexpected(reply),
         });
     }
 
-    fn answer_opened(&self, reply: Reply, inode: InodeId, handle: HandleId, mode: OpenMode, keep: bool) {
+    fn answer_opened(&self, reply: Reply, inode: InodeId, handle: HandleId, flags: u32, keep: bool) {
         let pass = self.pass();
         let hints = self.hints(&pass, inode, keep);
-        let number = self.handles.opened(handle, inode, mode);
+        let number = self.handles.opened(handle, inode, open_mode(flags), may_map(flags));
         reply.finish(Ok(Answer::Opened(number, hints)));
     }
 
     /// As above, of a file that was just made.
-    fn answer_created(&self, reply: Reply, pass: &super::Pass<'_>, entry: Entry, handle: HandleId, mode: OpenMode) {
+    fn answer_created(&self, reply: Reply, pass: &super::Pass<'_>, entry: Entry, handle: HandleId, flags: u32) {
         let inode = entry.attributes.inode;
         let hints = self.hints(pass, inode, false);
-        let number = self.handles.opened(handle, inode, mode);
+        let number = self.handles.opened(handle, inode, open_mode(flags), may_map(flags));
         reply.finish(Ok(Answer::Created(entry, number, hints)));
     }
 
@@ -100,7 +105,7 @@ impl<V: Volume> FileSystem<V> {
             Ok(Answered::Created { attributes, handle: Some(handle), .. }) if attributes.kind == FileKind::File => {
                 let pass = fs.pass();
                 let entry = fs.entry(&pass, parent, name.as_bytes(), attributes);
-                fs.answer_created(reply, &pass, entry, handle, open);
+                fs.answer_created(reply, &pass, entry, handle, flags);
             }
             Ok(_) => unexpected(reply),
             Err(ClientError::Namespace(NamespaceError::Exists)) if flags & O_EXCL == 0 => reply.error(Errno::STALE),
@@ -125,7 +130,7 @@ impl<V: Volume> FileSystem<V> {
                 let pass = fs.pass();
                 fs.known.looked_up(&attributes, pass.valid);
                 let entry = Entry { attributes, name_valid: Duration::ZERO, attributes_valid: pass.valid };
-                fs.answer_created(reply, &pass, entry, handle, open);
+                fs.answer_created(reply, &pass, entry, handle, flags);
             }
             _ => unexpected(reply),
         });
@@ -137,6 +142,38 @@ impl<V: Volume> FileSystem<V> {
             Answered::Data(data) => reply.finish(Ok(Answer::Data(data.pieces))),
             _ => unexpected(reply),
         });
+    }
+
+    /// `lseek(2)` for data or a hole. (The kernel does the other kinds.) Bytes that were written through a mapping and have not been
+    /// handed to us yet are no holes: the kernel is made to hand them over first, by a thread that serves no request.
+    pub(super) fn seek(self: &Arc<Self>, reply: Reply, inode: InodeId, handle: u64, offset: u64, whence: u32) {
+        let seek = match whence.cast_signed() {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::INVAL),
+        };
+        let call = Call::Seek { handle: HandleId(handle), offset, seek };
+        let then = |fs: &Arc<Self>, reply: Reply| {
+            fs.ask(reply, call, |_, reply, answered| match answered {
+                Answered::Position(Some(at)) => reply.finish(Ok(Answer::Offset(at))),
+                Answered::Position(None) => reply.error(Errno::NXIO),
+                _ => unexpected(reply),
+            });
+        };
+        if !self.handles.may_be_mapped(inode) {
+            return then(self, reply);
+        }
+        let fs = self.clone();
+        let hand_over = move || {
+            if let Some(kernel) = fs.kernel.get() {
+                kernel.forget_inode(inode);
+            }
+            then(&fs, reply);
+        };
+        // Without a thread the request is dropped, and answered with an error by that.
+        if let Err(error) = std::thread::Builder::new().name("seek".into()).spawn(hand_over) {
+            tracing::warn!(%error, "no thread to look for holes of a mapped file");
+        }
     }
 
     pub(super) fn write(self: &Arc<Self>, reply: Reply, number: u64, append: bool, write: Write) {

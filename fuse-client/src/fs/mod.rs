@@ -315,14 +315,15 @@ impl<V: Volume> Service for Server<V> {
             Operation::Fsync { data_only, .. } | Operation::FsyncDirectory { data_only, .. } => {
                 fs.ask_done(reply, Call::Fsync { inode, data_only });
             }
+            Operation::Seek { handle, offset, whence } => fs.seek(reply, inode, handle, offset, whence),
             Operation::Allocate { handle, offset, length, mode } => {
                 fs.allocate(reply, caller, (inode, handle), (offset, length), mode);
             }
             Operation::OpenDirectory { .. } => fs.open_directory(reply),
             Operation::ReadDirectory { offset, size, plus, .. } => fs.read_directory(reply, inode, offset, size, plus),
             Operation::ReleaseDirectory { .. } | Operation::Destroy => reply.done(),
-            // The kernel checks permissions itself, looks for holes in its own way, and does without what we do not offer.
-            Operation::Access { .. } | Operation::Seek { .. } | Operation::Unknown(_) => reply.error(Errno::NOSYS),
+            // The kernel checks permissions itself, and does without what we do not offer.
+            Operation::Access { .. } | Operation::Unknown(_) => reply.error(Errno::NOSYS),
         }
     }
 }

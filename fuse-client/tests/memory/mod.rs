@@ -203,6 +203,7 @@ fn name(call: &Call) -> &'static str {
         Call::Fsync { .. } => "fsync",
         Call::SyncAll => "sync-all",
         Call::Zero { .. } => "zero",
+        Call::Seek { .. } => "seek",
         Call::ReadDirectory { .. } => "read-directory",
         Call::GetXattr { .. } => "get-xattr",
         Call::ListXattrs { .. } => "list-xattrs",

@@ -1,7 +1,7 @@
 //! Inodes, names and bytes.
 
 use bytes::Bytes;
-use holdfast_client::{Call, ClientError, Data, HandleId, OpenMode, Reply, ZeroMode};
+use holdfast_client::{Call, ClientError, Data, HandleId, OpenMode, Reply, Seek, ZeroMode};
 use holdfast_types::{FileName, Generation, InodeId, Timestamp};
 use holdfast_wire::acl;
 use holdfast_wire::namespace::{
@@ -203,7 +203,7 @@ impl Tree {
                 Ok(Reply::Opened { handle, attributes, keep_cache: true })
             }
             Call::Release { handle } => self.release(handle),
-            Call::Read { .. } | Call::Write { .. } | Call::Zero { .. } => self.data(call),
+            Call::Read { .. } | Call::Write { .. } | Call::Zero { .. } | Call::Seek { .. } => self.data(call),
             Call::Fsync { inode, .. } => self.node(inode).map(|_| Reply::Done),
             Call::ReadDirectory { inode, after, limit, plus } => self.list(inode, after, limit, plus),
             Call::GetXattr { .. } | Call::ListXattrs { .. } | Call::SetXattr { .. } | Call::RemoveXattr { .. } => {
@@ -352,13 +352,17 @@ impl Tree {
 
     fn data(&mut self, call: Call) -> Served {
         let handle = match &call {
-            Call::Read { handle, .. } | Call::Write { handle, .. } | Call::Zero { handle, .. } => *handle,
+            Call::Read { handle, .. }
+            | Call::Write { handle, .. }
+            | Call::Zero { handle, .. }
+            | Call::Seek { handle, .. } => *handle,
             _ => return Err(ClientError::BadHandle),
         };
         let (inode, mode) = *self.handles.get(&handle).ok_or(ClientError::BadHandle)?;
         let node = self.node(inode)?;
         match call {
             Call::Read { offset, length, .. } => Ok(Reply::Data(node.read(offset, length))),
+            Call::Seek { offset, seek, .. } => Ok(Reply::Position(node.seek(offset, seek))),
             Call::Write { offset, data, clear_set_ids, .. } => {
                 let offset = if mode.append { node.attributes.size } else { offset };
                 node.write(offset, &data);
@@ -441,6 +445,23 @@ impl Node {
         self.pages.split_off(&size.div_ceil(PAGE));
         if let Some(last) = self.pages.get_mut(&(size / PAGE)) {
             last[(size % PAGE) as usize..].fill(0);
+        }
+    }
+
+    fn seek(&self, offset: u64, seek: Seek) -> Option<u64> {
+        let end = self.attributes.size;
+        if offset >= end {
+            return None;
+        }
+        match seek {
+            Seek::Data => {
+                let page = self.pages.range(offset / PAGE..).next().map(|(page, _)| (page * PAGE).max(offset));
+                page.filter(|at| *at < end)
+            }
+            Seek::Hole => {
+                let hole = (offset / PAGE..).find(|page| !self.pages.contains_key(page));
+                hole.map(|page| (page * PAGE).max(offset).min(end))
+            }
         }
     }
 

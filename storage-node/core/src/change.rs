@@ -42,7 +42,9 @@ pub(crate) fn from_client(op: &ChunkOp, payload: &Bytes) -> Result<Change, Refus
         }
         ChunkOp::Delete { volume, inode, generation, from } => Change::Delete { volume, inode, generation, from },
         ChunkOp::DeleteVolume { volume } => Change::DeleteVolume { volume },
-        ChunkOp::Read { .. } | ChunkOp::Made { .. } | ChunkOp::Highest { .. } => return Err(Refusal::Malformed),
+        ChunkOp::Read { .. } | ChunkOp::Made { .. } | ChunkOp::Highest { .. } | ChunkOp::Allocated { .. } => {
+            return Err(Refusal::Malformed);
+        }
     };
     if payload.is_empty() { Ok(change) } else { Err(Refusal::Malformed) }
 }

@@ -35,6 +35,7 @@
 pub use crate::contenders::{Contenders, Made};
 use bytes::Bytes;
 use holdfast_types::{ChunkIndex, ChunkKey, Generation, GroupId, InodeId, OpNumber, Sequence, SessionId, VolumeId};
+use holdfast_wire::chunk::ByteRange;
 pub use holdfast_wire::group::{KeyRange, Origin};
 
 /// A numbered change of one group.
@@ -221,6 +222,21 @@ pub enum LocalCommand {
         /// From which index.
         from: ChunkIndex,
     },
+    /// Where a generation has blocks that were written, in chunks from an index up to another. Outcome: `Allocated`.
+    Allocated {
+        /// Which group.
+        group: GroupId,
+        /// Volume.
+        volume: VolumeId,
+        /// Inode.
+        inode: InodeId,
+        /// Generation.
+        generation: Generation,
+        /// From which index.
+        from: ChunkIndex,
+        /// Up to and including which index.
+        upto: ChunkIndex,
+    },
     /// What was changed by numbers above this one: from the unsettled list. Given only while no `Apply` of the group is under way.
     /// Outcome: `Changes`.
     ChangesAbove {
@@ -262,6 +278,13 @@ pub enum LocalOutcome {
     Highest {
         /// If any.
         found: Option<(ChunkIndex, u32)>,
+    },
+    /// As [`holdfast_wire::chunk::ChunkAnswer::Allocated`].
+    Allocated {
+        /// See there.
+        ranges: Vec<ByteRange>,
+        /// See there.
+        through: ChunkIndex,
     },
     /// Keys changed.
     Changes {

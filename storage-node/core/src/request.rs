@@ -36,6 +36,7 @@ pub(crate) fn check(ctx: &mut Ctx<'_>, request: &ChunkRequest, payload: &Bytes) 
         ChunkOp::Delete { .. } | ChunkOp::DeleteVolume { .. } => true,
         ChunkOp::Made { chunk, .. } => here(*chunk) && payload.is_empty(),
         ChunkOp::Highest { .. } => payload.is_empty(),
+        ChunkOp::Allocated { from, upto, .. } => from <= upto && payload.is_empty(),
     };
     if sound { Ok(()) } else { Err(Refusal::Malformed) }
 }

@@ -199,8 +199,13 @@ impl Journeys {
 
     /// The core gives a command to a disk.
     pub fn given(&mut self, ticket: Ticket, command: &LocalCommand) {
-        let counts =
-            matches!(command, LocalCommand::Apply(_) | LocalCommand::Read { .. } | LocalCommand::Highest { .. });
+        let counts = matches!(
+            command,
+            LocalCommand::Apply(_)
+                | LocalCommand::Read { .. }
+                | LocalCommand::Highest { .. }
+                | LocalCommand::Allocated { .. }
+        );
         if let Some(id) = self.stepping.filter(|_| counts)
             && let Some(journey) = self.requests.get_mut(&id)
         {
@@ -221,6 +226,7 @@ impl Journeys {
             ChunkAnswer::Done { .. }
             | ChunkAnswer::Data { .. }
             | ChunkAnswer::Highest { .. }
+            | ChunkAnswer::Allocated { .. }
             | ChunkAnswer::Made { .. } => None,
         };
         let OnItsWay { taken, to_disk, local } = journey;

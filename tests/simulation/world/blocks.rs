@@ -3,7 +3,8 @@
 //! A file is looked at in slots of 1,536 bytes, of which 32 lie at its beginning and 32 across the first chunk's end. A slot holds
 //! one value: the number of the write that it comes from, or 0. Slots do not tile blocks, so most writes cover some in part.
 
-use holdfast_types::limits::CHUNK_BYTES;
+use holdfast_client_core::Seek;
+use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
 
 /// Bytes of a slot.
 pub(super) const SLOT_BYTES: u64 = 1536;
@@ -22,6 +23,19 @@ pub(super) fn slots_of(offset: u64, bytes: u64) -> std::ops::Range<u64> {
     let first = first_slot_from(offset);
     debug_assert_eq!(offset_of(first), offset, "scripts touch whole slots");
     first..first + bytes / SLOT_BYTES
+}
+
+/// The slots that have a byte in what an answer of lseek(2) calls a hole.
+pub(super) fn slots_of_hole(offset: u64, seek: Seek, at: Option<u64>) -> impl Iterator<Item = u64> {
+    let (start, end) = match (seek, at) {
+        (Seek::Data, Some(at)) => (offset, at),
+        (Seek::Hole, Some(at)) => (at, (at + 1).next_multiple_of(BLOCK_BYTES)),
+        (_, None) => (offset, u64::MAX),
+    };
+    (0..SLOTS).filter(move |slot| {
+        let first = offset_of(*slot);
+        start < end && first < end && first + SLOT_BYTES > start
+    })
 }
 
 /// The first slot at or after an offset.

@@ -5,7 +5,7 @@
 //! * What a mount that is over had not flushed never shows up after its fence had settled and somebody saw that it was not there.
 
 use super::Sim;
-use super::blocks::{SLOT_BYTES, SLOTS, first_slot_from, slots_of, value_in};
+use super::blocks::{SLOT_BYTES, SLOTS, first_slot_from, slots_of, slots_of_hole, value_in};
 use super::record::CallRecord;
 use holdfast_client_core::{Call, Reply};
 use holdfast_sim::check::{Register, RegisterInput, RegisterOutput, Verdict, linearizable_by_key};
@@ -100,6 +100,18 @@ impl Sim {
                             )
                         })?;
                         touches.entry((inode, slot)).or_default().push(self.touch(record, false, value));
+                        values += 1;
+                    }
+                }
+                // What is called a hole was read, as zeros.
+                Call::Seek { handle, offset, seek } => {
+                    let Some(inode) = inode(*handle) else { continue };
+                    let Some(Ok(Reply::Position(at))) = record.returned.as_ref().map(|returned| &returned.result)
+                    else {
+                        continue;
+                    };
+                    for slot in slots_of_hole(*offset, *seek, *at) {
+                        touches.entry((inode, slot)).or_default().push(self.touch(record, false, 0));
                         values += 1;
                     }
                 }

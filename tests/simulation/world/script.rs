@@ -4,7 +4,7 @@ use super::blocks::{REGION, SLOTS, fill, offset_of};
 use super::locks::Holds;
 use super::{Local, Phase, Sim};
 use bytes::Bytes;
-use holdfast_client_core::{Call, CallId, ClientError, HandleId, Input, OpenMode, Reply, ZeroMode};
+use holdfast_client_core::{Call, CallId, ClientError, HandleId, Input, OpenMode, Reply, Seek, ZeroMode};
 use holdfast_types::prng::Prng;
 use holdfast_types::{FileName, InodeId};
 use holdfast_wire::namespace::{Attributes, FileKind, NamespaceError, NewNode, RenameMode, SetAttributes, XattrMode};
@@ -208,6 +208,10 @@ impl Script {
 
     fn draw_read(&mut self) -> Option<Call> {
         let (handle, run) = (self.handle()?, self.run());
+        if self.prng.chance(1, 6) {
+            let seek = if self.prng.chance(1, 2) { Seek::Data } else { Seek::Hole };
+            return Some(Call::Seek { handle, offset: offset_of(run.start), seek });
+        }
         let length = (run.end - run.start) * super::blocks::SLOT_BYTES;
         Some(Call::Read { handle, offset: offset_of(run.start), length: length as u32 })
     }

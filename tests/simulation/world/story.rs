@@ -32,6 +32,7 @@ impl Sim {
                 {
                     format!("zero slots {:?}", slots_of(*offset, *length))
                 }
+                Call::Seek { handle, offset, seek } if of(*handle) => format!("seek {seek:?} from {offset}"),
                 Call::Release { handle } if of(*handle) => "release".into(),
                 Call::SetAttributes { inode: of, set } if *of == inode => format!("set {set:?}"),
                 Call::Fsync { inode: of, .. } if *of == inode => "fsync".into(),

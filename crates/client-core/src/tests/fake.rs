@@ -1,12 +1,12 @@
 //! A metadata service and storage in one struct: correct, simple, and strict about what the client must not do.
 
 use bytes::Bytes;
-use holdfast_types::limits::CHUNK_BYTES;
+use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use holdfast_types::{
-    ChunkKey, DiskId, Epoch, FileName, Generation, GroupId, Incarnation, InodeId, LogIndex, MapVersion, MemberId,
-    NodeId, OpNumber, Sequence, ServerId, SessionId, ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
+    ChunkIndex, ChunkKey, DiskId, Epoch, FileName, Generation, GroupId, Incarnation, InodeId, LogIndex, MapVersion,
+    MemberId, NodeId, OpNumber, Sequence, ServerId, SessionId, ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
-use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
+use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::lock::Lock;
 use holdfast_wire::map::{ClusterMap, MapUpdate, NodeRecord, View};
 use holdfast_wire::metadata::{Answer, Envelope, Event, MetadataError, Request, Response};
@@ -519,6 +519,29 @@ impl Service {
                     data[0] ^= 1;
                 }
                 (ChunkAnswer::Data { sums }, data.into())
+            }
+            ChunkOp::Allocated { inode, generation, from, upto, .. } => {
+                let of = |key: &ChunkKey| {
+                    (key.inode, key.generation) == (*inode, *generation)
+                        && (from..=upto).contains(&&key.index)
+                        && GroupId::of(key.volume, key.inode, key.index, GROUPS) == request.group
+                };
+                let mut ranges = Vec::new();
+                let mut through = ChunkIndex(u64::MAX);
+                for (count, (key, bytes)) in self.chunks.iter().filter(|(key, _)| of(key)).enumerate() {
+                    // Short answers, so that there are second ones.
+                    if count == 2 {
+                        through = ChunkIndex(key.index.0 - 1);
+                        break;
+                    }
+                    let block = |(n, block): (usize, &[u8])| {
+                        let start = key.index.0 * CHUNK_BYTES + n as u64 * BLOCK_BYTES;
+                        let range = ByteRange { start, end: start + block.len() as u64 };
+                        block.iter().any(|byte| *byte != 0).then_some(range)
+                    };
+                    ranges.extend(bytes.chunks(BLOCK_BYTES as usize).enumerate().filter_map(block));
+                }
+                (ChunkAnswer::Allocated { ranges, through }, Bytes::new())
             }
             // Cuts are made at once here, so what was made before is gone, and what came after them stands.
             ChunkOp::Made { chunk, .. } => (

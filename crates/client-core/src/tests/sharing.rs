@@ -125,6 +125,21 @@ fn an_ended_session_fails_what_waits_and_says_what_is_lost() {
 }
 
 #[test]
+fn a_session_that_ends_before_sizes_are_published_has_not_unmounted_well() {
+    let mut world = World::new(5);
+    world.mount();
+    let (_, handle) = world.create("a");
+    world.write(handle, 0, vec![1; 5000]).expect("buffered");
+    let leaving = world.start(Call::Unmount);
+    world.run_until("the bytes are stored", |w| w.core.buffered_bytes() == 0);
+    assert!(!world.completed.contains_key(&leaving));
+    world.core.session_over("fenced".into());
+    world.step(Input::Tick);
+    assert!(world.wait(leaving).is_err(), "nobody will ever see these bytes");
+    assert!(matches!(world.notices.last(), Some(Notice::SessionOver { lost_bytes: 5000, .. })), "{:?}", world.notices);
+}
+
+#[test]
 fn appends_go_where_the_end_is_when_their_turn_comes() {
     for seed in 0..30 {
         let mut world = uncached(seed);

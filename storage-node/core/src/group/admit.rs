@@ -77,7 +77,7 @@ impl Known {
 #[derive(Debug)]
 pub(crate) enum Wanted {
     Change(Change, Span),
-    /// `Read` or `Highest`.
+    /// What changes nothing.
     Read(ChunkOp),
 }
 

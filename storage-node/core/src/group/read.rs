@@ -14,7 +14,7 @@ use crate::group::primary::{Primary, refusal};
 use crate::local::{KeyRange, LocalCommand, LocalError, LocalOutcome, Made};
 use crate::span::Span;
 use bytes::Bytes;
-use holdfast_types::{Instant, MemberId, OpCount, SessionId};
+use holdfast_types::{ChunkKey, Instant, MemberId, OpCount, SessionId};
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, Refusal};
 use holdfast_wire::group::GroupBody;
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +65,14 @@ impl Primary {
                 LocalCommand::Highest { group, volume, inode, generation, from },
                 Span::Keys(KeyRange::tail(volume, inode, generation, from)),
             ),
+            ChunkOp::Allocated { volume, inode, generation, from, upto } => {
+                let tail = KeyRange::tail(volume, inode, generation, from);
+                let last = ChunkKey { index: upto, ..tail.last };
+                (
+                    LocalCommand::Allocated { group, volume, inode, generation, from, upto },
+                    Span::Keys(KeyRange { last, ..tail }),
+                )
+            }
             ChunkOp::Write { .. }
             | ChunkOp::Zero { .. }
             | ChunkOp::Cut { .. }
@@ -135,6 +143,9 @@ impl Primary {
         let (answer, bytes) = match result {
             Ok(LocalOutcome::Data { bytes, sums }) => (ChunkAnswer::Data { sums }, bytes),
             Ok(LocalOutcome::Highest { found }) => (ChunkAnswer::Highest { found }, Bytes::new()),
+            Ok(LocalOutcome::Allocated { ranges, through }) => {
+                (ChunkAnswer::Allocated { ranges, through }, Bytes::new())
+            }
             Ok(LocalOutcome::Contended { made: Made::Unknown }) => {
                 (ChunkAnswer::Refused(Refusal::Unknown), Bytes::new())
             }

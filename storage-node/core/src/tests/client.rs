@@ -6,11 +6,12 @@ use crate::change;
 use crate::local::Change;
 use bytes::Bytes;
 use holdfast_types::checksum::piece_sums;
+use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::prng::Prng;
 use holdfast_types::{
     ChunkIndex, ChunkKey, Generation, GroupId, InodeId, MapVersion, NodeId, Sequence, SessionId, SnapshotNumber, Term,
 };
-use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
+use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::map::ClusterMap;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -161,6 +162,16 @@ impl Client {
                 generation: Generation(1),
                 from: ChunkIndex(self.prng.below(self.chunks)),
             },
+            9 if self.prng.chance(1, 2) => {
+                let from = self.prng.below(self.chunks);
+                ChunkOp::Allocated {
+                    volume: VOLUME,
+                    inode: self.inode,
+                    generation: Generation(1),
+                    from: ChunkIndex(from),
+                    upto: ChunkIndex(from + self.prng.below(self.chunks - from)),
+                }
+            }
             9 => ChunkOp::Highest {
                 volume: VOLUME,
                 inode: self.inode,
@@ -189,7 +200,8 @@ impl Client {
             self.doubts.contains_key(chunk)
                 || self.open.values().any(|open| touches(&open.op, open.group, *chunk, self))
         });
-        let range = |op: &ChunkOp| matches!(op, ChunkOp::Delete { .. } | ChunkOp::Highest { .. });
+        let range =
+            |op: &ChunkOp| matches!(op, ChunkOp::Delete { .. } | ChunkOp::Highest { .. } | ChunkOp::Allocated { .. });
         let ranges = range(&op) && self.open.values().any(|open| open.group == group && range(&open.op));
         if !busy && !ranges {
             self.open(now, group, op, payload, out);
@@ -272,6 +284,20 @@ impl Client {
                     .map(|(c, held)| (c.index, held.len() as u32));
                 if self.vague.is_empty() {
                     assert_eq!(found, want.max(), "highest from {from}");
+                }
+                None
+            }
+            ChunkAnswer::Allocated { ranges, through } => {
+                let open = self.open.remove(&key)?;
+                let ChunkOp::Allocated { from, upto, .. } = open.op else { panic!("allocated for {:?}", open.op) };
+                let held = self.contents(open.group).into_iter();
+                let want: Vec<ByteRange> = held
+                    .filter(|(c, held)| (from..=upto).contains(&c.index) && !held.is_empty())
+                    .map(|(c, held)| (c.index.0 * CHUNK_BYTES, held.len() as u64))
+                    .map(|(start, length)| ByteRange { start, end: start + length })
+                    .collect();
+                if self.vague.is_empty() {
+                    assert_eq!((ranges, through), (want, ChunkIndex(u64::MAX)), "allocated {from}..={upto}");
                 }
                 None
             }
@@ -383,7 +409,7 @@ fn touches(op: &ChunkOp, group: GroupId, chunk: ChunkKey, client: &Client) -> bo
         | ChunkOp::Cut { chunk: own, .. }
         | ChunkOp::Made { chunk: own, .. }
         | ChunkOp::Read { chunk: own, .. } => *own == chunk,
-        ChunkOp::Delete { from, .. } | ChunkOp::Highest { from, .. } => {
+        ChunkOp::Delete { from, .. } | ChunkOp::Highest { from, .. } | ChunkOp::Allocated { from, .. } => {
             chunk.inode == client.inode && chunk.index >= *from && client.group(chunk) == group
         }
         ChunkOp::DeleteVolume { .. } => true,

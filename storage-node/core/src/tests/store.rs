@@ -6,8 +6,10 @@ use crate::local::{
 };
 use bytes::Bytes;
 use holdfast_types::checksum::{crc32, piece_sums};
+use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::prng::Prng;
-use holdfast_types::{ChunkKey, GroupId, OpNumber};
+use holdfast_types::{ChunkIndex, ChunkKey, GroupId, OpNumber};
+use holdfast_wire::chunk::ByteRange;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub(crate) const BLOCK: usize = 4096;
@@ -230,6 +232,16 @@ impl FakeStore {
                 let mut held = stored(group).chunks.range(keys.first..=keys.last).rev();
                 let found = held.find(|(_, c)| !c.is_empty()).map(|(k, c)| (k.index, c.len() as u32));
                 LocalOutcome::Highest { found }
+            }
+            LocalCommand::Allocated { group, volume, inode, generation, from, upto } => {
+                let keys = KeyRange::tail(*volume, *inode, *generation, *from);
+                let held = stored(group).chunks.range(keys.first..=keys.last);
+                let held = held.filter(|(key, content)| key.index <= *upto && !content.is_empty());
+                let range = |(key, content): (&ChunkKey, &Vec<u8>)| {
+                    let start = key.index.0 * CHUNK_BYTES;
+                    ByteRange { start, end: start + content.len() as u64 }
+                };
+                LocalOutcome::Allocated { ranges: held.map(range).collect(), through: ChunkIndex(u64::MAX) }
             }
             LocalCommand::ChangesAbove { group, number } => {
                 let above = stored(group).unsettled.iter().filter(|(n, _)| n > number);

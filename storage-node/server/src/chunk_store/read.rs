@@ -14,6 +14,7 @@ use holdfast_store::{StoreError, View};
 use holdfast_types::checksum::crc32;
 use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::{ChunkIndex, ChunkKey, GroupId, OpNumber, Sequence, SessionId};
+use holdfast_wire::chunk::{ALLOCATED_RANGES_MAX, ByteRange};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError};
 
@@ -73,6 +74,10 @@ impl<D: Disk> Reader<D> {
             LocalCommand::Highest { group, volume, inode, generation, from } => {
                 let range = keys::of_content(b'c', group, (volume, inode, generation), from);
                 self.or_fail(self.highest(range))
+            }
+            LocalCommand::Allocated { group, volume, inode, generation, from, upto } => {
+                let range = keys::of_content(b'c', group, (volume, inode, generation), from);
+                self.or_fail(self.allocated(group, range, upto))
             }
             LocalCommand::ChangesAbove { group, number } => self.or_fail(self.changes_above(group, number)),
         }
@@ -210,6 +215,34 @@ impl<D: Disk> Reader<D> {
             }
         }
         Ok(LocalOutcome::Highest { found })
+    }
+
+    fn allocated(&self, group: GroupId, range: keys::Keys, upto: ChunkIndex) -> Result<LocalOutcome, Miss> {
+        let view = self.shared.table.snapshot();
+        let (mut ranges, mut through): (Vec<ByteRange>, _) = (Vec::new(), ChunkIndex(u64::MAX));
+        for pair in view.range(holdfast_store::KeyRange::between(range.start, range.end)) {
+            let (key, value) = pair?;
+            let (_, chunk) = keys::parse_chunk(&key).ok_or_else(|| Miss::Index(format!("index key {key:02x?}")))?;
+            if chunk.index > upto {
+                break;
+            }
+            if ranges.len() >= ALLOCATED_RANGES_MAX {
+                through = ChunkIndex(chunk.index.0 - 1);
+                break;
+            }
+            let row = ChunkRow::decode(&key, &value)?;
+            let written = stored_sums(view.as_ref(), group, &chunk, 0..row.blocks())?;
+            let (first, length) = (chunk.index.0.saturating_mul(CHUNK_BYTES), u64::from(row.length));
+            for (block, _) in (0..).zip(written).filter(|(_, sum)| sum.is_some()) {
+                let start = first + block * BLOCK as u64;
+                let end = first + length.min((block + 1) * BLOCK as u64);
+                match ranges.last_mut().filter(|last| last.end == start) {
+                    Some(last) => last.end = end,
+                    None => ranges.push(ByteRange { start, end }),
+                }
+            }
+        }
+        Ok(LocalOutcome::Allocated { ranges, through })
     }
 
     fn changes_above(&self, group: GroupId, number: OpNumber) -> Result<LocalOutcome, Miss> {

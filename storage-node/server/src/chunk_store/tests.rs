@@ -18,6 +18,7 @@ use holdfast_types::{
     ChunkIndex, ChunkKey, ClusterId, DiskId, Epoch, Generation, GroupId, InodeId, NodeId, OpCount, OpNumber, Sequence,
     SessionId, SnapshotNumber, VolumeId,
 };
+use holdfast_wire::chunk::ByteRange;
 use std::sync::Arc;
 
 type Store = ChunkStore<MemoryDisk>;
@@ -152,6 +153,54 @@ fn an_empty_chunk_is_an_absent_one_and_the_highest_is_found_below_it() {
     };
     assert_eq!(highest(0), LocalOutcome::Highest { found: Some((ChunkIndex(3), 10)) });
     assert_eq!(highest(4), LocalOutcome::Highest { found: None });
+}
+
+#[test]
+fn what_was_never_written_or_was_zeroed_whole_is_a_hole_and_long_answers_end_with_a_whole_chunk() {
+    let (_disk, _table, mut store) = fresh(1);
+    let done = store.apply(&[
+        op(0, 1, write(chunk(2, 3), 4096 * 3 + 10, vec![5; 4096])),
+        op(0, 2, write(chunk(2, 3), 4096 * 9, vec![0; 4096])),
+        op(0, 3, write(chunk(2, 3), 4096 * 20, vec![5; 300_000])),
+        op(0, 4, Change::Zero { chunk: chunk(2, 3), offset: 4096 * 30 - 1, length: 4096 * 2 }),
+        op(0, 5, Change::Cut { chunk: chunk(2, 3), length: 4096 * 40 + 7 }),
+        op(0, 6, write(chunk(2, 7), 0, vec![5; 10])),
+        op(0, 7, Change::Cut { chunk: chunk(2, 7), length: 0 }),
+        op(0, 8, write(chunk(2, 8), 0, vec![5; 10])),
+        op(0, 9, write(chunk(3, 0), 0, vec![5; 10])),
+    ]);
+    assert!(done.iter().all(Result::is_ok));
+    let allocated = |store: &Store, inode, from, upto| {
+        let (volume, generation) = (VolumeId(1), Generation(1));
+        let (group, inode, from, upto) = (GroupId(0), InodeId(inode), ChunkIndex(from), ChunkIndex(upto));
+        let command = LocalCommand::Allocated { group, volume, inode, generation, from, upto };
+        match store.reader().serve(&command).unwrap() {
+            LocalOutcome::Allocated { ranges, through } => (ranges, through.0),
+            other => panic!("{other:?}"),
+        }
+    };
+    let third = |start: u64, end: u64| ByteRange { start: (3 << 22) + start, end: (3 << 22) + end };
+    let eighth = ByteRange { start: 8 << 22, end: (8 << 22) + 10 };
+    let blocks = [
+        third(4096 * 3, 4096 * 5),
+        third(4096 * 9, 4096 * 10),
+        third(4096 * 20, 4096 * 30),
+        third(4096 * 31, 4096 * 40 + 7),
+    ];
+    assert_eq!(allocated(&store, 2, 0, 7), (blocks.to_vec(), u64::MAX));
+    assert_eq!(allocated(&store, 2, 4, 7), (vec![], u64::MAX));
+    assert_eq!(allocated(&store, 2, 4, 8), (vec![eighth], u64::MAX));
+
+    // 300 blocks with a hole after each, the answer's bound before the end of the first chunk.
+    let apart: Vec<LocalOp> =
+        (0..300u32).map(|n| op(0, 10 + u64::from(n), write(chunk(5, 1), n * 8192, vec![5; 4096]))).collect();
+    assert!(store.apply(&apart).iter().all(Result::is_ok));
+    let more = [op(0, 400, write(chunk(5, 6), 0, vec![5; 10])), op(0, 401, write(chunk(5, 9), 0, vec![5; 10]))];
+    assert!(store.apply(&more).iter().all(Result::is_ok));
+    let (ranges, through) = allocated(&store, 5, 0, u64::MAX);
+    assert_eq!((ranges.len(), through), (300, 5));
+    let (ranges, through) = allocated(&store, 5, 6, u64::MAX);
+    assert_eq!((ranges.len(), through), (2, u64::MAX));
 }
 
 #[test]
