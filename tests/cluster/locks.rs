@@ -197,7 +197,7 @@ fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
         }
     }
     for server in cluster.servers() {
-        server.signal(Signal::STOP).expect("stops");
+        server.suspend().expect("stops");
     }
     for (child, ..) in &mut waiting {
         writeln!(child.stdin.as_mut().expect("piped"), "go").expect("reads");
@@ -206,10 +206,19 @@ fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
     std::thread::sleep(Duration::from_secs(1));
     let mut late = Vec::new();
     for (mut child, call, signal) in waiting {
-        assert!(child.try_wait().expect("waits").is_none(), "{call} does not wait");
+        if let Some(status) = child.try_wait().expect("waits") {
+            let mut said = String::new();
+            child.stdout.take().expect("piped").read_to_string(&mut said).expect("reads");
+            panic!("{call} does not wait: {status}, it said {said:?}");
+        }
         let begun = Instant::now();
         kill_process(Pid::from_child(&child), signal).expect("signals");
-        until("it ends", LIMIT, || anyhow::Context::context(child.try_wait()?, "it waits")).expect("ends");
+        let what = format!("{call} after {signal:?}");
+        let ended = until(&what, LIMIT, || anyhow::Context::context(child.try_wait()?, "it waits"));
+        if let Err(error) = ended {
+            let look = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).unwrap_or_default();
+            panic!("{error:#}\n{}\n{}\n{}", look("stack"), look("syscall"), look("status"));
+        }
         // Far below the ten seconds that other signals are given.
         if begun.elapsed() > Duration::from_secs(5) {
             late.push(format!("{call} after {signal:?}: {:?}", begun.elapsed()));

@@ -91,15 +91,14 @@ fn a_slow_call_is_logged() {
     // Both followers stand still: what is created waits for them, after it is on the leader's own disk.
     let leader = cluster.leader_of(1).expect("somebody leads");
     let followers: Vec<String> = (1..=3).map(|n| format!("metadata-{n}")).filter(|name| *name != leader).collect();
-    let signal = |cluster: &mut Cluster, signal| {
-        for name in &followers {
-            cluster.server(name).expect("there").signal(signal).expect("signalled");
-        }
-    };
-    signal(&mut cluster, rustix::process::Signal::STOP);
+    for name in &followers {
+        cluster.server(name).expect("there").suspend().expect("stands still");
+    }
     let writer = std::thread::spawn(move || std::fs::create_dir(at.join("slow")));
     std::thread::sleep(Duration::from_millis(1300));
-    signal(&mut cluster, rustix::process::Signal::CONT);
+    for name in &followers {
+        cluster.server(name).expect("there").signal(rustix::process::Signal::CONT).expect("goes on");
+    }
     writer.join().expect("no panic").expect("made in the end");
     until("a line in a log", Duration::from_secs(20), || {
         let log = cluster.log_tails();

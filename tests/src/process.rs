@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::janitor::{Duty, Janitor};
@@ -102,7 +102,26 @@ impl Process {
         }
     }
 
-    /// Sends a signal: `STOP` makes a true zombie of it, `CONT` wakes it again.
+    /// `SIGSTOP`, and waits until none of its threads runs: one that is on another processor goes on for a moment, and answers.
+    ///
+    /// # Errors
+    /// When it does not run, or does not stop.
+    pub fn suspend(&self) -> Result<()> {
+        const LIMIT: Duration = Duration::from_secs(30);
+        self.signal(Signal::STOP)?;
+        let pid = self.pid().with_context(|| format!("{} does not run", self.name))?;
+        crate::until(&format!("{} to stop", self.name), LIMIT, || {
+            for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+                let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+                // After the name, which may hold anything, comes the state (proc(5)).
+                let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+                ensure!(state == Some('T'), "a thread is in state {state:?}");
+            }
+            Ok(())
+        })
+    }
+
+    /// Sends a signal: `CONT` wakes one again that was suspended.
     ///
     /// # Errors
     /// When it does not run.

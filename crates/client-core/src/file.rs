@@ -361,9 +361,10 @@ impl File {
         dirty.into_iter().chain(sending).min().unwrap_or(self.number_next)
     }
 
-    /// Bytes that would be lost now.
+    /// Bytes that would be lost now, at the most: also those beyond the published size are, though they are durable.
     pub fn unsafe_bytes(&self) -> u64 {
-        self.dirty.bytes() + self.sending.iter().map(|(start, s)| s.end - start).sum::<u64>()
+        let under_way = self.sending.iter().map(|(start, s)| s.end - start).sum::<u64>();
+        self.dirty.bytes() + under_way + self.unpublished_end.saturating_sub(self.base.size)
     }
 
     /// What keeping the dirty bytes costs.
