@@ -12,10 +12,15 @@ pub const BLOCK_SIZE_SHOWN: u32 = 64 * 1024;
 /// Block size that `statfs(2)` counts in.
 pub const BLOCK_SIZE_COUNTED: u64 = 4096;
 
-/// `st_blocks`: 512-byte units. Holes are counted too: only the storage nodes know them.
+/// `st_blocks`: 512-byte units. How much of a file is holes only the storage nodes know. One block less than its size takes says that
+/// it may have some: cp(1) and tar(1) look for holes only then. Never none: that would say that there is nothing to read.
 pub fn blocks(attributes: &Attributes) -> u64 {
     match attributes.kind {
-        FileKind::File | FileKind::Symlink => attributes.size.div_ceil(512),
+        FileKind::File | FileKind::Symlink => {
+            let all = attributes.size.div_ceil(512);
+            let block = BLOCK_SIZE_COUNTED / 512;
+            if attributes.sparse && all > block { (all - block).max(block) } else { all }
+        }
         FileKind::Directory | FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => 0,
     }
 }

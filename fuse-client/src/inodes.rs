@@ -190,6 +190,7 @@ mod tests {
             btime: zero,
             generation: holdfast_types::Generation(1),
             cuts: 0,
+            sparse: false,
             trim_from: None,
             size_bound: 0,
             parent: InodeId(0),

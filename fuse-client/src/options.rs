@@ -1,7 +1,7 @@
 //! Mount options: the text after `-o`.
 //!
 //! Unknown options are errors that name the nearest known one: a misspelt `soft` must not become a hard mount. Generic options that
-//! other file systems take and that change nothing here (`defaults`, `noatime`, `_netdev`, ...) are accepted, so that `fstab` lines
+//! other file systems take and that change nothing here (`defaults`, `nofail`, `_netdev`, ...) are accepted, so that `fstab` lines
 //! and container runtimes need no special case.
 
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub struct Options {
     pub devices: bool,
     /// Programs can be run.
     pub execute: bool,
+    /// Reading a file sets its access time as `relatime` has it; else it never does.
+    pub relatime: bool,
 }
 
 impl Default for Options {
@@ -47,6 +49,7 @@ impl Default for Options {
             set_id: false,
             devices: false,
             execute: true,
+            relatime: true,
         }
     }
 }
@@ -93,15 +96,13 @@ const KNOWN: &[&str] = &[
     "nodev",
     "exec",
     "noexec",
+    "relatime",
+    "noatime",
 ];
 
 /// Options that are accepted and change nothing: either they are always so, or they are for others to read.
 const IGNORED: &[&str] = &[
     "defaults",
-    "atime",
-    "noatime",
-    "relatime",
-    "strictatime",
     "lazytime",
     "nodiratime",
     "diratime",
@@ -146,6 +147,9 @@ impl Options {
             ("nodev", None) => self.devices = false,
             ("exec", None) => self.execute = true,
             ("noexec", None) => self.execute = false,
+            ("noatime", None) => self.relatime = false,
+            // To set it with every read would be a change that is replicated for each: nobody asks for that and means it.
+            ("relatime" | "atime" | "strictatime", None) => self.relatime = true,
             ("soft", value) => self.soft = Some(duration(name, value.unwrap_or(""))?),
             ("writeback_delay", value) => self.writeback_delay = Some(duration(name, value.unwrap_or(""))?),
             ("slow_operation", value) => self.slow_operation = Some(duration(name, value.unwrap_or(""))?),
@@ -226,6 +230,7 @@ mod tests {
             cache_bytes: Some(64 << 20),
             writeback_delay: Some(Duration::from_millis(250)),
             set_id: true,
+            relatime: false,
             ..Options::default()
         };
         assert_eq!(options, Ok(expected));

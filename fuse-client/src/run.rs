@@ -149,6 +149,7 @@ fn mount_options(config: &Config) -> MountOptions {
     options.write_buffer_bytes = config.options.write_buffer_bytes;
     options.read_cache_bytes = config.options.cache_bytes;
     options.writeback_delay = config.options.writeback_delay;
+    options.relatime = config.options.relatime;
     options
 }
 

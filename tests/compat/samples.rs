@@ -23,8 +23,8 @@ use holdfast_wire::metadata::{
     Answer, ClientRecord, DiskState, Envelope, Event, Heartbeat, MetadataError, Request, Response,
 };
 use holdfast_wire::namespace::{
-    Attributes, DirectoryEntry, FileKind, Lease, Limits, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
-    SetAttributes, SetTime, VolumeRecord, VolumeUsage, XattrMode,
+    AccessTime, Attributes, DirectoryEntry, FileKind, Lease, Limits, Mutation, NamespaceError, NewNode, Outcome, Query,
+    RenameMode, SetAttributes, SetTime, VolumeRecord, VolumeUsage, XattrMode,
 };
 use holdfast_wire::peer::{PeerMessage, SnapshotPart};
 
@@ -97,6 +97,7 @@ fn attributes() -> Attributes {
         btime: Timestamp { seconds: 4, nanos: 4 },
         generation: Generation(6),
         cuts: 5,
+        sparse: true,
         trim_from: Some(4096),
         size_bound: 64 << 20,
         parent: InodeId(0),
@@ -299,6 +300,16 @@ fn mutations() -> Named<Mutation> {
         ("set-attributes", Mutation::SetAttributes { inode, set }),
         ("reserve", Mutation::Reserve { inode, generation, bound: 1 << 30, least: 1 << 20 }),
         (
+            "set-access-times",
+            Mutation::SetAccessTimes {
+                times: vec![AccessTime {
+                    inode: InodeId(7),
+                    atime: Timestamp { seconds: 8, nanos: 9 },
+                    ctime: Timestamp::default(),
+                }],
+            },
+        ),
+        (
             "publish",
             Mutation::Publish {
                 inode,
@@ -307,6 +318,7 @@ fn mutations() -> Named<Mutation> {
                 mtime: Timestamp { seconds: 1, nanos: 2 },
                 release: true,
                 clear_set_ids: false,
+                sparse: true,
             },
         ),
         ("open", Mutation::Open { inode }),

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use holdfast_tests::{Up, can_mount, note};
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, fallocate, mkdirat, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom, fallocate, mkdirat, openat, seek, unlinkat};
 use rustix::io::Errno;
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -220,4 +220,83 @@ fn a_file_has_as_many_names_as_on_a_local_disk() {
     each(&|n| fs::remove_file(place(&mount, n)).expect("removed"));
     assert_eq!(fs::metadata(&file).expect("stat").nlink(), 1);
     assert_eq!(fs::read_to_string(&file).expect("reads"), "shared");
+}
+
+#[test]
+fn holes_are_told_from_data_however_large_they_are() {
+    if !can_mount("holes_are_told_from_data_however_large_they_are", &["cp"]) {
+        return;
+    }
+    const TIB: u64 = 1 << 40;
+    const MIB: u64 = 1 << 20;
+    let mut up = Up::start(&[]).expect("up is ready");
+    let file = open(&up.mount().join("f"));
+    // Within a chunk, over the seam of two chunks of 4 MiB, over many, and far away.
+    let written = [(8192, 100), (4 * MIB - 4096, 8192), (8 * MIB, 40 * MIB), (TIB, 4096), (5 * TIB, 5)];
+    for (at, length) in written {
+        file.write_all_at(&vec![b'x'; length as usize], at).expect("writes");
+    }
+    let blocks = |(at, length): (u64, u64)| (at, (at + length).next_multiple_of(4096).min(5 * TIB + 5));
+    let expected: Vec<(u64, u64)> = written.into_iter().map(blocks).collect();
+    assert_eq!(data_of(&file), expected, "nothing was synced");
+    file.sync_all().expect("syncs");
+    drop(file);
+    before_and_after(&mut up, |mount| {
+        assert_eq!(data_of(&open(&mount.join("f"))), expected);
+        // Without holes this takes a day.
+        let status = std::process::Command::new("cp").args(["--sparse=auto", "f", "copy"]).current_dir(mount).status();
+        assert!(status.expect("cp runs").success());
+        let copy = open(&mount.join("copy"));
+        assert_eq!(copy.metadata().expect("stat").len(), 5 * TIB + 5);
+        assert_eq!(data_of(&copy), expected);
+        assert_eq!(bytes_at(&copy, 5 * TIB - 3, 9), b"\0\0\0xxxxx");
+        fs::remove_file(mount.join("copy")).expect("removes");
+    });
+    let file = open(&up.mount().join("f"));
+    fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 9 * MIB, 30 * MIB).expect("punches");
+    let mut expected = expected;
+    expected.splice(2..3, [(8 * MIB, 9 * MIB), (39 * MIB, 48 * MIB)]);
+    assert_eq!(data_of(&file), expected);
+}
+
+/// Where a file has data, from beginning to end of each range.
+fn data_of(file: &File) -> Vec<(u64, u64)> {
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    loop {
+        match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => {
+                at = seek(file, SeekFrom::Hole(start)).expect("the end is a hole");
+                ranges.push((start, at));
+            }
+            Err(Errno::NXIO) => return ranges,
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn reading_sets_the_access_time_once() {
+    if !can_mount("reading_sets_the_access_time_once", &[]) {
+        return;
+    }
+    let times = |mount: &Path| {
+        let of = mount.join("f").metadata().expect("stat");
+        ((of.atime(), of.atime_nsec()), (of.mtime(), of.mtime_nsec()), (of.ctime(), of.ctime_nsec()))
+    };
+    let mut up = Up::start(&[]).expect("up is ready");
+    fs::write(up.mount().join("f"), "text").expect("writes");
+    let (before, changed, ctime) = times(up.mount());
+    assert!(before <= changed);
+    // The kernel has the file's pages in its cache, and what it reads there nobody sees.
+    up.process().terminate(LIMIT).expect("ends");
+    up.restart().expect("starts again");
+    assert_eq!(fs::read(up.mount().join("f")).expect("reads"), b"text");
+    let (read, mtime, same) = times(up.mount());
+    assert!(read > mtime && (mtime, same) == (changed, ctime), "{read:?} {mtime:?} {same:?}");
+    // The kernel's pages go with the mount.
+    up.process().terminate(LIMIT).expect("ends");
+    up.restart().expect("starts again");
+    assert_eq!(fs::read(up.mount().join("f")).expect("reads"), b"text");
+    assert_eq!(times(up.mount()), (read, changed, ctime), "once");
 }

@@ -10,6 +10,7 @@ use crate::error::ClientError;
 use crate::lock::Asked;
 use holdfast_types::{InodeId, Instant, LogIndex, Sequence, ServerId, SessionId, ShardId, Term, Timestamp};
 use holdfast_wire::metadata::{Answer, Envelope, MetadataError, Request, Response};
+use holdfast_wire::namespace::AccessTime;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -59,6 +60,7 @@ pub(crate) enum Purpose {
         quiet: bool,
     },
     Publish(InodeId, Published),
+    AccessTimes(Vec<AccessTime>),
     Reserve(InodeId),
     /// Room for appends, beyond a size that the answer says.
     ReserveEnd(InodeId),
@@ -82,6 +84,7 @@ pub(crate) struct Published {
     pub size: u64,
     pub mtime: Timestamp,
     pub clear_set_ids: bool,
+    pub sparse: bool,
 }
 
 pub(crate) struct Operation {
@@ -333,6 +336,7 @@ impl ClientCore {
             Purpose::SeekSize(id, call) => self.seek_sized(id, *call, result),
             Purpose::SeekCheck(number) => self.seek_checked(number, result),
             Purpose::Set { id, inode, quiet } => self.set_answered(id, inode, quiet, result),
+            Purpose::AccessTimes(times) => self.accesses_told(&times, &result),
             Purpose::Publish(inode, published) => self.published(inode, published, result),
             Purpose::Reserve(inode) => self.reserved(inode, result),
             Purpose::ReserveEnd(inode) => self.end_reserved(inode, result),

@@ -1,5 +1,6 @@
 //! The one owner of everything the client knows, and the door to it.
 
+use crate::access::Accesses;
 use crate::call::{Call, CallId, Reply};
 use crate::cluster::Cluster;
 use crate::control::Control;
@@ -34,6 +35,8 @@ pub(crate) enum Timer {
     File(InodeId),
     /// The lease may have run out: whoever waits for a cached answer asks the service.
     Renew,
+    /// The service is to hear of reads.
+    Accesses,
 }
 
 /// A client of one volume.
@@ -58,6 +61,7 @@ pub struct ClientCore {
     pub(crate) buffer: Buffer,
     pub(crate) reads: Reads,
     pub(crate) seeks: Seeks,
+    pub(crate) accesses: Accesses,
     /// Files to look at before the step ends.
     pub(crate) touched: BTreeSet<InodeId>,
     /// Inodes that are being opened, by how many calls: their `Close` waits.
@@ -105,6 +109,7 @@ impl ClientCore {
             buffer: Buffer::new(),
             reads: Reads::new(),
             seeks: Seeks::default(),
+            accesses: Accesses::default(),
             touched: BTreeSet::new(),
             opening: BTreeMap::new(),
             changing_names: BTreeMap::new(),
@@ -192,6 +197,7 @@ impl ClientCore {
                 Timer::Call(id) => self.give_up(id, ClientError::TimedOut),
                 Timer::File(inode) => self.file_due(inode),
                 Timer::Renew => self.renew(),
+                Timer::Accesses => self.accesses_due(),
             }
         }
     }

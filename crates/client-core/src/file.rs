@@ -126,6 +126,8 @@ pub(crate) struct File {
     /// Time of the last write, until it is published.
     pub mtime: Option<Timestamp>,
     pub clear_set_ids: bool,
+    /// A hole was made that is not published.
+    pub sparse: bool,
     /// When the last write was made: its time is published a while later.
     pub written_at: Instant,
     /// The service has given us a bound and wants it back.
@@ -189,6 +191,7 @@ impl File {
             unpublished_since: now,
             mtime: None,
             clear_set_ids: false,
+            sparse: false,
             written_at: now,
             bound_held: false,
             asked_bound: 0,
@@ -269,6 +272,7 @@ impl File {
             attributes.mtime = mtime;
             attributes.ctime = attributes.ctime.max(mtime);
         }
+        attributes.sparse |= self.sparse;
         if self.clear_set_ids {
             attributes.mode = without_set_ids(attributes.mode);
         }

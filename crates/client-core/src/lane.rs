@@ -195,6 +195,7 @@ impl ClientCore {
             size: file.unpublished_end.min(unbroken).max(known),
             mtime: file.mtime.unwrap_or(file.base.mtime),
             clear_set_ids: file.clear_set_ids,
+            sparse: file.sparse,
         };
         file.lane = Some(Lane::Publish { release });
         file.freshening = file.wants_fresh;
@@ -207,6 +208,7 @@ impl ClientCore {
             mtime: published.mtime,
             release,
             clear_set_ids: published.clear_set_ids,
+            sparse: published.sparse,
         };
         self.mutate(mutation, Purpose::Publish(inode, published));
     }
@@ -229,6 +231,7 @@ impl ClientCore {
                 let covers = again.map_or(published.covers, |number| published.covers.min(number - 1));
                 file.published_to = file.published_to.max(covers);
                 file.clear_set_ids &= !published.clear_set_ids;
+                file.sparse &= !published.sparse;
                 if file.mtime == Some(published.mtime) {
                     file.mtime = None;
                 }
@@ -479,6 +482,7 @@ impl ClientCore {
             file.mtime = None;
         }
         if let Some(size) = set.size {
+            file.sparse &= size > 0;
             file.dirty.cut(size, u64::MAX);
             file.cut_unconfirmed(size, u64::MAX);
             file.standing = file.standing.min(size);
@@ -545,6 +549,7 @@ impl ClientCore {
             file.dirty.insert(size - 1, last, number, since);
         }
         file.mtime = Some(stamp);
+        file.sparse = !file.base.sparse;
         file.written_at = now;
         let target = file.number_next;
         file.number_next += 1;

@@ -23,6 +23,7 @@ pub use effect::{Effect, Failure, Input, Notice, Ticket};
 pub use error::ClientError;
 pub use payload::{ChunkCall, ChunkReply};
 
+mod access;
 mod append;
 mod cluster;
 mod control;

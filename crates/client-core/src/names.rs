@@ -11,7 +11,7 @@
 use bytes::Bytes;
 use holdfast_types::{FileName, InodeId, LogIndex, Timestamp};
 use holdfast_wire::acl::{ACCESS, Acl};
-use holdfast_wire::namespace::{Attributes, DirectoryEntry, FileKind};
+use holdfast_wire::namespace::{AccessTime, Attributes, DirectoryEntry, FileKind};
 use std::collections::BTreeMap;
 
 /// Attributes and since when they are right.
@@ -300,6 +300,18 @@ impl Names {
                 known.newest = known.newest.max(at);
             }
         } else if let Some(node) = self.nodes.get_mut(&parent) {
+            node.attributes_floor = node.attributes_floor.max(at);
+        }
+    }
+
+    /// The service was told at `at` that a file was read.
+    pub fn accessed(&mut self, time: &AccessTime, at: LogIndex) {
+        if let Some(known) = self.nodes.get_mut(&time.inode).and_then(|n| n.attributes.as_mut()) {
+            if known.base < at && known.value.ctime == time.ctime {
+                known.value.atime = known.value.atime.max(time.atime);
+                known.newest = known.newest.max(at);
+            }
+        } else if let Some(node) = self.nodes.get_mut(&time.inode) {
             node.attributes_floor = node.attributes_floor.max(at);
         }
     }

@@ -100,6 +100,7 @@ impl ClientCore {
 
     /// Attributes as callers see them: with what was written here and is not published.
     pub(crate) fn show(&self, attributes: &mut Attributes) {
+        self.accesses.show(attributes);
         if let Some(file) = self.files.get(&attributes.inode).filter(|f| !f.gone) {
             file.show(attributes);
         }
@@ -124,6 +125,8 @@ impl ClientCore {
             Ok(outcome) => {
                 for attributes in attributes_of(outcome) {
                     self.learn_file(attributes, at);
+                    // What is written here after a change is not older than the change.
+                    self.session.stamped = self.session.stamped.max(attributes.ctime);
                 }
                 if keep {
                     match &operation.request {
@@ -222,6 +225,9 @@ impl ClientCore {
                 self.learn_removed(attributes, *orphan, at);
             }
             (Mutation::Rename { .. }, Outcome::Renamed { .. }) => self.learn_rename(mutation, outcome, at),
+            (Mutation::SetAccessTimes { times }, Outcome::Done) => {
+                times.iter().for_each(|time| self.names.accessed(time, at));
+            }
             (Mutation::SetXattr { inode, name, value, .. }, Outcome::Done) => {
                 self.names.put_xattr(*inode, name, Some(value.clone()), at);
                 self.names.forget_attributes(*inode, at);

@@ -291,6 +291,8 @@ impl ClientCore {
         if offset >= end {
             return self.complete(id, Ok(Reply::Data(Data::default())));
         }
+        self.accessed(inode);
+        let file = self.files.get_mut(&inode).expect("a handle keeps its file");
         let mut parts = Assembly { start: offset, end, parts: BTreeMap::new() };
         let asked = (handle, offset, length);
         let short = known == Known::Before && end - offset < u64::from(length);

@@ -298,6 +298,9 @@ impl ClientCore {
         {
             return;
         }
+        if !self.accesses.is_empty() {
+            return self.tell_accesses();
+        }
         if leaving {
             self.session.detaching = true;
             self.control_start(ShardId::VOLUMES, Request::Detach, Purpose::Detach, None);
@@ -381,6 +384,7 @@ impl ClientCore {
         self.buffer.clear();
         self.reads.clear();
         self.seeks.clear();
+        self.accesses.clear();
         self.session.waiting.clear();
         self.notify(Notice::SessionOver { reason, lost_bytes });
     }

@@ -1,5 +1,6 @@
 //! The core against a small service of its own: what callers were promised, under loss, delay and reordering.
 
+mod access;
 mod caching;
 mod fake;
 mod files;

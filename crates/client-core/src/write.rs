@@ -11,7 +11,7 @@ use crate::error::ClientError;
 use crate::file::{Lane, Sending, Sync, Waiter, has_set_ids};
 use crate::read::Content;
 use crate::session::State;
-use holdfast_types::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
+use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES, FILE_BYTES_MAX};
 use holdfast_types::{ChunkIndex, InodeId};
 use holdfast_wire::chunk::ChunkOp;
 use holdfast_wire::namespace::NamespaceError;
@@ -142,6 +142,7 @@ impl ClientCore {
         let number = file.number_next;
         file.number_next += 1;
         let content = Content::Bytes(offset, data.clone());
+        file.sparse |= !file.base.sparse && offset > file.size().next_multiple_of(BLOCK_BYTES);
         file.dirty.insert(offset, data, number, now);
         file.mtime = Some(stamp);
         file.written_at = now;

@@ -32,6 +32,8 @@ pub struct MountOptions {
     pub read_cache_bytes: Option<u64>,
     /// How long a written byte may wait before it is sent. `None`: 1 s.
     pub writeback_delay: Option<Duration>,
+    /// Reading a file sets its access time as `relatime` has it.
+    pub relatime: bool,
     /// Where calls and messages are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -47,6 +49,7 @@ impl MountOptions {
             write_buffer_bytes: None,
             read_cache_bytes: None,
             writeback_delay: None,
+            relatime: true,
             metrics: Arc::new(Metrics::unseen()),
         }
     }
@@ -121,6 +124,7 @@ impl Client {
         config.write_buffer_bytes = options.write_buffer_bytes.unwrap_or(config.write_buffer_bytes);
         config.read_cache_bytes = options.read_cache_bytes.unwrap_or(config.read_cache_bytes);
         config.writeback_delay = options.writeback_delay.unwrap_or(config.writeback_delay);
+        config.relatime = options.relatime;
         let metrics = Arc::clone(&options.metrics);
         let transport = Box::new(Metered { inner: transport, metrics: Arc::clone(&metrics) });
         Self::start_metered(config, transport, metrics).await

@@ -63,6 +63,9 @@ pub struct Attributes {
     pub parent: InodeId,
     /// How often a file was truncated to less than its size: while this stays, no byte below the size has gone.
     pub cuts: u64,
+    /// A file may have holes: it was made longer without being written, or bytes of it were made zeros. Programs that copy look for holes
+    /// only where fewer blocks are counted than the size takes. False once it is cut to nothing.
+    pub sparse: bool,
 }
 
 /// What to create.
@@ -204,6 +207,20 @@ pub enum Query {
     },
 }
 
+/// Files in one `SetAccessTimes`. By eye: few messages for many files, each of them soon done.
+pub const ACCESS_TIMES_MAX: usize = 256;
+
+/// When a file was last read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessTime {
+    /// Which file.
+    pub inode: InodeId,
+    /// When.
+    pub atime: Timestamp,
+    /// Its time of the last change, as the reader knew it.
+    pub ctime: Timestamp,
+}
+
 /// Changes of a namespace. Exactly once by `(session, sequence)`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
@@ -302,6 +319,14 @@ pub enum Mutation {
         release: bool,
         /// Clear set-id bits (a write by somebody without privilege).
         clear_set_ids: bool,
+        /// What was written leaves a hole.
+        sparse: bool,
+    },
+    /// Files were read. A time counts only if it is later than the file's, and nobody has changed the file since the reader last heard
+    /// of it: who sets a time by hand is not overruled by a read from before. Answer: `Done`.
+    SetAccessTimes {
+        /// At most [`ACCESS_TIMES_MAX`].
+        times: Vec<AccessTime>,
     },
     /// Records the session as an opener, so that an unlink elsewhere keeps the inode. Needed only while not caching. Answer: `Attributes`.
     Open {

@@ -86,6 +86,7 @@ fn attributes() -> Attributes {
         btime: time(4),
         generation: Generation(9),
         cuts: 0,
+        sparse: false,
         trim_from: None,
         size_bound: 0,
         parent: InodeId(0),

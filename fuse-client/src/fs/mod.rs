@@ -10,7 +10,7 @@
 //! * A call that waits can be given up by a signal: at once if the caller is being killed or waits for a lock, soon if it is asked to
 //!   end, else after [`INTERRUPT_PATIENCE`], for a program that only has a timer running does not expect `EINTR` from `mkdir`.
 //!
-//! Known limits, on purpose: `atime` is kept as the service keeps it; a file mapped shared on
+//! Known limits, on purpose: what the kernel reads from its own cache sets no `atime`; a file mapped shared on
 //! two hosts at once is coherent only through `msync` and a new mapping, pages already mapped being the documented exception.
 
 mod attributes;

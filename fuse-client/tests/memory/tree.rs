@@ -78,6 +78,7 @@ impl Tree {
             btime: now,
             generation: Generation(1),
             cuts: 0,
+            sparse: false,
             trim_from: None,
             size_bound: 0,
             parent: if kind == FileKind::Directory { parent } else { InodeId(0) },

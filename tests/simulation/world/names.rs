@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use holdfast_metadata_core::inspect::VolumesEntry;
+use holdfast_types::limits::BLOCK_BYTES;
 use holdfast_types::{FileName, Generation, InodeId, Sequence, SessionId, Timestamp};
 use holdfast_wire::lock::{Lock, LockKind, LockSpace};
 use holdfast_wire::namespace::{
@@ -42,6 +43,7 @@ pub(super) struct Inode {
     /// How far sessions that are over may have written.
     stale_bound: u64,
     cuts: u64,
+    sparse: bool,
     trim: Option<(u64, u64)>,
     locks: Vec<Held>,
 }
@@ -69,6 +71,7 @@ impl Inode {
             late: BTreeMap::new(),
             stale_bound: 0,
             cuts: 0,
+            sparse: false,
             trim: None,
             locks: Vec::new(),
         }
@@ -366,9 +369,11 @@ impl Names {
                 *held = (*held).max(*bound);
                 self.answer(session, *inode)
             }
-            Mutation::Publish { inode, generation, size, release, clear_set_ids, .. } => {
-                self.publish(session, *inode, generation.0, (*size, *release, *clear_set_ids))
+            Mutation::Publish { inode, generation, size, release, clear_set_ids, sparse, .. } => {
+                self.publish(session, *inode, generation.0, (*size, *release, *clear_set_ids, *sparse))
             }
+            // Times are not compared.
+            Mutation::SetAccessTimes { .. } => Ok(Outcome::Done),
             Mutation::Open { inode } => {
                 self.inode(*inode)?.openers.insert(session);
                 self.answer(session, *inode)
@@ -702,6 +707,7 @@ impl Names {
                 file.trim_from(from, end);
             }
             file.cuts += u64::from(size < file.size);
+            file.sparse = size > 0 && (file.sparse || size.div_ceil(BLOCK_BYTES) > file.size.div_ceil(BLOCK_BYTES));
             file.size = size;
         }
         let found = self.inode(inode)?;
@@ -719,10 +725,11 @@ impl Names {
         session: SessionId,
         inode: InodeId,
         generation: u64,
-        (size, release, clear_set_ids): (u64, bool, bool),
+        (size, release, clear_set_ids, sparse): (u64, bool, bool, bool),
     ) -> Result<Outcome> {
         let file = self.file(inode)?;
         if file.generation == generation {
+            file.sparse |= sparse;
             if size > file.size {
                 if file.bounds.get(&session).copied().unwrap_or(0) < size {
                     return Err(NamespaceError::Stale);
@@ -824,5 +831,6 @@ fn describe(session: SessionId, inode: InodeId, found: &Inode) -> Attributes {
         size_bound: found.bounds.get(&session).copied().unwrap_or(0),
         parent: if found.is_directory() { found.parent } else { InodeId(0) },
         cuts: found.cuts,
+        sparse: found.sparse,
     }
 }

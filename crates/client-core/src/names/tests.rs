@@ -18,6 +18,7 @@ fn attributes(inode: u64, kind: FileKind, size: u64) -> Attributes {
         btime: t,
         generation: Generation(1),
         cuts: 0,
+        sparse: false,
         trim_from: None,
         size_bound: 0,
         parent: InodeId(0),

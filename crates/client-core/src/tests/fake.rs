@@ -53,6 +53,8 @@ pub struct Service {
     /// Requests executed, by kind.
     pub queries: u64,
     pub mutations: u64,
+    /// Those that set access times.
+    pub access_times: u64,
     /// Another session holds a lock that excludes every other.
     pub locked_elsewhere: bool,
     /// What was granted and given back, in order.
@@ -86,6 +88,7 @@ impl Service {
             now: Timestamp { seconds: 1000, nanos: 0 },
             queries: 0,
             mutations: 0,
+            access_times: 0,
             locked_elsewhere: false,
             locks: Vec::new(),
             lock_waits: 0,
@@ -135,6 +138,7 @@ impl Service {
             btime: self.now,
             generation: Generation(1),
             cuts: 0,
+            sparse: false,
             trim_from: None,
             size_bound: 0,
             parent: if kind == FileKind::Directory { parent } else { InodeId(0) },
@@ -391,15 +395,17 @@ impl Service {
                         row.bound = 0;
                         cut(&mut self.chunks, *inode, row.attributes.generation, size);
                     }
+                    let grows = size.div_ceil(BLOCK_BYTES) > row.attributes.size.div_ceil(BLOCK_BYTES);
+                    row.attributes.sparse = size > 0 && (row.attributes.sparse || grows);
                     row.attributes.size = size;
                     row.attributes.mtime = now;
                 }
-                if let Some(mtime) = set.mtime {
-                    row.attributes.mtime = match mtime {
-                        SetTime::Now => now,
-                        SetTime::At(at) => at,
-                    };
-                }
+                let time = |set: SetTime| match set {
+                    SetTime::Now => now,
+                    SetTime::At(at) => at,
+                };
+                row.attributes.mtime = set.mtime.map_or(row.attributes.mtime, time);
+                row.attributes.atime = set.atime.map_or(row.attributes.atime, time);
                 row.attributes.mode = set.mode.unwrap_or(row.attributes.mode);
                 row.attributes.ctime = now;
                 attributes(self.attributes(*inode)?)
@@ -412,7 +418,7 @@ impl Service {
                 row.bound = row.bound.max(*bound);
                 attributes(self.attributes(*inode)?)
             }
-            Mutation::Publish { inode, generation, size, mtime, release, .. } => {
+            Mutation::Publish { inode, generation, size, mtime, release, sparse, .. } => {
                 let row = self.inodes.get_mut(inode).ok_or(NamespaceError::Stale)?;
                 if row.attributes.generation == *generation {
                     if *size > row.attributes.size && row.bound < *size {
@@ -420,9 +426,21 @@ impl Service {
                     }
                     row.attributes.size = row.attributes.size.max(*size);
                     row.attributes.mtime = *mtime;
+                    row.attributes.sparse |= sparse;
                     row.bound = if *release { 0 } else { row.bound };
                 }
                 attributes(self.attributes(*inode)?)
+            }
+            Mutation::SetAccessTimes { times } => {
+                self.access_times += 1;
+                for time in times {
+                    if let Some(row) = self.inodes.get_mut(&time.inode)
+                        && row.attributes.ctime == time.ctime
+                    {
+                        row.attributes.atime = row.attributes.atime.max(time.atime);
+                    }
+                }
+                Ok(Outcome::Done)
             }
             Mutation::Open { inode } => {
                 self.inodes.get_mut(inode).ok_or(NamespaceError::Stale)?.opener = true;

@@ -4,6 +4,7 @@ use super::world::World;
 use crate::{Call, ClientError, HandleId, Reply, Seek, ZeroMode};
 use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::prng::Prng;
+use holdfast_wire::namespace::SetAttributes;
 
 const BLOCK: u64 = 4096;
 
@@ -54,6 +55,35 @@ fn a_file_of_many_chunks_is_looked_through_with_few_questions() {
     let asked = world.sent_chunks - before;
     assert!(asked <= 1 + 8 + 8 + 1 + 8, "{asked} questions");
     assert_eq!(seek(&mut world, handle, 5000 * CHUNK_BYTES + 4 * BLOCK, Seek::Data), None);
+}
+
+/// Programs look for holes only where fewer blocks are counted than a file's size takes.
+#[test]
+fn a_file_with_a_hole_says_that_it_may_have_some() {
+    let mut world = World::new(4);
+    world.mount();
+    let published = |world: &World, inode| world.service.inodes[&inode].attributes.sparse;
+    let fsync = |world: &mut World, inode| world.ask(Call::Fsync { inode, data_only: false }).unwrap();
+    let (inode, handle) = world.create("written");
+    world.write(handle, 0, vec![1; 5000]).unwrap();
+    world.write(handle, 5000, vec![1; 5000]).unwrap();
+    world.write(handle, 10_100, vec![1; 10]).unwrap();
+    assert!(!world.stat(inode).sparse, "within the last block nothing is saved");
+    fsync(&mut world, inode);
+    assert!(!published(&world, inode));
+    world.write(handle, 20 * BLOCK, vec![1; 10]).unwrap();
+    assert!(world.stat(inode).sparse);
+    fsync(&mut world, inode);
+    assert!(published(&world, inode) && world.stat(inode).sparse);
+    let cut = SetAttributes { size: Some(0), ..SetAttributes::default() };
+    world.ask(Call::SetAttributes { inode, set: cut }).unwrap();
+    assert!(!world.stat(inode).sparse);
+    world.write(handle, 0, vec![1; 5 * BLOCK as usize]).unwrap();
+    fsync(&mut world, inode);
+    assert!(!world.stat(inode).sparse);
+    world.ask(Call::Zero { handle, offset: BLOCK, length: BLOCK, mode: ZeroMode::KeepSize }).unwrap();
+    fsync(&mut world, inode);
+    assert!(published(&world, inode) && world.stat(inode).sparse);
 }
 
 #[test]

@@ -46,6 +46,7 @@ fn root() -> Attributes {
         btime: t,
         generation: Generation(1),
         cuts: 0,
+        sparse: false,
         trim_from: None,
         size_bound: 0,
         parent: InodeId::ROOT,

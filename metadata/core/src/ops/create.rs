@@ -139,6 +139,7 @@ impl Op<'_, '_> {
             late: Vec::new(),
             stale_bound: 0,
             cuts: 0,
+            sparse: false,
         })
     }
 

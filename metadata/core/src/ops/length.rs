@@ -20,6 +20,7 @@ pub(super) struct Published {
     pub(super) mtime: Timestamp,
     pub(super) release: bool,
     pub(super) clear_set_ids: bool,
+    pub(super) sparse: bool,
 }
 
 impl Op<'_, '_> {
@@ -70,6 +71,7 @@ impl Op<'_, '_> {
                 row.size = done.size;
             }
             row.mtime = done.mtime;
+            row.sparse |= done.sparse;
             if done.release {
                 self.release(inode, &mut row);
             }

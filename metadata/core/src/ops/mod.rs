@@ -70,16 +70,18 @@ impl Op<'_, '_> {
             Mutation::Reserve { inode, generation, bound, least } => {
                 self.reserve(*inode, *generation, (*bound, *least))
             }
-            Mutation::Publish { inode, generation, size, mtime, release, clear_set_ids } => {
+            Mutation::Publish { inode, generation, size, mtime, release, clear_set_ids, sparse } => {
                 let done = length::Published {
                     generation: *generation,
                     size: *size,
                     mtime: *mtime,
                     release: *release,
                     clear_set_ids: *clear_set_ids,
+                    sparse: *sparse,
                 };
                 self.publish(*inode, &done)
             }
+            Mutation::SetAccessTimes { times } => self.set_access_times(times),
             Mutation::Open { inode } => self.open(*inode),
             Mutation::Close { inode } => self.close(*inode),
             Mutation::SetXattr { inode, name, value, mode } => self.set_xattr(*inode, name, value, *mode),

@@ -2,10 +2,13 @@
 
 use super::{InodeRow, Op};
 use crate::error::Applied;
+use crate::tables::inode::{self, blocks};
 use crate::tables::{mark, purge};
 use holdfast_types::limits::FILE_BYTES_MAX;
 use holdfast_types::{InodeId, Timestamp};
-use holdfast_wire::namespace::{FileKind, NamespaceError, Outcome, SetAttributes, SetTime};
+use holdfast_wire::namespace::{
+    ACCESS_TIMES_MAX, AccessTime, FileKind, NamespaceError, Outcome, SetAttributes, SetTime,
+};
 
 const SET_USER_ID: u16 = 0o4000;
 const SET_GROUP_ID: u16 = 0o2000;
@@ -44,6 +47,21 @@ impl Op<'_, '_> {
         self.charge(before, row.charges(), 0)?;
         self.put_inode(inode, &row);
         Ok(Outcome::Attributes { attributes: self.attributes(inode, &row), lease: None })
+    }
+
+    pub(super) fn set_access_times(&mut self, times: &[AccessTime]) -> Applied<Outcome> {
+        if times.len() > ACCESS_TIMES_MAX {
+            return Err(NamespaceError::Invalid.into());
+        }
+        for time in times {
+            let row: Option<InodeRow> = self.txn.get(&inode::key(self.volume, time.inode))?;
+            // Gone, or changed by somebody who may have set the time: what was read before is nobody's business any more.
+            if let Some(mut row) = row.filter(|row| row.ctime == time.ctime && row.atime < time.atime) {
+                row.atime = time.atime;
+                self.put_inode(time.inode, &row);
+            }
+        }
+        Ok(Outcome::Done)
     }
 
     fn time(&self, time: SetTime) -> Timestamp {
@@ -90,6 +108,7 @@ impl Op<'_, '_> {
             self.start_trim(inode, row, from, end);
         }
         row.cuts += u64::from(size < row.size);
+        row.sparse = size > 0 && (row.sparse || blocks(size) > blocks(row.size));
         row.size = size;
         Ok(())
     }

@@ -41,6 +41,8 @@ pub(crate) struct InodeRow {
     pub(crate) stale_bound: u64,
     /// How often a file was truncated to less than its size.
     pub(crate) cuts: u64,
+    /// See [`Attributes::sparse`].
+    pub(crate) sparse: bool,
 }
 
 impl Row for InodeRow {}
@@ -106,6 +108,7 @@ impl InodeRow {
             size_bound: self.bound_of(session),
             parent: if self.kind == FileKind::Directory { self.parent } else { InodeId(0) },
             cuts: self.cuts,
+            sparse: self.sparse,
         }
     }
 
@@ -182,6 +185,7 @@ pub(crate) fn example() -> InodeRow {
         late: vec![(SessionId(2), 1 << 20)],
         stale_bound: 0,
         cuts: 2,
+        sparse: true,
     }
 }
 

@@ -45,7 +45,15 @@ fn reserve(
 
 fn publish(world: &mut World, session: SessionId, inode: InodeId, size: u64, release: bool) {
     let mtime = Timestamp { seconds: 9, nanos: 9 };
-    let publish = Mutation::Publish { inode, generation: Generation(1), size, mtime, release, clear_set_ids: false };
+    let publish = Mutation::Publish {
+        inode,
+        generation: Generation(1),
+        size,
+        mtime,
+        release,
+        clear_set_ids: false,
+        sparse: false,
+    };
     world.mutate(session, publish).expect("what was granted may be used");
 }
 

@@ -7,7 +7,8 @@ use holdfast_types::{Generation, InodeId, SessionId, ShardId, Timestamp};
 use holdfast_wire::chunk::ChunkOp;
 use holdfast_wire::metadata::MetadataError;
 use holdfast_wire::namespace::{
-    FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode, SetAttributes, XattrMode,
+    ACCESS_TIMES_MAX, AccessTime, Attributes, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
+    SetAttributes, XattrMode,
 };
 
 const ROOT: InodeId = InodeId::ROOT;
@@ -40,7 +41,15 @@ fn truncate(inode: InodeId, size: u64) -> Mutation {
 
 fn publish(inode: InodeId, generation: u64, size: u64, release: bool) -> Mutation {
     let mtime = Timestamp { seconds: 9, nanos: 9 };
-    Mutation::Publish { inode, generation: Generation(generation), size, mtime, release, clear_set_ids: false }
+    Mutation::Publish {
+        inode,
+        generation: Generation(generation),
+        size,
+        mtime,
+        release,
+        clear_set_ids: false,
+        sparse: false,
+    }
 }
 
 #[test]
@@ -207,9 +216,31 @@ fn truncation_to_nothing_starts_a_new_content() {
     assert_eq!((attributes.size, attributes.cuts), (0, 1));
     let Ok(Outcome::Attributes { attributes, .. }) = world.mutate(s, truncate(f.inode, 50)) else { panic!() };
     assert_eq!((attributes.size, attributes.cuts), (50, 1), "longer is no cut");
+    assert!(attributes.sparse, "longer without being written");
     world.until("one chunk is purged", |world| world.chunks.len() == 1);
     assert!(world.attributes(s, f.inode).ctime >= f.ctime);
     world.check();
+}
+
+#[test]
+fn a_read_sets_the_access_time_unless_the_file_was_changed_or_read_since() {
+    let mut world = World::formed(1, 3);
+    let (session, _) = world.attach();
+    let f = world.create(session, ROOT, "f", NewNode::File);
+    let g = world.create(session, ROOT, "g", NewNode::File);
+    let later = |seconds| Timestamp { seconds: f.ctime.seconds + seconds, nanos: 0 };
+    let read = |inode, seconds, ctime| AccessTime { inode, atime: later(seconds), ctime };
+    let tell = |world: &mut World, times| world.mutate(session, Mutation::SetAccessTimes { times });
+    let gone = InodeId(1 << 40);
+    let times = vec![read(gone, 5, f.ctime), read(f.inode, 5, f.ctime), read(g.inode, 5, later(1))];
+    assert_eq!(tell(&mut world, times), Ok(Outcome::Done));
+    let told = world.attributes(session, f.inode);
+    assert_eq!(told, Attributes { atime: later(5), ..f.clone() }, "and nothing else");
+    assert_eq!(world.attributes(session, g.inode), g, "it was changed since, as far as the reader's word goes");
+    assert_eq!(tell(&mut world, vec![read(f.inode, 4, f.ctime)]), Ok(Outcome::Done));
+    assert_eq!(world.attributes(session, f.inode).atime, later(5), "an older read");
+    let many = vec![read(f.inode, 6, f.ctime); ACCESS_TIMES_MAX + 1];
+    assert_eq!(refused(tell(&mut world, many)), NamespaceError::Invalid);
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn reserve(inode: InodeId, bound: u64) -> Mutation {
 
 fn publish(inode: InodeId, size: u64, release: bool) -> Mutation {
     let mtime = holdfast_types::Timestamp::default();
-    Mutation::Publish { inode, generation: Generation(1), size, mtime, release, clear_set_ids: false }
+    Mutation::Publish { inode, generation: Generation(1), size, mtime, release, clear_set_ids: false, sparse: false }
 }
 
 #[test]
@@ -178,6 +178,7 @@ fn what_an_ended_session_may_have_written_beyond_the_end_goes() {
         mtime: f.mtime,
         release: false,
         clear_set_ids: false,
+        sparse: false,
     };
     world.mutate(first, publish).unwrap();
     world.call(VOLUMES, first, Request::Detach).unwrap();

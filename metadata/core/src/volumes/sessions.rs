@@ -115,6 +115,7 @@ fn make_root(txn: &mut Txn<'_>, record: &VolumeRecord, stamp: Timestamp) {
         late: Vec::new(),
         stale_bound: 0,
         cuts: 0,
+        sparse: false,
     };
     txn.put(inode::key(record.id, InodeId::ROOT), &root);
     let inode_next = InodeId::ROOT.next();
