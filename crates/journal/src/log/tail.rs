@@ -58,12 +58,11 @@ impl Tail {
     /// All of it as whole blocks, with zeros behind the end, and the position of the first.
     pub(super) fn as_blocks<T>(&mut self, write: impl FnOnce(&[u8], u64) -> T) -> T {
         assert!(self.first.is_multiple_of(BLOCK_BYTES), "whole blocks begin at one");
-        let length = self.memory.len();
         let zeros = (self.end().next_multiple_of(BLOCK_BYTES) - self.end()) as usize;
-        self.append(zeros as u64, |memory| memory.resize(length + zeros, 0));
+        self.append(zeros as u64, |memory| memory.resize(memory.len() + zeros, 0));
         let result = write(&self.memory[self.start..], self.first);
         // The next record goes there.
-        self.memory.truncate(length);
+        self.memory.truncate(self.memory.len() - zeros);
         result
     }
 
@@ -81,26 +80,32 @@ impl Tail {
 mod tests {
     use super::*;
 
+    /// Of every length, so that the memory moves at every possible moment.
     #[test]
     fn blocks_are_whole_begin_at_one_in_memory_and_end_in_zeros() {
-        let mut tail = Tail::new(3 * BLOCK_BYTES, b"begun");
-        let mut expected = b"begun".to_vec();
-        for round in 0..200u64 {
-            let bytes = vec![round as u8 + 1; (round * 97) as usize];
-            tail.append(bytes.len() as u64, |into| into.extend_from_slice(&bytes));
-            expected.extend_from_slice(&bytes);
-            assert_eq!(tail.end(), 3 * BLOCK_BYTES + expected.len() as u64);
-            if round % 3 == 0 {
-                continue;
+        for step in (1..6000).step_by(7) {
+            let mut tail = Tail::new(3 * BLOCK_BYTES, b"begun");
+            let mut expected = b"begun".to_vec();
+            for round in 0..20u64 {
+                let bytes = vec![round as u8 + 1; (step + round * 97) as usize];
+                tail.append(bytes.len() as u64, |into| into.extend_from_slice(&bytes));
+                expected.extend_from_slice(&bytes);
+                if round % 5 == 4 {
+                    continue;
+                }
+                tail.as_blocks(|blocks, from| {
+                    assert!((blocks.as_ptr() as u64).is_multiple_of(BLOCK_BYTES), "step {step}, round {round}");
+                    assert!((blocks.len() as u64).is_multiple_of(BLOCK_BYTES) && from.is_multiple_of(BLOCK_BYTES));
+                    let all = &expected[(from - 3 * BLOCK_BYTES) as usize..];
+                    assert!(
+                        blocks.starts_with(all) && blocks[all.len()..].iter().all(|byte| *byte == 0),
+                        "{step} {round}"
+                    );
+                });
+                assert_eq!(tail.end(), 3 * BLOCK_BYTES + expected.len() as u64, "step {step}, round {round}");
+                tail.written();
+                assert_eq!(tail.from(tail.first).len() as u64, tail.end() % BLOCK_BYTES, "the begun block is kept");
             }
-            tail.as_blocks(|blocks, from| {
-                assert!((blocks.as_ptr() as u64).is_multiple_of(BLOCK_BYTES), "round {round}");
-                assert!((blocks.len() as u64).is_multiple_of(BLOCK_BYTES) && from.is_multiple_of(BLOCK_BYTES));
-                let all = &expected[(from - 3 * BLOCK_BYTES) as usize..];
-                assert!(blocks.starts_with(all) && blocks[all.len()..].iter().all(|byte| *byte == 0), "round {round}");
-            });
-            tail.written();
-            assert_eq!(tail.from(tail.first).len() as u64, tail.end() % BLOCK_BYTES, "the begun block is kept");
         }
     }
 }
