@@ -284,6 +284,11 @@ mod tests {
     use super::*;
     use crate::io_backend::tests::under_a_filter;
     use rustix::io::Errno;
+    use std::io::Write as _;
+    use std::os::fd::OwnedFd;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::channel;
 
     fn file_of(bytes: &[u8]) -> File {
         let file = tempfile::tempfile().expect("a file");
@@ -307,7 +312,7 @@ mod tests {
         // What is left is done by a plain call, from there on.
         assert!(read.settle(answer(Errno::AGAIN)).expect("ended").is_ok());
         let Transfer::Read(buffer) = &read.transfer else { unreachable!() };
-        assert_eq!(buffer, b"\0\0\0\056789");
+        assert_eq!(*buffer, [&[0; 4][..], b"56789"].concat());
         let mut write = Operation::new(&file, 2, Transfer::Write(b"abcd"));
         assert!(write.settle(1).is_none());
         assert!(write.settle(answer(Errno::INTR)).expect("ended").is_ok());
@@ -334,6 +339,38 @@ mod tests {
             let settled = Operation::new(&file, 0, Transfer::Sync).settle(answer(errno));
             assert_eq!(settled.expect("ended").expect_err("failed").raw_os_error(), Some(errno.raw_os_error()));
         }
+    }
+
+    /// A pipe with nothing in it keeps its read in flight for as long as the test wants.
+    #[test]
+    fn a_panic_of_the_callback_waits_for_what_the_kernel_still_has() {
+        let Ok(ring) = Ring::new() else { return };
+        let file = file_of(b"x");
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        let reader = File::from(OwnedFd::from(reader));
+        let (panics, told) = channel();
+        let written = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let written = &written;
+            scope.spawn(move || {
+                told.recv().expect("told");
+                written.store(true, Ordering::SeqCst);
+                writer.write_all(b"y").expect("written");
+            });
+            let read = |file| Operation::new(file, 0, Transfer::Read(vec![0]));
+            let run = AssertUnwindSafe(|| {
+                ring.run(vec![read(&reader), read(&file)], &mut |index, _, _| {
+                    assert_eq!(index, 1, "the pipe has nothing yet");
+                    panics.send(()).expect("heard");
+                    panic!("on purpose");
+                })
+            });
+            assert!(catch_unwind(run).is_err());
+            assert!(
+                written.load(Ordering::SeqCst),
+                "the buffer of the pipe's read was given up while the kernel had it"
+            );
+        });
     }
 
     #[test]
