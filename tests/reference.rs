@@ -52,6 +52,7 @@ fn words(kind: &str) -> &str {
         "Size" => "size, \"64 MiB\"",
         "Span" => "duration, \"250 ms\"",
         "Vec<(String, String)>" => "list of pairs of texts",
+        "IoChoice" => "\"auto\", \"io_uring\" or \"threads\"",
         "TlsFiles" => "table",
         list if list.starts_with("Vec<") => "tables",
         other => panic!("no words for the type {other}"),

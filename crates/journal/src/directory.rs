@@ -1,21 +1,31 @@
 //! A real directory as a [`Disk`], through the page cache but for what asks to go past it.
 //!
+//! * Batches go through an io_uring where one can be had ([`IoBackend`]); single calls are plain system calls of the thread that makes them, which
+//!   waits anyway: there a ring costs more than it saves (docs/decisions/0010-io-uring-disk.md).
 //! * One process at a time: a lock on the file `.lock`, held while any clone of the disk or any of its files is alive.
 //! * Syncs are real unless the test switch [`Syncing::SkippedForTest`] was asked for by name.
 
-use crate::disk::{Disk, DiskFile, Space, check_name};
+use crate::disk::{Disk, DiskFile, Read, Space, Write, check_name};
+use crate::io_backend::IoBackend;
+use crate::uring::{Operation, Ring, Transfer};
+use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Name of the lock file; the dot keeps it out of [`Disk::list`].
 const LOCK_NAME: &str = ".lock";
 
 /// What offsets, lengths and places in memory of direct writes are multiples of: enough for every disk with blocks of up to 4 KiB.
 const DIRECT_BYTES: u64 = 4096;
+
+/// Idle rings kept by a disk: as many as there are threads that use one at a time, by eye.
+const IDLE_RINGS_MAX: usize = 4;
+/// Reads worth collecting for one round of a ring. By eye: what keeps a disk busy without making the first of them wait for long.
+const READS_AT_ONCE: usize = 32;
 
 /// Whether syncs reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +48,9 @@ struct Inner {
     path: PathBuf,
     directory: File,
     syncing: Syncing,
+    backend: IoBackend,
+    /// Rings that nobody uses now. Each is owned by the call that takes it out.
+    rings: Mutex<Vec<Ring>>,
     /// Holds the lock; closing it releases.
     _lock: File,
 }
@@ -52,11 +65,19 @@ pub struct DirectoryFile {
 }
 
 impl DirectoryDisk {
-    /// Opens a directory, creating it (and its parents) when absent, and locks it.
+    /// Opens a directory, creating it (and its parents) when absent, and locks it. Plain calls only.
     ///
     /// # Errors
     /// `ResourceBusy` when another process (or another `DirectoryDisk` of this one) holds it; what the system reports.
     pub fn open(path: &Path, syncing: Syncing) -> io::Result<Self> {
+        Self::open_with(path, syncing, IoBackend::Threads)
+    }
+
+    /// As [`DirectoryDisk::open`], with the backend that [`crate::io_backend::choose`] found usable.
+    ///
+    /// # Errors
+    /// As [`DirectoryDisk::open`].
+    pub fn open_with(path: &Path, syncing: Syncing, backend: IoBackend) -> io::Result<Self> {
         let new = !path.exists();
         std::fs::create_dir_all(path)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK_NAME))?;
@@ -74,7 +95,13 @@ impl DirectoryDisk {
                 File::open(parent)?.sync_all()?;
             }
         }
-        Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), directory, syncing, _lock: lock }) })
+        let (path, rings) = (path.to_owned(), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { path, directory, syncing, backend, rings, _lock: lock }) })
+    }
+
+    /// How it reads and writes.
+    pub fn backend(&self) -> IoBackend {
+        self.inner.backend
     }
 
     /// Where it is.
@@ -90,6 +117,30 @@ impl DirectoryDisk {
     fn resolve(&self, name: &str) -> io::Result<PathBuf> {
         check_name(name)?;
         Ok(self.inner.path.join(name))
+    }
+
+    /// A ring for one call; none where plain calls are to do.
+    fn ring(&self) -> Option<Ring> {
+        if self.inner.backend == IoBackend::Threads {
+            return None;
+        }
+        let idle = self.inner.rings.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        // One cannot be had when descriptors or memory run out: the work is then done without.
+        idle.or_else(|| Ring::new().ok())
+    }
+
+    /// Carries operations out with a ring, which is kept for the next call.
+    fn run<'a>(
+        &self,
+        ring: Ring,
+        operations: Vec<Operation<'a>>,
+        done: &mut dyn FnMut(usize, Operation<'a>, io::Result<()>),
+    ) {
+        let Some(ring) = ring.run(operations, done) else { return };
+        let mut idle = self.inner.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_RINGS_MAX {
+            idle.push(ring);
+        }
     }
 
     fn handle(&self, file: File) -> DirectoryFile {
@@ -148,6 +199,70 @@ impl Disk for DirectoryDisk {
         let unit = stat.f_frsize;
         Ok(Space { total: stat.f_blocks.saturating_mul(unit), available: stat.f_bavail.saturating_mul(unit) })
     }
+
+    fn reads_at_once(&self) -> usize {
+        match self.inner.backend {
+            IoBackend::IoUring => READS_AT_ONCE,
+            IoBackend::Threads => 1,
+        }
+    }
+
+    fn read_many(&self, reads: Vec<Read<'_, DirectoryFile>>, done: &mut dyn FnMut(usize, io::Result<Vec<u8>>)) {
+        // One alone is as fast without a ring.
+        let ring = if reads.len() > 1 { self.ring() } else { None };
+        let Some(ring) = ring else {
+            for (index, Read { file, offset, mut buffer }) in reads.into_iter().enumerate() {
+                let result = file.read_at(&mut buffer, offset);
+                done(index, result.map(|()| buffer));
+            }
+            return;
+        };
+        let mut operations = Vec::with_capacity(reads.len());
+        for Read { file, offset, buffer } in reads {
+            operations.push(Operation::new(&file.file, offset, Transfer::Read(buffer)));
+        }
+        self.run(ring, operations, &mut |index, operation, result| {
+            let Transfer::Read(buffer) = operation.transfer else { unreachable!("only reads were given") };
+            done(index, result.map(|()| buffer));
+        });
+    }
+
+    fn write_many_past_cache(&self, writes: &[Write<'_, DirectoryFile>]) -> io::Result<()> {
+        let direct: Option<Vec<&File>> =
+            writes.iter().map(|write| write.file.direct_for(write.bytes, write.offset)).collect();
+        // What goes through the page cache is a copy, which a ring would only hand to a thread of the kernel.
+        let ring = direct.filter(|files| files.len() > 1).and_then(|files| Some((files, self.ring()?)));
+        let Some((files, ring)) = ring else {
+            return writes.iter().try_for_each(|write| write.file.write_past_cache_at(write.bytes, write.offset));
+        };
+        let mut operations = Vec::with_capacity(writes.len());
+        for (file, write) in files.into_iter().zip(writes) {
+            operations.push(Operation::new(file, write.offset, Transfer::Write(write.bytes)));
+        }
+        let mut failed = None;
+        self.run(ring, operations, &mut |index, _, result| {
+            let write = &writes[index];
+            let result = match result {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    write.file.write_at(write.bytes, write.offset)
+                }
+                other => other,
+            };
+            failed = failed.take().or(result.err());
+        });
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn sync_many(&self, files: &[&DirectoryFile]) -> io::Result<()> {
+        let wanted = self.inner.syncing == Syncing::Real && files.len() > 1;
+        let Some(ring) = wanted.then(|| self.ring()).flatten() else {
+            return files.iter().try_for_each(|file| file.sync_data());
+        };
+        let operations = files.iter().map(|file| Operation::new(&file.file, 0, Transfer::Sync)).collect();
+        let mut failed = None;
+        self.run(ring, operations, &mut |_, _, result| failed = failed.take().or(result.err()));
+        failed.map_or(Ok(()), Err)
+    }
 }
 
 impl DirectoryFile {
@@ -165,6 +280,31 @@ impl DirectoryFile {
         };
         self.direct.get_or_init(open).as_ref()
     }
+
+    /// The file past the page cache, if these bytes may go there.
+    fn direct_for(&self, bytes: &[u8], offset: u64) -> Option<&File> {
+        let whole = |number: u64| number.is_multiple_of(DIRECT_BYTES);
+        // Without syncs everything is to be lost with the power: what went past the cache might not be.
+        let real = self.disk.syncing == Syncing::Real;
+        let fits = real && whole(offset) && whole(bytes.len() as u64) && whole(bytes.as_ptr() as u64);
+        if fits { self.direct() } else { None }
+    }
+}
+
+/// Writes all bytes past the page cache; each part is durable when its call returns.
+fn write_all_durable(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwritev2(file, &[IoSlice::new(bytes)], offset, ReadWriteFlags::DSYNC) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                offset += written as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 impl DiskFile for DirectoryFile {
@@ -172,19 +312,45 @@ impl DiskFile for DirectoryFile {
         self.file.read_exact_at(buffer, offset)
     }
 
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        // A short read: the rest is not there, or the file ends. A refusal: not there, or a file system that cannot tell.
+        let read = rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
+        match read {
+            Ok(bytes) => Ok(bytes == buffer.len()),
+            Err(
+                rustix::io::Errno::AGAIN
+                | rustix::io::Errno::OPNOTSUPP
+                | rustix::io::Errno::NOSYS
+                | rustix::io::Errno::INTR,
+            ) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
     }
 
     fn write_past_cache_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let whole = |number: u64| number.is_multiple_of(DIRECT_BYTES);
-        // Without syncs everything is to be lost with the power: what went past the cache might not be.
-        let real = self.disk.syncing == Syncing::Real;
-        let fits = real && whole(offset) && whole(bytes.len() as u64) && whole(bytes.as_ptr() as u64);
-        match self.direct().filter(|_| fits).map(|file| file.write_all_at(bytes, offset)) {
+        match self.direct_for(bytes, offset).map(|file| file.write_all_at(bytes, offset)) {
             // This disk wants larger blocks than most, or its file system cannot do it at all.
             None => self.write_at(bytes, offset),
             Some(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => self.write_at(bytes, offset),
+            Some(done) => done,
+        }
+    }
+
+    fn write_durable_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let plain = || {
+            self.write_at(bytes, offset)?;
+            self.sync_data()
+        };
+        match self.direct_for(bytes, offset).map(|file| write_all_durable(file, bytes, offset)) {
+            None => plain(),
+            // This disk wants larger blocks than most, or this kernel does not know the flag.
+            Some(Err(error)) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                plain()
+            }
             Some(done) => done,
         }
     }
@@ -275,5 +441,61 @@ mod tests {
         let mut found = vec![0; expected.len()];
         disk.open("file").expect("still there").read_at(&mut found, 0).expect("read");
         assert!(found == expected);
+    }
+
+    #[test]
+    fn a_sync_that_fails_among_many_is_reported() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for backend in IoBackend::ALL {
+            let disk = DirectoryDisk::open_with(directory.path(), Syncing::Real, backend).expect("opened");
+            let good = disk.create("good").expect("created");
+            // A pipe cannot be synced.
+            let (bad, _other) = std::io::pipe().expect("a pipe");
+            let bad = disk.handle(File::from(std::os::fd::OwnedFd::from(bad)));
+            for files in [[&good, &bad], [&bad, &good]] {
+                let error = disk.sync_many(&files).expect_err("one failed");
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{backend:?}");
+            }
+            disk.sync_many(&[&good, &good]).expect("the others are well");
+            disk.remove("good").expect("removed");
+        }
+    }
+
+    #[test]
+    fn skipped_syncs_stay_skipped_in_every_way_of_syncing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for backend in IoBackend::ALL {
+            let disk = DirectoryDisk::open_with(directory.path(), Syncing::SkippedForTest, backend).expect("opened");
+            let (bad, _other) = std::io::pipe().expect("a pipe");
+            let bad = disk.handle(File::from(std::os::fd::OwnedFd::from(bad)));
+            disk.sync_many(&[&bad, &bad]).expect("not even tried");
+            bad.sync_data().expect("not even tried");
+            let file = disk.create("file").expect("created");
+            let mut memory = Vec::new();
+            let range = placed(0, DIRECT_BYTES as usize, 1, &mut memory);
+            file.write_durable_at(&memory[range], 0).expect("written");
+            assert!(file.direct.get().is_none(), "what goes past the cache might survive the power");
+            disk.remove("file").expect("removed");
+        }
+    }
+
+    #[test]
+    fn rings_are_kept_for_the_next_call_and_only_a_few_of_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk = DirectoryDisk::open_with(directory.path(), Syncing::Real, IoBackend::IoUring).expect("opened");
+        let file = disk.create("file").expect("created");
+        if disk.ring().is_none() {
+            return; // The contract's suite says so.
+        }
+        let idle = || disk.inner.rings.lock().expect("no panic").len();
+        disk.sync_many(&[&file, &file]).expect("synced");
+        assert_eq!(idle(), 1);
+        disk.sync_many(&[&file, &file]).expect("synced");
+        assert_eq!(idle(), 1, "the same one");
+        let rings: Vec<Ring> = (0..10).filter_map(|_| disk.ring()).collect();
+        for ring in rings {
+            disk.run(ring, Vec::new(), &mut |_, _, _| {});
+        }
+        assert_eq!(idle(), IDLE_RINGS_MAX);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! What implementations keep to, and callers rely on:
 //!
-//! * Nothing is durable before the sync that covers it returned `Ok`: [`DiskFile::sync_data`] for bytes and length,
-//!   [`Disk::sync_directory`] for names. Until then a power loss keeps, loses or tears each sector as it likes.
+//! * Nothing is durable before the sync that covers it returned `Ok`: [`DiskFile::sync_data`] for bytes and length (or
+//!   [`DiskFile::write_durable_at`], for its own bytes), [`Disk::sync_directory`] for names. Until then a power loss keeps, loses or tears each sector as it likes.
 //! * A sync that failed is never retried: the kernel may have dropped the dirty pages, and a second call would claim
 //!   durability for bytes that are gone. Whoever sees the error gives the file up.
 //! * Names are flat: no `/`, not empty, not starting with a dot.
@@ -65,6 +65,58 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// What the disk reports.
     fn space(&self) -> io::Result<Space>;
+
+    /// How many reads are worth collecting for one call of [`Disk::read_many`]: 1 where they would be made one after another.
+    fn reads_at_once(&self) -> usize {
+        1
+    }
+
+    /// Reads many places at once. `done` is given each as it ends, in any order: its place among the reads, and its buffer, full, or what
+    /// [`DiskFile::read_at`] would have reported. Returns when all have ended.
+    fn read_many(&self, reads: Vec<Read<'_, Self::File>>, done: &mut dyn FnMut(usize, io::Result<Vec<u8>>)) {
+        for (index, Read { file, offset, mut buffer }) in reads.into_iter().enumerate() {
+            let result = file.read_at(&mut buffer, offset);
+            done(index, result.map(|()| buffer));
+        }
+    }
+
+    /// As [`DiskFile::write_past_cache_at`] for many places, which do not overlap, in any order.
+    ///
+    /// # Errors
+    /// The first that a write met; any of the others may have been made.
+    fn write_many_past_cache(&self, writes: &[Write<'_, Self::File>]) -> io::Result<()> {
+        writes.iter().try_for_each(|write| write.file.write_past_cache_at(write.bytes, write.offset))
+    }
+
+    /// As [`DiskFile::sync_data`] for many files.
+    ///
+    /// # Errors
+    /// The first that a sync met; nothing may be concluded about any of the files. Never retry.
+    fn sync_many(&self, files: &[&Self::File]) -> io::Result<()> {
+        files.iter().try_for_each(|file| file.sync_data())
+    }
+}
+
+/// One of many reads.
+#[derive(Debug)]
+pub struct Read<'a, F> {
+    /// Of which file.
+    pub file: &'a F,
+    /// From where.
+    pub offset: u64,
+    /// To be filled as a whole.
+    pub buffer: Vec<u8>,
+}
+
+/// One of many writes.
+#[derive(Debug)]
+pub struct Write<'a, F> {
+    /// To which file.
+    pub file: &'a F,
+    /// Where to.
+    pub offset: u64,
+    /// All of them.
+    pub bytes: &'a [u8],
 }
 
 /// Space of a file system, in bytes.
@@ -84,6 +136,16 @@ pub trait DiskFile: Send + Sync + 'static {
     /// `UnexpectedEof` when the file ends before; what the disk reports.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// As [`DiskFile::read_at`], if that needs no wait for the disk. False: not all of it is in memory, or nobody can tell; what the buffer
+    /// holds then is nothing.
+    ///
+    /// # Errors
+    /// What the disk reports. A file that ends before is `Ok(false)`, left to [`DiskFile::read_at`] to report.
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        let _ = (buffer, offset);
+        Ok(false)
+    }
+
     /// Writes all bytes at `offset`, extending the file when needed. Seen by later reads; not durable.
     ///
     /// # Errors
@@ -97,6 +159,16 @@ pub trait DiskFile: Send + Sync + 'static {
     /// As [`DiskFile::write_at`].
     fn write_past_cache_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.write_at(bytes, offset)
+    }
+
+    /// Writes all bytes at `offset`; **they are durable on return**. Nothing is said of what was written before by other calls, which takes a
+    /// [`DiskFile::sync_data`]. Whole blocks that begin at a whole block in memory, too, cost the least: one request to the disk.
+    ///
+    /// # Errors
+    /// As [`DiskFile::write_at`] and [`DiskFile::sync_data`]. Never retry.
+    fn write_durable_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(bytes, offset)?;
+        self.sync_data()
     }
 
     /// Makes all that was written to this file, and its length, durable (`fdatasync`).

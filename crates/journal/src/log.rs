@@ -9,8 +9,9 @@
 //! * Damage below what is known to be durable is an error that names the place, never a shorter log. Damage to the very
 //!   last records cannot be told from a torn write while nothing later bears witness.
 //! * After a write or a sync that failed nothing is written any more: the file is left to whoever opens it next.
-//! * Space is taken in whole segments, written with zeros beforehand and used again: a durable append costs one write
-//!   and one `fdatasync` that changes no file-system metadata.
+//! * Space is taken in whole segments, written with zeros beforehand and used again: a durable append changes no
+//!   file-system metadata. It is written in whole blocks, the begun one once more with the same bytes, so that disks that
+//!   can take it in one request past the page cache do ([`DiskFile::write_durable_at`]).
 //!
 //! The bytes are drawn in [`format`]. A segment is begun only when the one before is complete and synced; a segment is
 //! used again only when a superblock that puts the head behind it is durable.
@@ -19,6 +20,7 @@ mod error;
 pub mod format;
 mod recovery;
 mod segments;
+mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -28,10 +30,11 @@ use format::{BLOCK_BYTES, RECORD_HEADER_BYTES, Stamp, SuperFacts, decode_record,
 use holdfast_types::size::MIB;
 use segments::Segments;
 use std::fmt;
+use tail::Tail;
 
 /// Buffered bytes above which [`Journal::append`] hands them to the kernel without a sync, to bound memory and to
 /// let the disk begin. By eye.
-const WRITE_BEHIND_BYTES: usize = 4 << 20;
+const WRITE_BEHIND_BYTES: u64 = 4 << 20;
 
 /// A place in the endless run of records, in bytes since the journal was made. Rises with every record, across
 /// restarts; may jump ahead at the end of a segment.
@@ -101,8 +104,10 @@ pub struct Journal<D: Disk> {
     durable: u64,
     /// Where the next record goes, if it fits there.
     end: u64,
-    /// Records not yet written, the first one at `end - pending.len()`; all in the newest segment.
-    pending: Vec<u8>,
+    /// Everything before this is written, though perhaps not durable.
+    written: u64,
+    /// What is not written yet, and the beginning of its first block; all in the newest segment.
+    tail: Tail,
     life: u32,
     poisoned: bool,
     torn: bool,
@@ -129,12 +134,14 @@ impl<D: Disk> Journal<D> {
             panic!("journal {}: {reason}", config.name);
         }
         let found = recovery::recover(disk, config, replay)?;
+        let begun = found.segments.read_begun_block(found.end)?;
         Ok(Self {
             segments: found.segments,
             head: found.head,
             durable: found.end,
+            written: found.end,
             end: found.end,
-            pending: Vec::new(),
+            tail: Tail::new(found.end - begun.len() as u64, &begun),
             life: found.life,
             poisoned: false,
             torn: found.torn,
@@ -166,10 +173,11 @@ impl<D: Disk> Journal<D> {
         }
         let position = self.end;
         let stamp = Stamp { id: self.segments.facts.id, durable: self.durable, life: self.life };
-        encode_record(&mut self.pending, parts, position, stamp);
+        self.tail.append(record_bytes(bytes), |into| encode_record(into, parts, position, stamp));
         self.end += record_bytes(bytes);
-        if self.pending.len() >= WRITE_BEHIND_BYTES {
-            self.write_pending()?;
+        assert_eq!(self.tail.end(), self.end, "the tail ends where the log does");
+        if self.end - self.written >= WRITE_BEHIND_BYTES {
+            self.write_behind()?;
         }
         Ok(Position(position))
     }
@@ -180,12 +188,21 @@ impl<D: Disk> Journal<D> {
     /// The journal is poisoned: nothing may be concluded about records since the last success.
     pub fn sync(&mut self) -> Result<Position, JournalError> {
         self.check()?;
-        self.write_pending()?;
-        if self.durable < self.end {
+        if self.durable == self.end {
+            return Ok(Position(self.durable));
+        }
+        if self.written == self.durable {
+            let result = self.tail.as_blocks(|blocks, from| self.segments.write_newest_durable(blocks, from));
+            self.guard(result)?;
+            self.written = self.end;
+            self.tail.written();
+        } else {
+            // A part was written behind, and no write makes another one durable.
+            self.write_behind()?;
             let result = self.segments.sync_newest();
             self.guard(result)?;
-            self.durable = self.end;
         }
+        self.durable = self.end;
         Ok(Position(self.durable))
     }
 
@@ -223,9 +240,8 @@ impl<D: Disk> Journal<D> {
     /// # Errors
     /// [`JournalError::Damaged`] when there is no whole record there; it must not have been released.
     pub fn read(&self, position: Position) -> Result<Vec<u8>, JournalError> {
-        let first_pending = self.end - self.pending.len() as u64;
-        if position.0 >= first_pending && position.0 < self.end {
-            let bytes = &self.pending[(position.0 - first_pending) as usize..];
+        if position.0 >= self.written && position.0 < self.end {
+            let bytes = self.tail.from(position.0);
             let record = decode_record(bytes, self.segments.facts.id, position.0);
             return record.map(|record| record.payload.to_vec()).ok_or_else(|| self.no_record(position, "in memory"));
         }
@@ -276,13 +292,15 @@ impl<D: Disk> Journal<D> {
         result.inspect_err(|error| self.poisoned |= error.is_fatal())
     }
 
-    fn write_pending(&mut self) -> Result<(), JournalError> {
-        if self.pending.is_empty() {
+    /// Hands what is not written to the kernel, without a sync.
+    fn write_behind(&mut self) -> Result<(), JournalError> {
+        if self.written == self.end {
             return Ok(());
         }
-        let result = self.segments.write_newest(&self.pending, self.end - self.pending.len() as u64);
+        let result = self.segments.write_newest(self.tail.from(self.written), self.written);
         self.guard(result)?;
-        self.pending.clear();
+        self.written = self.end;
+        self.tail.written();
         Ok(())
     }
 
@@ -301,7 +319,8 @@ impl<D: Disk> Journal<D> {
         }
         let result = self.segments.begin(self.end);
         self.guard(result)?;
-        (self.head, self.end, self.durable) = (head, start, start);
+        (self.head, self.end, self.written, self.durable) = (head, start, start, start);
+        self.tail = Tail::new(start, &[]);
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use holdfast_config::ConfigError;
+pub use holdfast_journal::IoChoice;
 
 /// `config.toml` of a storage node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,10 @@ pub struct DiskConfig {
     pub id: u32,
     /// Its directory.
     pub path: PathBuf,
+    /// How it is read and written: "io_uring"; "threads", that is plain system calls; or "auto": io_uring where it works, threads where the
+    /// kernel or a container forbids it. Default "auto".
+    #[serde(default, skip_serializing_if = "IoChoice::is_auto")]
+    pub io: IoChoice,
 }
 
 /// A metadata server.
@@ -184,7 +189,7 @@ mod tests {
             leave_on_stop: true,
             test_skip_sync: false,
             labels: Vec::new(),
-            disks: vec![DiskConfig { id: 0, path: "data".into() }],
+            disks: vec![DiskConfig { id: 0, path: "data".into(), io: IoChoice::Auto }],
             metadata: vec![MetadataServer { id: 1, address: "127.0.0.1:1".into() }],
         }
     }

@@ -1,10 +1,11 @@
 //! A disk's threads: one for changes, which commits what waits as one batch, and a few for reads of all disks.
 //!
 //! * Changes are applied in the order given. What arrives while a batch is being synced becomes the next batch.
-//! * Reads never wait for a sync, and see every change that was reported done.
+//! * Reads never wait for a sync, and see every change that was reported done. A small one whose bytes are in memory is answered where it is
+//!   asked for; of those that wait for a disk, a thread keeps many in flight where the disk can ([`ReadRound`]).
 //! * A checkpoint's slow part runs on a thread of its own; the thread of changes begins and ends it.
 
-use crate::chunk_store::{CheckpointJob, ChunkStore, Reader};
+use crate::chunk_store::{Attempt, CheckpointJob, ChunkStore, Later, Reader};
 use crate::clock::now;
 use crate::metrics::{Metrics, add};
 use holdfast_journal::DirectoryDisk;
@@ -15,7 +16,7 @@ use holdfast_types::{DiskId, Incarnation, Instant};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -65,6 +66,9 @@ struct ReadJob {
     reader: Reader<DirectoryDisk>,
     ticket: Ticket,
     command: LocalCommand,
+    given: std::time::Instant,
+    /// It was tried in place, and its bytes are not in memory.
+    later: Option<Later<DirectoryDisk>>,
 }
 
 /// One disk, running.
@@ -75,6 +79,39 @@ pub(crate) struct Disk {
     changes: Sender<Job>,
     reader: Reader<DirectoryDisk>,
     reads: Sender<ReadJob>,
+    in_place: InPlace,
+    report: Report,
+    metrics: Arc<Metrics>,
+}
+
+/// Whether small reads are tried by whoever asks.
+///
+/// Their bytes are never waited for there, but the rows of the index may be, and nobody can tell beforehand. So a try that took long ends
+/// the trying for a while: an index that does not fit into memory costs the caller one wait in a thousand pauses, and not one a read.
+#[derive(Debug, Default)]
+struct InPlace {
+    /// No tries before, in nanoseconds of our clock.
+    not_before: AtomicU64,
+}
+
+impl InPlace {
+    /// Larger reads cost more to verify than to hand over. By eye.
+    const BYTES_MAX: u32 = 64 << 10;
+    /// A try that takes longer has waited for a disk. By eye: five times what one from memory takes.
+    const TRY_MAX: Duration = Duration::from_micros(250);
+    /// How long none is made then.
+    const PAUSE: Duration = Duration::from_millis(100);
+
+    fn wants(&self, command: &LocalCommand) -> bool {
+        matches!(command, LocalCommand::Read { length, .. } if *length <= Self::BYTES_MAX)
+            && now().0 >= self.not_before.load(Ordering::Relaxed)
+    }
+
+    fn took(&self, took: Duration) {
+        if took > Self::TRY_MAX {
+            self.not_before.store((now() + Self::PAUSE).0, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The threads of all disks; joined at the end.
@@ -89,13 +126,27 @@ impl Disk {
         self.reader.clone()
     }
 
-    /// Starts a command; its outcome is reported.
+    /// Starts a command; its outcome is reported, perhaps before this returns.
     pub fn start(&self, ticket: Ticket, command: LocalCommand) {
         // Sending fails only when the threads have ended, and then nobody waits for the outcome.
-        let _ = match command {
-            LocalCommand::Apply(op) => self.changes.send(Job::Apply(ticket, op)).is_ok(),
-            command => self.reads.send(ReadJob { reader: self.reader.clone(), ticket, command }).is_ok(),
+        let command = match command {
+            LocalCommand::Apply(op) => return drop(self.changes.send(Job::Apply(ticket, op))),
+            command => command,
         };
+        let given = std::time::Instant::now();
+        let mut later = None;
+        if self.in_place.wants(&command) {
+            let attempt = self.reader.attempt(&command);
+            self.in_place.took(given.elapsed());
+            match attempt {
+                Attempt::Done(result) => {
+                    add(&self.metrics.counters.reads_in_place, 1);
+                    return ended(&self.report, &self.metrics, given, (ticket, &command), result);
+                }
+                Attempt::Later(read) => later = Some(read),
+            }
+        }
+        let _ = self.reads.send(ReadJob { reader: self.reader.clone(), ticket, command, given, later });
     }
 }
 
@@ -128,6 +179,9 @@ pub(crate) fn start(
             changes: changes.clone(),
             reader: store.reader(),
             reads: reads.clone(),
+            in_place: InPlace::default(),
+            report: Arc::clone(report),
+            metrics: Arc::clone(metrics),
         });
         let (report, metrics, jobs) = (Arc::clone(report), Arc::clone(metrics), changes.clone());
         let writer = Writer {
@@ -161,19 +215,81 @@ impl Threads {
     }
 }
 
+/// A read has ended.
+fn ended(
+    report: &Report,
+    metrics: &Metrics,
+    given: std::time::Instant,
+    (ticket, command): (Ticket, &LocalCommand),
+    result: Result<LocalOutcome, LocalError>,
+) {
+    metrics.stage("local_read", given.elapsed());
+    add(&metrics.counters.local_reads, 1);
+    if let Err(error) = &result {
+        add(&metrics.counters.local_failures, 1);
+        tracing::warn!(%error, ?command, "local read failed");
+    }
+    report(vec![Input::LocalDone { ticket, result }]);
+}
+
 fn serve_reads(queue: &Mutex<Receiver<ReadJob>>, report: &Report, metrics: &Metrics) {
     loop {
-        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(ReadJob { reader, ticket, command }) = job else { return };
-        let begun = std::time::Instant::now();
-        let result = reader.serve(&command);
-        metrics.stage("local_read", begun.elapsed());
-        add(&metrics.counters.local_reads, 1);
-        if let Err(error) = &result {
-            add(&metrics.counters.local_failures, 1);
-            tracing::warn!(%error, ?command, "local read failed");
+        let first = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(first) = first else { return };
+        let mut round = ReadRound::default();
+        let mut next = Some(first);
+        while let Some(job) = next {
+            round.take(job, report, metrics);
+            next = if round.wants_more() { try_next(queue) } else { None };
         }
-        report(vec![Input::LocalDone { ticket, result }]);
+        round.carry_out(report, metrics);
+    }
+}
+
+/// A read that waits, if one does. Whoever holds the queue waits for one to come: then none does.
+fn try_next(queue: &Mutex<Receiver<ReadJob>>) -> Option<ReadJob> {
+    match queue.try_lock() {
+        Ok(queue) => queue.try_recv().ok(),
+        Err(TryLockError::Poisoned(queue)) => queue.into_inner().try_recv().ok(),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// Reads that one thread took together: those whose bytes are in memory are answered at once, the others are in flight together.
+#[derive(Default)]
+struct ReadRound {
+    taken: usize,
+    at_once: usize,
+    asked: Vec<(Ticket, LocalCommand, std::time::Instant)>,
+    later: Vec<Later<DirectoryDisk>>,
+}
+
+impl ReadRound {
+    fn take(&mut self, job: ReadJob, report: &Report, metrics: &Metrics) {
+        let ReadJob { reader, ticket, command, given, later } = job;
+        self.taken += 1;
+        let attempt = later.map_or_else(|| reader.attempt(&command), Attempt::Later);
+        match attempt {
+            Attempt::Done(result) => ended(report, metrics, given, (ticket, &command), result),
+            Attempt::Later(later) => {
+                let at_once = reader.reads_at_once();
+                self.at_once = if self.later.is_empty() { at_once } else { self.at_once.min(at_once) };
+                self.asked.push((ticket, command, given));
+                self.later.push(later);
+            }
+        }
+    }
+
+    /// Whether another read would go along with those that wait for the disk.
+    fn wants_more(&self) -> bool {
+        !self.later.is_empty() && self.taken < self.at_once
+    }
+
+    fn carry_out(self, report: &Report, metrics: &Metrics) {
+        Reader::serve_later(self.later, &mut |index, result| {
+            let (ticket, command, given) = &self.asked[index];
+            ended(report, metrics, *given, (*ticket, command), result);
+        });
     }
 }
 
@@ -318,3 +434,6 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

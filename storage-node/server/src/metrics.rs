@@ -5,6 +5,7 @@
 //! ```
 
 use crate::shell::Standing;
+use holdfast_journal::IoBackend;
 use holdfast_storage_core::Input;
 use holdfast_storage_core::local::{LocalCommand, Ticket};
 use holdfast_telemetry::http::Health;
@@ -42,6 +43,7 @@ counters! {
     batches, "Batches of changes: each cost one sync of the journal";
     write_bytes, "Bytes of writes made durable";
     local_reads, "Reads of any kind that the stores served";
+    reads_in_place, "Reads among them whose bytes were in memory, answered without a hand-over to another thread";
     local_failures, "Changes and reads that a disk failed or refused";
     checkpoints, "Checkpoints ended";
     messages, "Messages from other nodes";
@@ -57,6 +59,7 @@ pub struct Metrics {
     requests: Times,
     stages: Times,
     waiting: Gauge,
+    disks: BTreeMap<&'static str, Gauge>,
     slow: SlowLog,
     heard_ms: AtomicU64,
     started: Instant,
@@ -68,6 +71,11 @@ impl Metrics {
     pub fn register(registry: &mut Registry, slow: Duration) -> Self {
         let waiting = Gauge::default();
         registry.register("holdfast_storage_requests_waiting", "Requests taken and not answered yet", waiting.clone());
+        let by_backend = metrics::Family::<[(&'static str, &'static str); 1], Gauge>::default();
+        let disks = IoBackend::ALL
+            .map(|backend| (backend.name(), by_backend.get_or_create(&[("io", backend.name())]).clone()))
+            .into();
+        registry.register("holdfast_storage_disks", "Disks in use, by how they are read and written", by_backend);
         metrics::start_time(registry, "holdfast_storage_start_time", "When this node was started, since 1970");
         Self {
             counters: Counters::register(registry),
@@ -86,6 +94,7 @@ impl Metrics {
                 STAGES.iter().copied(),
             ),
             waiting,
+            disks,
             slow: SlowLog::new(slow),
             heard_ms: AtomicU64::new(0),
             started: Instant::now(),
@@ -96,6 +105,11 @@ impl Metrics {
     /// How long a stage, or a piece of work, took.
     pub fn stage(&self, stage: &'static str, took: Duration) {
         self.stages.observe(stage, took, false);
+    }
+
+    /// A disk was opened, and is read and written that way.
+    pub(crate) fn disk_uses(&self, backend: IoBackend) {
+        self.disks[backend.name()].inc();
     }
 
     /// The node's standing, once there is one.
@@ -277,6 +291,9 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry, Duration::from_secs(1));
         add(&metrics.counters.batches, 3);
+        metrics.disk_uses(IoBackend::Threads);
+        assert!(text(&registry).contains("holdfast_storage_disks{io=\"threads\"} 1\n"));
+        assert!(text(&registry).contains("holdfast_storage_disks{io=\"io_uring\"} 0\n"));
         assert_eq!(offences(&registry, "holdfast_storage_"), Vec::<String>::new());
         assert!(text(&registry).contains("holdfast_storage_batches_total 3\n"));
         assert!(metrics.ready().is_err_and(|reason| reason.contains("starting")));

@@ -9,7 +9,7 @@ mod tests;
 
 use crate::chunk_store::{DiskIdentity, OpenError, StoreOptions};
 use crate::clock::now;
-use crate::config::Config;
+use crate::config::{Config, DiskConfig};
 use crate::control::Control;
 use crate::disk::{self, Report, Store, Threads};
 use crate::heartbeat::Beat;
@@ -20,7 +20,8 @@ use crate::peers::Peers;
 use crate::servers_file::ServersFile;
 use crate::service::{Requests, Service};
 use crate::shell::{Shell, Standing};
-use holdfast_journal::{DirectoryDisk, Disk as _, Syncing};
+use holdfast_journal::io_backend::{self, Chosen};
+use holdfast_journal::{DirectoryDisk, Disk as _, IoBackend, IoUnavailable, Syncing};
 use holdfast_rpc::{Address, ConnectError, Identity, IdentityError, Role, Server, ServerOptions, Transport};
 use holdfast_storage_core::local::GroupState;
 use holdfast_storage_core::{Config as CoreConfig, Input, Limits, Mutations, StorageCore};
@@ -72,6 +73,14 @@ pub enum Error {
         /// Why, with all causes.
         reason: String,
     },
+    /// A disk is to be used by io_uring, and cannot be.
+    #[error("disk {id}: {source}")]
+    Io {
+        /// Which disk.
+        id: u32,
+        /// Why, and what would help.
+        source: IoUnavailable,
+    },
     /// The telemetry address.
     #[error(transparent)]
     Telemetry(#[from] ListenError),
@@ -113,9 +122,9 @@ pub async fn run(
     let endpoint = http::serve(&config.telemetry_address, registry, metrics.clone()).await?;
     let telemetry = endpoint.as_ref().map(http::Endpoint::address);
     let stores = {
-        let config = config.clone();
+        let (config, metrics) = (config.clone(), Arc::clone(&metrics));
         // Opening replays journals and may take a while: not on the runtime's threads.
-        tokio::task::spawn_blocking(move || open_disks(&config)).await.map_err(|_| Error::Died)??
+        tokio::task::spawn_blocking(move || open_disks(&config, &metrics)).await.map_err(|_| Error::Died)??
     };
     let node = Node::assemble(&config, &identity, stores, metrics)?;
     let address: Address = config.address.parse()?;
@@ -160,11 +169,15 @@ fn said_address(configured: &str, server: &Server) -> String {
 }
 
 /// Opens all disks. One that cannot be opened is left out, and said so, as long as another can.
-fn open_disks(config: &Config) -> Result<Vec<(DiskId, Store)>, Error> {
+fn open_disks(config: &Config, metrics: &Metrics) -> Result<Vec<(DiskId, Store)>, Error> {
     let (mut stores, mut failed) = (Vec::new(), None);
     for disk in &config.disks {
-        match open_disk(config, disk) {
-            Ok(store) => stores.push((disk.disk_id(), store)),
+        let backend = choose_backend(disk)?;
+        match open_disk(config, disk, backend) {
+            Ok(store) => {
+                metrics.disk_uses(backend);
+                stores.push((disk.disk_id(), store));
+            }
             Err(error) => {
                 let reason = format!("{error}{}", crate::chunk_store::cause(&error));
                 tracing::error!(disk = disk.id, path = %disk.path.display(), reason, "disk is out");
@@ -178,12 +191,24 @@ fn open_disks(config: &Config) -> Result<Vec<(DiskId, Store)>, Error> {
     }
 }
 
-fn open_disk(config: &Config, disk: &crate::config::DiskConfig) -> Result<Store, OpenError> {
+/// Tries what the configuration asks for, and says what came of it.
+fn choose_backend(disk: &DiskConfig) -> Result<IoBackend, Error> {
+    let Chosen { backend, refusal } =
+        io_backend::choose(disk.io).map_err(|source| Error::Io { id: disk.id, source })?;
+    let (disk, name) = (disk.id, backend.name());
+    match refusal {
+        None => tracing::info!(disk, io = name, "disk is read and written by {name}"),
+        Some(reason) => tracing::info!(disk, io = name, %reason, "disk is read and written by {name}, not by io_uring"),
+    }
+    Ok(backend)
+}
+
+fn open_disk(config: &Config, disk: &DiskConfig, backend: IoBackend) -> Result<Store, OpenError> {
     let syncing = if config.test_skip_sync { Syncing::SkippedForTest } else { Syncing::Real };
     if config.test_skip_sync {
         tracing::warn!("test-skip-sync is set: NOTHING IS DURABLE, a power cut loses data");
     }
-    let directory = DirectoryDisk::open(&disk.path, syncing)?;
+    let directory = DirectoryDisk::open_with(&disk.path, syncing, backend)?;
     let tables = FjallConfig { cache_bytes: config.cache.0, ..FjallConfig::default() };
     let table = Arc::new(FjallTable::open(&disk.path.join(INDEX), tables)?);
     let owner = DiskIdentity { cluster: config.cluster_id(), node: config.node_id(), disk: disk.disk_id() };

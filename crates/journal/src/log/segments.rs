@@ -181,6 +181,31 @@ impl<D: Disk> Segments<D> {
             .map_err(|error| JournalError::io("write", &slot.name, error))
     }
 
+    /// As [`Segments::write_newest`], durable on return: whole blocks, for one request to the disk.
+    pub(super) fn write_newest_durable(&self, blocks: &[u8], position: u64) -> Result<(), JournalError> {
+        let (sequence, slot) = self.newest().expect("records are appended to a segment");
+        let last = position + blocks.len() as u64 - 1;
+        assert!(
+            sequence == self.sequence_of(position) && sequence == self.sequence_of(last),
+            "a write outside the newest segment"
+        );
+        slot.file
+            .write_durable_at(blocks, self.offset_of(position))
+            .map_err(|error| JournalError::io("write", &slot.name, error))
+    }
+
+    /// What the newest segment holds of the block that `end` lies in, before `end`.
+    pub(super) fn read_begun_block(&self, end: u64) -> Result<Vec<u8>, JournalError> {
+        let begun = end % BLOCK_BYTES;
+        match self.newest() {
+            Some((sequence, slot)) if sequence == self.sequence_of(end) => {
+                read_at(&slot.file, &slot.name, begun, self.offset_of(end - begun))
+            }
+            // Nothing is live, or the newest is full: the next record begins a segment.
+            _ => Ok(Vec::new()),
+        }
+    }
+
     pub(super) fn sync_newest(&self) -> Result<(), JournalError> {
         let Some((_, slot)) = self.newest() else { return Ok(()) };
         slot.file.sync_data().map_err(|error| JournalError::io("sync", &slot.name, error))

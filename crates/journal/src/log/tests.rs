@@ -158,7 +158,7 @@ fn what_an_opening_replays_is_durable_without_another_append() {
         journal.append(&[b"second"]).unwrap();
         // Either the process dies between write and sync, or the sync fails and cleans the page without writing it.
         if seed % 2 == 0 {
-            journal.write_pending().unwrap();
+            journal.write_behind().unwrap();
         } else {
             disk.fail_sync(1);
             journal.sync().unwrap_err();

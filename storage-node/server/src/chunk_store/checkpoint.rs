@@ -5,7 +5,7 @@
 use super::record::encode_checkpoint;
 use super::rows::{CHECKPOINT_KEY, encode_position};
 use super::{ChunkStore, Shared, cause};
-use holdfast_journal::{Disk, DiskFile, Position};
+use holdfast_journal::{Disk, Position};
 use holdfast_storage_core::local::LocalError;
 use holdfast_store::Batch;
 use std::sync::{Arc, PoisonError};
@@ -27,9 +27,9 @@ impl<D: Disk> CheckpointJob<D> {
     pub fn run(&self) -> Result<(), LocalError> {
         let mut last = self.shared.checkpoint.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.check()?;
-        for file in &self.files {
-            file.sync_data().map_err(|error| self.shared.fail(format!("sync of an extent file: {error}")))?;
-        }
+        let files: Vec<&D::File> = self.files.iter().map(Arc::as_ref).collect();
+        let synced = self.shared.disk.sync_many(&files);
+        synced.map_err(|error| self.shared.fail(format!("sync of an extent file: {error}")))?;
         if self.position > *last {
             let mut batch = Batch::new();
             batch.put(CHECKPOINT_KEY, encode_position(self.position));

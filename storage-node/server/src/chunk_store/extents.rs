@@ -6,8 +6,9 @@
 //! * Files are never cut or removed; freed blocks are used again.
 
 use super::error::OpenError;
+use super::record::Placed;
 use super::space::Run;
-use holdfast_journal::{Disk, DiskFile};
+use holdfast_journal::disk::{Disk, DiskFile, Write};
 use holdfast_types::limits::BLOCK_BYTES;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
@@ -24,10 +25,14 @@ impl<F: DiskFile> Files<F> {
         self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
+    /// The file, which should exist.
+    pub fn open(&self, id: u32) -> io::Result<Arc<F>> {
+        self.get(id).ok_or_else(|| io::Error::new(ErrorKind::NotFound, name(id)))
+    }
+
     /// Fills a buffer from a file's blocks.
     pub fn read(&self, id: u32, start: u32, buffer: &mut [u8]) -> io::Result<()> {
-        let file = self.get(id).ok_or_else(|| io::Error::new(ErrorKind::NotFound, name(id)))?;
-        file.read_at(buffer, u64::from(start) * BLOCK_BYTES)
+        self.open(id)?.read_at(buffer, u64::from(start) * BLOCK_BYTES)
     }
 }
 
@@ -93,26 +98,11 @@ impl<D: Disk> Extents<D> {
         &self.sizes
     }
 
-    /// Writes blocks through the page cache; a checkpoint (or [`Extents::sync`]) makes them durable.
+    /// Writes blocks through the page cache; a checkpoint makes them durable.
     pub fn write(&mut self, id: u32, start: u32, bytes: &[u8]) -> io::Result<()> {
-        self.write_by(id, start, bytes, D::File::write_at)
-    }
-
-    /// As [`Extents::write`], past the page cache where the disk can: for large writes to space that nobody reads yet.
-    pub fn write_fresh(&mut self, id: u32, start: u32, bytes: &[u8]) -> io::Result<()> {
-        self.write_by(id, start, bytes, D::File::write_past_cache_at)
-    }
-
-    fn write_by(
-        &mut self,
-        id: u32,
-        start: u32,
-        bytes: &[u8],
-        write: impl Fn(&D::File, &[u8], u64) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let file = self.files.get(id).ok_or_else(|| io::Error::new(ErrorKind::NotFound, name(id)))?;
+        let file = self.files.open(id)?;
         self.dirty.insert(id);
-        write(&file, bytes, u64::from(start) * BLOCK_BYTES)?;
+        file.write_at(bytes, u64::from(start) * BLOCK_BYTES)?;
         let end = start + (bytes.len() as u64).div_ceil(BLOCK_BYTES) as u32;
         let size = self.sizes.get_mut(&id).expect("an open file has a size");
         // Only a replay writes beyond the end: the file's growth was lost with the power.
@@ -120,9 +110,20 @@ impl<D: Disk> Extents<D> {
         Ok(())
     }
 
-    /// Makes what was written to one file durable.
-    pub fn sync(&self, id: u32) -> io::Result<()> {
-        self.files.get(id).map_or(Ok(()), |file| file.sync_data())
+    /// Writes to space that nobody reads yet, past the page cache where the disk can and all at once; durable on return.
+    pub fn write_fresh(&self, places: &[Placed]) -> io::Result<()> {
+        let ids: BTreeSet<u32> = places.iter().map(|place| place.file).collect();
+        let files = ids.into_iter().map(|id| Ok((id, self.files.open(id)?))).collect::<io::Result<BTreeMap<_, _>>>()?;
+        let writes: Vec<Write<'_, D::File>> = places
+            .iter()
+            .map(|place| {
+                let (file, offset) = (files[&place.file].as_ref(), u64::from(place.start) * BLOCK_BYTES);
+                Write { file, offset, bytes: &place.bytes }
+            })
+            .collect();
+        self.disk.write_many_past_cache(&writes)?;
+        let files: Vec<&D::File> = files.values().map(Arc::as_ref).collect();
+        self.disk.sync_many(&files)
     }
 
     /// Files written since the last call, for a checkpoint to sync.

@@ -43,13 +43,13 @@ mod rows;
 mod space;
 mod stage;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use checkpoint::CheckpointJob;
 pub use error::OpenError;
 pub use identity::DiskIdentity;
 pub use options::{Mutations, StoreOptions};
-pub use read::Reader;
+pub use read::{Attempt, Later, Reader};
 
 use damage::Damage;
 use extents::Files;
@@ -64,6 +64,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// What writer, readers and checkpoints share.
 pub(crate) struct Shared<D: Disk> {
+    disk: D,
     table: Arc<dyn Table>,
     files: Arc<Files<D::File>>,
     /// Held by the writer while bytes and their sums differ: between the first block put in place and the commit.
@@ -96,7 +97,6 @@ pub struct ChunkStore<D: Disk> {
     journal: Journal<D>,
     incarnation: Incarnation,
     options: StoreOptions,
-    disk: D,
     /// Files that a checkpoint under way is to sync.
     syncing: Vec<Arc<D::File>>,
     /// Names the newest checkpoint begun.
@@ -153,7 +153,7 @@ impl<D: Disk> ChunkStore<D> {
     /// # Errors
     /// What the disk reports.
     pub fn space(&self) -> std::io::Result<StoreSpace> {
-        let space = self.disk.space()?;
+        let space = self.shared.disk.space()?;
         let within = (self.writer.free.blocks() + self.writer.free.blocks_pending()) * BLOCK_BYTES;
         let free = within + space.available.saturating_sub(self.options.reserve_bytes);
         Ok(StoreSpace { total: space.total, free, low: free < self.options.low_bytes })
@@ -237,10 +237,8 @@ impl<D: Disk> ChunkStore<D> {
             self.checkpoint()?;
         }
         let staged = std::mem::take(&mut self.writer.staged);
-        for &file in &staged.fresh {
-            let synced = self.writer.extents.sync(file);
-            synced.map_err(|error| self.shared.fail(format!("sync of extent file {file}: {error}")))?;
-        }
+        let fresh = self.writer.extents.write_fresh(&staged.fresh);
+        fresh.map_err(|error| self.shared.fail(format!("write of fresh extents: {error}")))?;
         if self.options.mutations.overwrite_before_durable {
             self.put_in_place(&staged)?;
         }

@@ -74,6 +74,7 @@ impl<D: Disk + Clone> ChunkStore<D> {
         let free = find_free(table.as_ref(), &extents)?;
         let (groups, touched) = (load_groups(table.as_ref())?, load_touched(table.as_ref())?);
         let shared = Shared {
+            disk,
             table: Arc::clone(&table),
             files: Arc::clone(extents.files()),
             placing: RwLock::new(()),
@@ -88,9 +89,9 @@ impl<D: Disk + Clone> ChunkStore<D> {
         let incarnation = life.incarnation.next();
         let (syncing, checkpoint, begun) = (Vec::new(), 0, 0);
         let mut store =
-            Self { shared: Arc::new(shared), writer, journal, incarnation, options, disk, syncing, checkpoint, begun };
+            Self { shared: Arc::new(shared), writer, journal, incarnation, options, syncing, checkpoint, begun };
         store.checkpoint().map_err(|_| OpenError::Damaged(store.fault().unwrap_or_default()))?;
-        identity::write(&store.disk, &IdentityFile { identity: owner, incarnation, ready: true })?;
+        identity::write(&store.shared.disk, &IdentityFile { identity: owner, incarnation, ready: true })?;
         Ok(store)
     }
 }

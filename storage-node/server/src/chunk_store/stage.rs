@@ -2,7 +2,7 @@
 //!
 //! * An operation that cannot be done leaves no trace: space it took is given back, and nothing was added to the batch.
 //! * Later operations of a batch see the earlier ones, through the batch's rows and blocks, before any of it is durable.
-//! * Nothing that the index refers to is overwritten here. Only *fresh* space, which no record knows yet, is written.
+//! * Nothing is written here. Bytes for *fresh* space, which no record knows yet, are set apart: they go first, all at once.
 
 use super::extents::Extents;
 use super::keys::{self, Keys};
@@ -17,7 +17,7 @@ use holdfast_store::{Batch, StoreError, Table};
 use holdfast_types::checksum::crc32;
 use holdfast_types::limits::CHUNK_BYTES;
 use holdfast_types::{ChunkKey, GroupId, OpNumber};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -59,8 +59,8 @@ pub(crate) struct Staged {
     pub records: Vec<Record>,
     /// Bytes of the records, approximately.
     pub bytes: usize,
-    /// Files that hold fresh extents, to be synced before the records.
-    pub fresh: BTreeSet<u32>,
+    /// What goes to fresh extents, to be written and synced before the records.
+    pub fresh: Vec<Placed>,
     /// Space that the records set free: it is still referred to until they are durable.
     pub freed: Vec<Run>,
 }
@@ -75,7 +75,7 @@ struct Draft {
     removed: Vec<Bytes>,
     taken: Vec<Run>,
     freed: Vec<Run>,
-    fresh: BTreeSet<u32>,
+    fresh: Vec<Placed>,
 }
 
 /// The writer's knowledge: all that decides where things go.
@@ -238,7 +238,8 @@ impl<D: Disk> Writer<D> {
             let runs = self.take(blocks.len() as u32, blocks.len() as u32, draft)?;
             draft.freed.extend(layout::carve(&mut row.extents, blocks.clone()));
             layout::insert(&mut row.extents, blocks.start, &runs);
-            return self.write_fresh(&layout::place(&row.extents, pieces), draft);
+            draft.fresh.extend(layout::place(&row.extents, pieces));
+            return Ok(());
         }
         for gap in layout::uncovered(&row.extents, blocks) {
             let reach = layout::reach(&row.extents, row.allocated(), &gap);
@@ -344,7 +345,9 @@ impl<D: Disk> Writer<D> {
             return Err(StageError::Fatal(format!("{}: block {at} was written but has no extent", sums.chunk)));
         };
         let start = extent.start + (at - extent.at);
-        let staged = self.staged.records.iter().rev().flat_map(|record| record.places.iter().rev());
+        // A fresh place is changed by later operations only: what records say of it is newer.
+        let placed = self.staged.records.iter().rev().flat_map(|record| record.places.iter().rev());
+        let staged = placed.chain(self.staged.fresh.iter().rev());
         let mut staged = staged.filter(|p| p.file == extent.file && (p.start..p.start + p.blocks()).contains(&start));
         match staged.next() {
             Some(place) => {
@@ -375,15 +378,6 @@ impl<D: Disk> Writer<D> {
         let runs = runs.ok_or(StageError::NoSpace)?;
         draft.taken.extend(&runs);
         Ok(runs)
-    }
-
-    fn write_fresh(&mut self, places: &[Placed], draft: &mut Draft) -> Result<(), StageError> {
-        for place in places {
-            draft.fresh.insert(place.file);
-            let written = self.extents.write_fresh(place.file, place.start, &place.bytes);
-            written.map_err(|error| StageError::Fatal(format!("extent file {}: {error}", place.file)))?;
-        }
-        Ok(())
     }
 
     /// Makes `[from, to)` of a chunk read as zeros; with `cut` the chunk ends at `from` at the latest.

@@ -4,7 +4,7 @@ mod crash;
 mod faults;
 mod golden;
 mod model;
-mod real;
+pub(crate) mod real;
 
 use super::{ChunkStore, DiskIdentity, OpenError, StoreOptions};
 use bytes::Bytes;

@@ -3,7 +3,7 @@
 mod authority;
 
 use super::*;
-use crate::config::{DiskConfig, MetadataServer};
+use crate::config::{IoChoice, MetadataServer};
 use authority::FakeMetadata;
 use bytes::Bytes;
 use holdfast_rpc::ca::Authority;
@@ -172,7 +172,7 @@ fn config(home: &Path, node: u64, metadata: &str) -> Config {
         leave_on_stop: true,
         test_skip_sync: false,
         labels: Vec::new(),
-        disks: vec![DiskConfig { id: 1, path: home.join("data") }],
+        disks: vec![DiskConfig { id: 1, path: home.join("data"), io: IoChoice::Auto }],
         metadata: vec![MetadataServer { id: 1, address: metadata.into() }],
     }
 }
@@ -248,4 +248,34 @@ async fn a_node_refuses_strangers_and_other_peoples_sessions_and_disks() {
     let (_stop, stopped) = watch::channel(false);
     let error = run(config(&home, 2, &cluster.metadata.address), stopped, |_| {}).await.expect_err("refused");
     assert!(error.to_string().contains("not our disk"), "{error}");
+}
+
+/// A node in a thread, and threads of that, which may not use io_uring: as in a container under Docker's or containerd's own profile.
+#[test]
+fn where_io_uring_is_forbidden_a_node_serves_without_and_refuses_to_start_with_it_by_name() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let calls = [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+    let rules = calls.map(|call| (call, Vec::new())).into();
+    let arch = std::env::consts::ARCH.try_into().expect("a known machine");
+    let forbid = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, forbid, arch).expect("a filter");
+    let filter: BpfProgram = filter.try_into().expect("compiles");
+    let forbidden = std::thread::spawn(move || {
+        seccompiler::apply_filter(&filter).expect("a thread may forbid itself calls");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let mut cluster = Cluster::start(1, 1).await;
+            cluster.write(0, 0, vec![1; 1_000_000]).await;
+            cluster.write(0, 5_000, vec![2; 100]).await;
+            assert_eq!(cluster.read(0, 4_999, 3).await, [1, 2, 2].as_slice());
+            cluster.stop_node(1).await;
+            let mut config = config(&cluster.home(1), 1, &cluster.metadata.address);
+            config.disks[0].io = IoChoice::IoUring;
+            let (_stop, stopped) = watch::channel(false);
+            run(config, stopped, |_| {}).await.expect_err("refused").to_string()
+        })
+    });
+    let error = forbidden.join().expect("no panic");
+    assert!(error.starts_with("disk 1: io = \"io_uring\" cannot be had"), "{error}");
+    assert!(error.contains("seccomp=PROFILE.json") && error.contains("io = \"auto\""), "{error}");
 }
