@@ -80,8 +80,12 @@ impl Op<'_, '_> {
         if done.clear_set_ids {
             row.mode = without_set_ids(row.mode);
         }
-        if (row.size, row.mtime, row.mode) != (before.size, before.mtime, before.mode) {
+        if row.mode != before.mode {
             row.changed(self.stamp);
+        } else if (row.size, row.mtime) != (before.size, before.mtime) {
+            // When it was written, as the writer's own host shows all along: who looks at the time twice, as tar(1) does, is not to see a
+            // change that nobody made.
+            row.changed(done.mtime.min(self.stamp));
         }
         self.charge(before.charges(), row.charges(), 0)?;
         self.put_inode(inode, &row);
