@@ -154,6 +154,26 @@ fn locks_that_were_taken_alone_exclude_a_host_that_comes_later() {
     cluster.mounted(first).unmount().expect("unmounts");
 }
 
+/// A process that says that it is ready, and makes a call when it is told to.
+fn caller(at: &Path, before: &str, call: &str) -> Child {
+    let script = format!(
+        "import fcntl, os, signal, sys\n{before}\n\
+         def ready():\n    print('ready', flush=True); sys.stdin.readline()\n{call}\nprint('done', flush=True)"
+    );
+    // A shell that starts the tests in the background has them, and so their children, ignore Ctrl-C.
+    let mut child = Command::new("env")
+        .args(["--default-signal=INT,QUIT", "python3", "-I", "-c", &script])
+        .current_dir(at)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("python runs");
+    let mut said = [0; 6];
+    child.stdout.as_mut().expect("piped").read_exact(&mut said).expect("says so");
+    child
+}
+
 #[test]
 fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
     if !can_mount("a_cluster_that_is_stopped_holds_no_process_and_no_mount", &["python3"]) {
@@ -178,21 +198,7 @@ fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
     let mut waiting = Vec::new();
     for call in calls {
         for (before, signal) in variants {
-            let script = format!(
-                "import fcntl, os, signal, sys\n{before}\n\
-                 def ready():\n    print('ready', flush=True); sys.stdin.readline()\n{call}\nprint('done', flush=True)"
-            );
-            // A shell that starts the tests in the background has them, and so their children, ignore Ctrl-C.
-            let mut child = Command::new("env")
-                .args(["--default-signal=INT,QUIT", "python3", "-I", "-c", &script])
-                .current_dir(&paths[1])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("python runs");
-            let mut said = [0; 6];
-            child.stdout.as_mut().expect("piped").read_exact(&mut said).expect("says so");
+            let child = caller(&paths[1], before, call);
             waiting.push((child, call, signal));
         }
     }

@@ -8,6 +8,7 @@ mod full_disk;
 mod limits;
 mod locks;
 mod membership;
+mod memory;
 mod network_loss;
 mod power_loss;
 mod process_loss;

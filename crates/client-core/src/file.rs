@@ -100,6 +100,25 @@ pub(crate) enum Lane {
     },
 }
 
+/// A content of which nothing was cut: what a read began with.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen {
+    pub generation: Generation,
+    pub cuts: u64,
+    /// The read ends here because the file did, by what was known before it began: it must still.
+    pub end: Option<u64>,
+}
+
+impl Seen {
+    pub fn now(base: &Attributes) -> Self {
+        Self { generation: base.generation, cuts: base.cuts, end: None }
+    }
+
+    pub fn still(&self, now: &Attributes) -> bool {
+        (self.generation, self.cuts) == (now.generation, now.cuts) && self.end.is_none_or(|end| end == now.size)
+    }
+}
+
 pub(crate) struct File {
     pub inode: InodeId,
     pub handles: u32,

@@ -15,13 +15,13 @@ use crate::control::Purpose;
 use crate::core::ClientCore;
 use crate::data::DataPurpose;
 use crate::error::ClientError;
-use crate::file::{Sync, Waiter};
+use crate::file::{Seen, Sync, Waiter};
 use bytes::Bytes;
 use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use holdfast_types::size::KIB;
 use holdfast_types::{ChunkIndex, Generation, InodeId};
 use holdfast_wire::chunk::ChunkOp;
-use holdfast_wire::namespace::{Attributes, Outcome};
+use holdfast_wire::namespace::Outcome;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Files up to this size are read as a whole.
@@ -70,25 +70,6 @@ struct Pending {
     own: Option<Own>,
     /// Unless this host is alone for sure: what the file was like when storage was asked.
     seen: Option<Seen>,
-}
-
-/// A content of which nothing was cut.
-#[derive(Clone, Copy)]
-pub(crate) struct Seen {
-    generation: Generation,
-    cuts: u64,
-    /// The read ends here because the file did, by what was known before it began: it must still.
-    end: Option<u64>,
-}
-
-impl Seen {
-    pub fn now(base: &Attributes) -> Self {
-        Self { generation: base.generation, cuts: base.cuts, end: None }
-    }
-
-    pub fn still(&self, now: &Attributes) -> bool {
-        (self.generation, self.cuts) == (now.generation, now.cuts) && self.end.is_none_or(|end| end == now.size)
-    }
 }
 
 /// From when a size is that a read goes by.

@@ -15,7 +15,7 @@ use crate::control::Purpose;
 use crate::core::ClientCore;
 use crate::data::DataPurpose;
 use crate::error::ClientError;
-use crate::read::Seen;
+use crate::file::Seen;
 use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use holdfast_types::{ChunkIndex, Generation, InodeId};
 use holdfast_wire::chunk::{ByteRange, ChunkOp};

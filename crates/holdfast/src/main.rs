@@ -15,11 +15,6 @@ use clap::Parser;
 use cli::{Cli, Command};
 use std::process::ExitCode;
 
-/// The C library's keeps what large merges of a table have freed, in pieces that fit nothing else: a metadata server of three million
-/// files took 1.6 times its share.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let done = if helper::is_called(&arguments) { helper::run(arguments) } else { run(Cli::parse()) };

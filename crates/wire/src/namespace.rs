@@ -2,6 +2,8 @@
 //!
 //! Every mutation is exactly-once by `(session, sequence)`; every answer carries the index at which it holds.
 
+// tidy: long because it is a list: every operation on a namespace, each field said
+
 use crate::lock::{HeldLock, Lock};
 use bytes::Bytes;
 use holdfast_types::{FileName, Generation, InodeId, SessionId, Timestamp, VolumeId};

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::log_store::{Birth, LogError, LogStore, RecoveredLog};
 use holdfast_journal::{DirectoryDisk, JournalConfig, Syncing};
 use holdfast_store::{FjallConfig, FjallTable, KeyRange, StoreError, Table};
+use holdfast_types::size::MIB;
 use holdfast_types::{ServerId, ShardId};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -251,7 +252,10 @@ fn open_shard(config: &Config, shard: ShardId, syncing: Syncing) -> Result<Shard
     let path = base.join("table");
     // Most rows are in the volumes' table; the cluster's is small.
     let share = if shard == ShardId::VOLUMES { 7 } else { 1 };
-    let fjall = FjallConfig { cache_bytes: config.cache.0 * share / 8, ..FjallConfig::default() };
+    let cache_bytes = config.cache.0 * share / 8;
+    // What waits to be written to files is in proportion, so that little memory for the one is little for all.
+    let memtable_bytes = FjallConfig::default().memtable_bytes.min((config.cache.0 / 8).max(MIB));
+    let fjall = FjallConfig { cache_bytes, memtable_bytes, ..FjallConfig::default() };
     let table = FjallTable::open(&path, fjall).map_err(|source| DiskError::Table { shard, path, source })?;
     Ok(Shard { log, recovered, table: Arc::new(table) })
 }

@@ -729,13 +729,13 @@ impl Names {
     ) -> Result<Outcome> {
         let file = self.file(inode)?;
         if file.generation == generation {
-            file.sparse |= sparse;
             if size > file.size {
                 if file.bounds.get(&session).copied().unwrap_or(0) < size {
                     return Err(NamespaceError::Stale);
                 }
                 file.size = size;
             }
+            file.sparse |= sparse;
             if release {
                 file.unbind(session);
             }

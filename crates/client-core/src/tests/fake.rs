@@ -539,27 +539,7 @@ impl Service {
                 (ChunkAnswer::Data { sums }, data.into())
             }
             ChunkOp::Allocated { inode, generation, from, upto, .. } => {
-                let of = |key: &ChunkKey| {
-                    (key.inode, key.generation) == (*inode, *generation)
-                        && (from..=upto).contains(&&key.index)
-                        && GroupId::of(key.volume, key.inode, key.index, GROUPS) == request.group
-                };
-                let mut ranges = Vec::new();
-                let mut through = ChunkIndex(u64::MAX);
-                for (count, (key, bytes)) in self.chunks.iter().filter(|(key, _)| of(key)).enumerate() {
-                    // Short answers, so that there are second ones.
-                    if count == 2 {
-                        through = ChunkIndex(key.index.0 - 1);
-                        break;
-                    }
-                    let block = |(n, block): (usize, &[u8])| {
-                        let start = key.index.0 * CHUNK_BYTES + n as u64 * BLOCK_BYTES;
-                        let range = ByteRange { start, end: start + block.len() as u64 };
-                        block.iter().any(|byte| *byte != 0).then_some(range)
-                    };
-                    ranges.extend(bytes.chunks(BLOCK_BYTES as usize).enumerate().filter_map(block));
-                }
-                (ChunkAnswer::Allocated { ranges, through }, Bytes::new())
+                (self.allocated(request.group, (*inode, *generation), *from..=*upto), Bytes::new())
             }
             // Cuts are made at once here, so what was made before is gone, and what came after them stands.
             ChunkOp::Made { chunk, .. } => (
@@ -568,6 +548,34 @@ impl Service {
             ),
             other => panic!("a client does not ask {other:?}"),
         }
+    }
+
+    /// Where a file has blocks that are not zeros, in chunks of one group.
+    fn allocated(
+        &self,
+        group: GroupId,
+        (inode, generation): (InodeId, Generation),
+        indices: std::ops::RangeInclusive<ChunkIndex>,
+    ) -> ChunkAnswer {
+        let of = |key: &ChunkKey| {
+            (key.inode, key.generation) == (inode, generation)
+                && indices.contains(&key.index)
+                && GroupId::of(key.volume, key.inode, key.index, GROUPS) == group
+        };
+        let mut ranges = Vec::new();
+        for (count, (key, bytes)) in self.chunks.iter().filter(|(key, _)| of(key)).enumerate() {
+            // Short answers, so that there are second ones.
+            if count == 2 {
+                return ChunkAnswer::Allocated { ranges, through: ChunkIndex(key.index.0 - 1) };
+            }
+            let block = |(n, block): (usize, &[u8])| {
+                let start = key.index.0 * CHUNK_BYTES + n as u64 * BLOCK_BYTES;
+                let range = ByteRange { start, end: start + block.len() as u64 };
+                block.iter().any(|byte| *byte != 0).then_some(range)
+            };
+            ranges.extend(bytes.chunks(BLOCK_BYTES as usize).enumerate().filter_map(block));
+        }
+        ChunkAnswer::Allocated { ranges, through: ChunkIndex(u64::MAX) }
     }
 
     /// Nobody writes beyond what was granted.

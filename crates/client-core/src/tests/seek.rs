@@ -144,7 +144,7 @@ fn check(world: &mut World, handle: HandleId, bytes: &[u8], at: u64) {
     assert!(bytes.get(hole as usize).is_none_or(|byte| *byte == 0), "data at {hole}");
     // Nor is everything called data: what looks like a hole from its first block on is none.
     let whole = |from: u64| bytes[from as usize..size.min(from + BLOCK) as usize].iter().all(|byte| *byte == 0);
-    let blocks = (at.next_multiple_of(BLOCK)..size).step_by(BLOCK as usize);
-    let first = blocks.filter(|from| whole(*from)).next().unwrap_or(size);
+    let mut blocks = (at.next_multiple_of(BLOCK)..size).step_by(BLOCK as usize);
+    let first = blocks.find(|from| whole(*from)).unwrap_or(size);
     assert!(hole <= first, "a hole at {first} is passed over: {hole}");
 }
