@@ -154,6 +154,18 @@ fn locks_that_were_taken_alone_exclude_a_host_that_comes_later() {
     cluster.mounted(first).unmount().expect("unmounts");
 }
 
+/// Whether the kernel has the call of a [`caller`]. A signal that comes before is handled before, and the call then waits for ever, as it
+/// would on any file system.
+fn is_in_its_call(child: &Child) -> anyhow::Result<()> {
+    // By number (proc(5)): pread64, pwrite64, fcntl, flock, fsync, openat. Before, it reads what it waits for from its input.
+    const CALLS: [libc::c_long; 6] =
+        [libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_fcntl, libc::SYS_flock, libc::SYS_fsync, libc::SYS_openat];
+    let said = std::fs::read_to_string(format!("/proc/{}/syscall", child.id()))?;
+    let number = said.split_whitespace().next().and_then(|number| number.parse().ok());
+    anyhow::ensure!(number.is_some_and(|number| CALLS.contains(&number)), "it is in {said}");
+    Ok(())
+}
+
 /// A process that says that it is ready, and makes a call when it is told to.
 fn caller(at: &Path, before: &str, call: &str) -> Child {
     let script = format!(
@@ -208,8 +220,9 @@ fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
     for (child, ..) in &mut waiting {
         writeln!(child.stdin.as_mut().expect("piped"), "go").expect("reads");
     }
-    // Long enough that each of them is in its call.
-    std::thread::sleep(Duration::from_secs(1));
+    for (child, call, _) in &waiting {
+        until(call, LIMIT, || is_in_its_call(child)).expect("makes its call");
+    }
     let mut late = Vec::new();
     for (mut child, call, signal) in waiting {
         if let Some(status) = child.try_wait().expect("waits") {

@@ -16,7 +16,7 @@ const USAGE: &str = "\
 cargo xtask check                       fmt, clippy, tidy, deny, doc tests: what the build server runs first
 cargo xtask test [--only SUITE,...] [--long]
                                         everything: installs or names what it needs, counts every test
-cargo xtask posix                       the POSIX suite alone
+cargo xtask posix [--long]              the POSIX suite alone
 cargo xtask sim --seeds N --from S      the simulator (its other switches are passed on: --mutations, ...)
 cargo xtask cluster [--metadata 3] [--storage 3] [--replicas 3] [--namespaces] [--power-loss]
                                         a cluster of separate processes to break by hand, removed at Ctrl-C
@@ -43,8 +43,10 @@ fn task() -> Result<bool> {
     let name = arguments.next().unwrap_or_default();
     let rest: Vec<String> = arguments.collect();
     match name.as_str() {
-        "check" => run::run(&root, &target, &run::Options { only: vec!["check".into()], long: false }),
-        "posix" => test(&root, &target, &["--only".into(), "posix".into()]),
+        "check" if rest.is_empty() => {
+            run::run(&root, &target, &run::Options { only: vec!["check".into()], long: false })
+        }
+        "posix" => test(&root, &target, &[vec!["--only".into(), "posix".into()], rest].concat()),
         "test" => test(&root, &target, &rest),
         "sim" => pass_on(&sim_command(), &rest),
         "cluster" => cluster(&rest),
@@ -53,6 +55,7 @@ fn task() -> Result<bool> {
             println!("{USAGE}");
             Ok(true)
         }
+        "check" => bail!("check takes no {:?}\n{USAGE}", rest.join(" ")),
         other => bail!("no task {other:?}\n{USAGE}"),
     }
 }
