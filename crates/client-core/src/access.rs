@@ -71,6 +71,10 @@ impl ClientCore {
         if !self.config.relatime || self.config.read_only || self.accesses.reads.len() >= WAITING_MAX {
             return;
         }
+        // What comes now would keep others waiting: they wait until the service knows of all.
+        if self.is_making_way() {
+            return;
+        }
         let now = self.stamp();
         let Some(file) = self.files.get(&inode).filter(|file| !file.gone) else { return };
         // Writes of our own that are not published will change the file once more; a read after that is soon enough.

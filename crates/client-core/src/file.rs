@@ -284,6 +284,11 @@ impl File {
         }
     }
 
+    /// What was to be published cannot be any more.
+    pub fn drop_unpublished(&mut self) {
+        (self.unpublished_end, self.mtime, self.clear_set_ids, self.sparse) = (0, None, false, false);
+    }
+
     /// Attributes as callers see them.
     pub fn show(&self, attributes: &mut Attributes) {
         attributes.size = attributes.size.max(self.size());
@@ -303,7 +308,7 @@ impl File {
                 || !self.unconfirmed.is_empty()
                 || !self.doubtful.is_empty()
                 || self.standing > 0
-                || (!data_only && (self.mtime.is_some() || self.clear_set_ids)))
+                || (!data_only && (self.mtime.is_some() || self.clear_set_ids || self.sparse)))
     }
 
     /// Whether bytes up to `end` of a content count: not if another session has truncated the file since they were sent.

@@ -252,14 +252,14 @@ impl ClientCore {
                 // The inode is gone, or another host has cut the file at the same time, and our bytes with it.
                 let alone = file.unpublished_end > file.base.size && self.session.caching == Caching::On;
                 let Some(file) = self.files.get_mut(&inode) else { return };
-                (file.unpublished_end, file.mtime, file.clear_set_ids) = (0, None, false);
+                file.drop_unpublished();
                 file.refresh = true;
                 if alone && file.is_open() {
                     self.lost(inode, 0, ClientError::Stale);
                 }
             }
             Err(error) => {
-                (file.unpublished_end, file.mtime, file.clear_set_ids) = (0, None, false);
+                file.drop_unpublished();
                 self.lost(inode, 0, error);
             }
         }
@@ -277,7 +277,7 @@ impl ClientCore {
         file.unconfirmed.clear();
         file.doubtful.clear();
         file.standing = 0;
-        (file.unpublished_end, file.mtime, file.clear_set_ids) = (0, None, false);
+        file.drop_unpublished();
         self.recount(inode);
         self.touched.insert(inode);
         self.room_made();

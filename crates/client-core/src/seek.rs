@@ -22,6 +22,10 @@ use holdfast_wire::chunk::{ByteRange, ChunkOp};
 use holdfast_wire::namespace::Outcome;
 use std::collections::BTreeMap;
 
+/// Chunks of each group that the first round asks for, and how many times as many each next one. By eye.
+const REACH_GROUPS: u64 = 4;
+const REACH_GROWTH: u64 = 16;
+
 /// Calls that wait for storage, by number.
 #[derive(Default)]
 pub(crate) struct Seeks {
@@ -58,6 +62,8 @@ struct Seeking {
     /// The shares are those of all groups.
     all: bool,
     under_way: usize,
+    /// Chunks asked for in the next round at the most: more with each, so that an answer near by costs little and a far one few rounds.
+    reach: u64,
     failed: Option<ClientError>,
     seen: Option<Seen>,
 }
@@ -201,6 +207,7 @@ impl ClientCore {
             shares,
             all: false,
             under_way: 0,
+            reach: REACH_GROUPS * u64::from(self.session.volume().groups),
             failed: None,
             seen,
         };
@@ -229,7 +236,10 @@ impl ClientCore {
             seeking.shares = names.map(|name| Share { name: ChunkIndex(name), from: name }).collect();
         }
         // What is asked for in the first round is the chunk alone.
-        let upto = if seeking.all { upto } else { first };
+        let upto = if seeking.all { upto.min(first.saturating_add(seeking.reach)) } else { first };
+        if seeking.all {
+            seeking.reach = seeking.reach.saturating_mul(REACH_GROWTH);
+        }
         let (inode, generation, id) = (seeking.inode, seeking.generation, volume.id);
         let asked: Vec<(usize, ChunkIndex, u64)> = (0..)
             .zip(&seeking.shares)

@@ -284,6 +284,11 @@ impl ClientCore {
         }
     }
 
+    /// Whether somebody waits for this session to have flushed everything.
+    pub(crate) fn is_making_way(&self) -> bool {
+        matches!(self.session.caching, Caching::Stopping(_)) || matches!(self.session.state, State::Leaving)
+    }
+
     /// When everything is flushed and dropped: tell the service, or leave.
     pub(crate) fn check_stopping(&mut self) {
         let stopping = match self.session.caching {

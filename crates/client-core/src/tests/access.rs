@@ -101,6 +101,24 @@ fn before_it_stops_caching_and_before_it_leaves_the_service_is_told() {
 }
 
 #[test]
+fn reads_that_go_on_do_not_keep_another_host_waiting() {
+    let mut world = world();
+    let mut files: Vec<(InodeId, HandleId)> = (0..200).map(|n| written(&mut world, &format!("f{n}"))).collect();
+    world.service.events.push((1, Event::StopCaching));
+    world.run_until("it asks to forget", |w| !w.notices.is_empty());
+    world.step(Input::Invalidated { event: 1 });
+    let mut reading = Vec::new();
+    while world.service.stopped.is_none() {
+        let (_, handle) = files.pop().expect("it stops before all were read");
+        reading.push(world.start(Call::Read { handle, offset: 0, length: 10 }));
+        (0..5).for_each(|_| world.happen());
+    }
+    for call in reading {
+        world.wait(call).expect("read");
+    }
+}
+
+#[test]
 fn a_time_that_was_set_by_hand_is_not_overruled_by_a_read_from_before() {
     let mut world = world();
     let (inode, handle) = written(&mut world, "f");

@@ -83,9 +83,10 @@ impl Op<'_, '_> {
         if row.mode != before.mode {
             row.changed(self.stamp);
         } else if (row.size, row.mtime) != (before.size, before.mtime) {
-            // When it was written, as the writer's own host shows all along: who looks at the time twice, as tar(1) does, is not to see a
-            // change that nobody made.
-            row.changed(done.mtime.min(self.stamp));
+            // When it was written, as the writer's own host shows all along while it is alone: who looks at the time twice, as tar(1) does,
+            // is not to see a change that nobody made. Beside other hosts it is when they can see it: who has read the old bytes since the
+            // write began finds it changed later than that.
+            row.changed(if self.caching { done.mtime.min(self.stamp) } else { self.stamp });
         }
         self.charge(before.charges(), row.charges(), 0)?;
         self.put_inode(inode, &row);

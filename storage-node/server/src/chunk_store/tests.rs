@@ -198,7 +198,9 @@ fn what_was_never_written_or_was_zeroed_whole_is_a_hole_and_long_answers_end_wit
     let more = [op(0, 400, write(chunk(5, 6), 0, vec![5; 10])), op(0, 401, write(chunk(5, 9), 0, vec![5; 10]))];
     assert!(store.apply(&more).iter().all(Result::is_ok));
     let (ranges, through) = allocated(&store, 5, 0, u64::MAX);
-    assert_eq!((ranges.len(), through), (300, 5));
+    assert_eq!((ranges.len(), through), (300, 1));
+    let (ranges, through) = allocated(&store, 5, 2, 7);
+    assert_eq!((ranges.len(), through), (1, u64::MAX));
     let (ranges, through) = allocated(&store, 5, 6, u64::MAX);
     assert_eq!((ranges.len(), through), (2, u64::MAX));
 }
