@@ -42,7 +42,11 @@ impl ClientCore {
             return self.ask_again(inode);
         }
         let stale = !file.gone && !file.is_fresh(file.wants_fresh);
-        if !file.changes.is_empty() {
+        // Bytes that others have cut away beneath, and that may stand beyond the size: the service hears of them before bytes are changed, or
+        // it would not remove those that go, and they would show when the file grows.
+        let touches_data = file.changes.front().is_some_and(Change::touches_data);
+        let in_doubt = touches_data && !file.gone && (file.standing > 0 || !file.doubtful.is_empty());
+        if !file.changes.is_empty() && (stale || !in_doubt) {
             return if stale { self.ask_again(inode) } else { self.run_change(inode) };
         }
         if file.gone {
@@ -57,6 +61,9 @@ impl ClientCore {
         }
         if !file.doubtful.is_empty() {
             return self.check_doubtful(inode);
+        }
+        if touches_data {
+            return self.run_change(inode);
         }
         let end = file.dirty.end();
         let limit = file.limit();

@@ -5,6 +5,7 @@ use super::world::{World, config, name};
 use crate::{Call, Input, Notice, OpenMode, Reply};
 use holdfast_types::InodeId;
 use holdfast_wire::metadata::Event;
+use holdfast_wire::namespace::SetAttributes;
 use std::time::Duration;
 
 fn uncached(seed: u64) -> World {
@@ -137,6 +138,25 @@ fn a_session_that_ends_before_sizes_are_published_has_not_unmounted_well() {
     world.step(Input::Tick);
     assert!(world.wait(leaving).is_err(), "nobody will ever see these bytes");
     assert!(matches!(world.notices.last(), Some(Notice::SessionOver { lost_bytes: 5000, .. })), "{:?}", world.notices);
+}
+
+/// Simulator's seed 925: they were left where they were, and showed when the file grew.
+#[test]
+fn what_stands_beyond_a_cut_by_others_goes_with_a_cut_of_our_own() {
+    let mut world = uncached(1);
+    let (inode, handle) = world.create("a");
+    world.write(handle, 0, vec![1; 100_000]).expect("written");
+    let cut = |size| Call::SetAttributes { inode, set: SetAttributes { size: Some(size), ..SetAttributes::default() } };
+    // Another host has cut the file to 10 bytes; one of our writes arrived after that, and storage has just said so.
+    let row = world.service.inodes.get_mut(&inode).expect("there");
+    (row.attributes.size, row.attributes.cuts, row.bound) = (10, 1, 0);
+    world.ask(Call::GetAttributes { inode }).expect("asked");
+    world.core.files.get_mut(&inode).expect("open").standing = 100_000;
+    world.ask(cut(50_000)).expect("longer than 10");
+    let held: usize = world.service.chunks.values().map(Vec::len).max().unwrap_or(0);
+    assert!(held <= 50_000, "{held} bytes are left");
+    world.ask(cut(100_000)).expect("longer");
+    assert_eq!(world.read(handle, 50_000, 50_000).expect("read"), vec![0; 50_000]);
 }
 
 #[test]
