@@ -42,8 +42,7 @@ impl ClientCore {
             return self.ask_again(inode);
         }
         let stale = !file.gone && !file.is_fresh(file.wants_fresh);
-        // Bytes that others have cut away beneath, and that may stand beyond the size: the service hears of them before bytes are changed, or
-        // it would not remove those that go, and they would show when the file grows.
+        // The service hears first of bytes that may stand beyond the size, or it would not remove those that go.
         let touches_data = file.changes.front().is_some_and(Change::touches_data);
         let in_doubt = touches_data && !file.gone && (file.standing > 0 || !file.doubtful.is_empty());
         if !file.changes.is_empty() && (stale || !in_doubt) {
@@ -65,8 +64,7 @@ impl ClientCore {
         if touches_data {
             return self.run_change(inode);
         }
-        let end = file.dirty.end();
-        let limit = file.limit();
+        let (end, limit) = (file.dirty.end(), file.limit());
         if self.publish_due(inode) {
             self.publish(inode);
         } else if end > limit || self.reserve_ahead(inode) {
