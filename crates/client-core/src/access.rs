@@ -22,19 +22,18 @@ const DELAY: Duration = Duration::from_secs(5);
 const WAITING_MAX: usize = 16 * ACCESS_TIMES_MAX;
 
 /// A read of which the service is not known to know.
+#[derive(Clone, Copy)]
 struct Access {
     atime: Timestamp,
     /// The file's time of change then.
     ctime: Timestamp,
-    /// A request about it is under way.
-    told: bool,
 }
 
 /// Those of all files.
 #[derive(Default)]
 pub(crate) struct Accesses {
     reads: BTreeMap<InodeId, Access>,
-    /// Those not told.
+    /// Those not told; about the others a request is under way.
     fresh: BTreeSet<InodeId>,
     /// A timer is set.
     due: bool,
@@ -82,10 +81,11 @@ impl ClientCore {
             return;
         }
         let ctime = file.base.ctime;
-        if self.accesses.reads.get(&inode).is_some_and(|read| read.told || read.ctime == ctime) {
+        let told = !self.accesses.fresh.contains(&inode);
+        if self.accesses.reads.get(&inode).is_some_and(|read| told || read.ctime == ctime) {
             return;
         }
-        self.accesses.reads.insert(inode, Access { atime: now, ctime, told: false });
+        self.accesses.reads.insert(inode, Access { atime: now, ctime });
         self.accesses.fresh.insert(inode);
         if self.accesses.fresh.len() >= ACCESS_TIMES_MAX {
             self.tell_accesses();
@@ -106,12 +106,11 @@ impl ClientCore {
         }
         let fresh: Vec<InodeId> = std::mem::take(&mut self.accesses.fresh).into_iter().collect();
         for part in fresh.chunks(ACCESS_TIMES_MAX) {
-            let mut times = Vec::with_capacity(part.len());
-            for inode in part {
-                let read = self.accesses.reads.get_mut(inode).expect("a fresh one is there");
-                read.told = true;
-                times.push(AccessTime { inode: *inode, atime: read.atime, ctime: read.ctime });
-            }
+            let time = |inode: &InodeId| {
+                let Access { atime, ctime } = self.accesses.reads[inode];
+                AccessTime { inode: *inode, atime, ctime }
+            };
+            let times: Vec<AccessTime> = part.iter().map(time).collect();
             self.mutate(Mutation::SetAccessTimes { times: times.clone() }, Purpose::AccessTimes(times));
         }
     }

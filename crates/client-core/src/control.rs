@@ -46,12 +46,11 @@ pub(crate) enum Purpose {
     Open(CallId, InodeId, crate::OpenMode),
     /// `Call::Unlink`, `Call::RemoveDirectory`, `Call::Rename`: what the name was believed to be.
     Remove(CallId, Option<InodeId>),
-    /// The size, for a read that may not use a cached one.
-    ReadSize(CallId, Box<Call>),
+    /// The size, for a read or a search for holes that may not use a cached one.
+    Size(CallId, Box<Call>),
     /// Whether a file was cut while a read of it was under way: its number.
     ReadCheck(u64),
-    /// As `ReadSize` and `ReadCheck`, for `Call::Seek`.
-    SeekSize(CallId, Box<Call>),
+    /// The same for a search.
     SeekCheck(u64),
     /// `Call::SetAttributes` through the file's lane.
     Set {
@@ -331,9 +330,8 @@ impl ClientCore {
             Purpose::Create(id, call) => self.created(id, call, result),
             Purpose::Open(id, inode, mode) => self.open_answered(id, inode, mode, &operation.request, result),
             Purpose::Remove(id, inode) => self.removed(id, inode, result),
-            Purpose::ReadSize(id, call) => self.read_sized(id, *call, result),
+            Purpose::Size(id, call) => self.sized(id, *call, result),
             Purpose::ReadCheck(number) => self.read_checked(number, result),
-            Purpose::SeekSize(id, call) => self.seek_sized(id, *call, result),
             Purpose::SeekCheck(number) => self.seek_checked(number, result),
             Purpose::Set { id, inode, quiet } => self.set_answered(id, inode, quiet, result),
             Purpose::AccessTimes(times) => self.accesses_told(&times, &result),

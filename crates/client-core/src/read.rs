@@ -237,25 +237,26 @@ impl ClientCore {
         if self.shares() && ends && whole {
             return self.read_now(id, handle, offset, length, Known::Before);
         }
-        self.query(Some(inode), Purpose::ReadSize(id, Box::new(call)));
+        self.query(Some(inode), Purpose::Size(id, Box::new(call)));
     }
 
-    /// The size is known: a read that may not use a cached one goes on.
-    pub(crate) fn read_sized(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
-        let Call::Read { handle, offset, length } = call else { return };
+    /// The size is known: a read, or a search for holes, that may not use a cached one goes on.
+    pub(crate) fn sized(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
         match result {
-            Ok(_) if self.waits(id) => self.read_known(id, handle, offset, length),
+            Ok(_) if self.waits(id) => self.go_on_sized(id, call),
             Ok(_) => {}
             Err(error) => self.complete(id, Err(error)),
         }
     }
 
     /// The size is known as it was a moment ago: what of the file is being changed since comes first.
-    fn read_known(&mut self, id: CallId, handle: crate::HandleId, offset: u64, length: u32) {
+    fn go_on_sized(&mut self, id: CallId, call: Call) {
+        let (Call::Read { handle, .. } | Call::Seek { handle, .. }) = call else { return };
         let file = self.handles.get(&handle).and_then(|open| self.files.get_mut(&open.inode));
-        match file.filter(|file| file.is_changing()) {
-            Some(file) => file.parked.push((id, Call::Read { handle, offset, length })),
-            None => self.read_now(id, handle, offset, length, Known::Since),
+        match (file.filter(|file| file.is_changing()), call) {
+            (Some(file), call) => file.parked.push((id, call)),
+            (None, Call::Read { offset, length, .. }) => self.read_now(id, handle, offset, length, Known::Since),
+            (None, call) => self.seek_now(id, call),
         }
     }
 
@@ -362,7 +363,7 @@ impl ClientCore {
             Ok(_) if same => self.finish_read(pending),
             Ok(_) if self.waits(pending.call) => {
                 let (handle, offset, length) = pending.asked;
-                self.read_known(pending.call, handle, offset, length);
+                self.go_on_sized(pending.call, Call::Read { handle, offset, length });
             }
             Ok(_) => {}
             Err(error) => self.complete(pending.call, Err(error)),

@@ -153,26 +153,10 @@ impl ClientCore {
         if self.may_serve_cache() {
             return self.seek_now(id, call);
         }
-        self.query(Some(inode), Purpose::SeekSize(id, Box::new(call)));
+        self.query(Some(inode), Purpose::Size(id, Box::new(call)));
     }
 
-    /// The size is known: a call that may not use a cached one goes on.
-    pub(crate) fn seek_sized(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
-        let Call::Seek { handle, .. } = call else { return };
-        if !self.waits(id) {
-            return;
-        }
-        if let Err(error) = result {
-            return self.complete(id, Err(error));
-        }
-        let file = self.handles.get(&handle).and_then(|open| self.files.get_mut(&open.inode));
-        match file.filter(|file| file.is_changing()) {
-            Some(file) => file.parked.push((id, call)),
-            None => self.seek_now(id, call),
-        }
-    }
-
-    fn seek_now(&mut self, id: CallId, call: Call) {
+    pub(crate) fn seek_now(&mut self, id: CallId, call: Call) {
         let Call::Seek { handle, offset, seek } = call else { return };
         let Some(inode) = self.handles.get(&handle).map(|h| h.inode) else {
             return self.complete(id, Err(ClientError::BadHandle));
