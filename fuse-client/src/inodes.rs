@@ -45,6 +45,8 @@ struct Names {
 pub struct Known {
     inodes: Mutex<HashMap<InodeId, Inode>>,
     names: Mutex<Names>,
+    /// The last attributes of what is gone and not forgotten yet, because something on this host still holds it.
+    gone: Mutex<HashMap<InodeId, Box<Attributes>>>,
 }
 
 impl Default for Known {
@@ -55,6 +57,7 @@ impl Default for Known {
         Self {
             inodes: Mutex::new(HashMap::from([(InodeId::ROOT, root)])),
             names: Mutex::new(Names { until: HashMap::new(), sweep_at: NAMES_SWEPT_MIN }),
+            gone: Mutex::default(),
         }
     }
 }
@@ -99,8 +102,22 @@ impl Known {
             known.lookups = known.lookups.saturating_sub(count);
             if known.lookups == 0 {
                 inodes.remove(&inode);
+                lock(&self.gone).remove(&inode);
             }
         }
+    }
+
+    /// An inode lost its last name and nobody keeps it: it is as it was last until the kernel forgets it.
+    pub fn gone(&self, last: Box<Attributes>) {
+        let inodes = lock(&self.inodes);
+        if inodes.contains_key(&last.inode) {
+            lock(&self.gone).insert(last.inode, last);
+        }
+    }
+
+    /// How an inode that is gone was last.
+    pub fn last_of(&self, inode: InodeId) -> Option<Attributes> {
+        lock(&self.gone).get(&inode).map(|last| (**last).clone())
     }
 
     /// What an inode is; `None` if the kernel should not know it.

@@ -34,6 +34,7 @@ struct Asker {
     sink: Arc<Answers>,
     answers: mpsc::Receiver<(u64, Result<Answer, Errno>)>,
     next: u64,
+    uid: u32,
 }
 
 impl Asker {
@@ -42,13 +43,13 @@ impl Asker {
         let fs = FileSystem::new(volume.clone());
         let (sender, answers) = mpsc::channel();
         let server = Server(fs.clone());
-        Self { volume, fs, server, sink: Arc::new(Answers(Mutex::new(sender))), answers, next: 2 }
+        Self { volume, fs, server, sink: Arc::new(Answers(Mutex::new(sender))), answers, next: 2, uid: 10 }
     }
 
     /// Asks without waiting for the answer.
     fn begin(&mut self, inode: InodeId, pid: u32, operation: Operation<'_>) -> u64 {
         self.next += 2;
-        let caller = Caller { uid: 10, gid: 20, pid };
+        let caller = Caller { uid: self.uid, gid: 20, pid };
         let reply = Reply::new(self.next, pid, self.sink.clone());
         self.server.serve(Request { unique: self.next, inode, caller, operation }, reply);
         self.next
@@ -251,13 +252,17 @@ fn the_kernel_is_told_when_a_write_took_set_id_bits() {
 }
 
 #[test]
-fn attributes_that_nobody_changes_are_only_read() {
+fn a_change_of_nothing_is_the_owners_and_read_only_for_others() {
     everywhere(|mut asker, _| {
         let (inode, ..) = asker.create(b"f", 0);
         let nothing = NewAttributes { kill_set_ids: true, ..NewAttributes::default() };
         asker.volume.take_calls();
         assert!(matches!(asker.ask(inode, Operation::SetAttributes(nothing)), Ok(Answer::Attributes(..))));
+        assert_eq!(asker.volume.take_calls(), ["get-attributes", "set-attributes"], "its time of change moves");
+        asker.uid = 11;
+        assert!(matches!(asker.ask(inode, Operation::SetAttributes(nothing)), Ok(Answer::Attributes(..))));
         assert_eq!(asker.volume.take_calls(), ["get-attributes"]);
+        asker.uid = 10;
         let at = Timestamp { seconds: i64::MIN, nanos: 1 };
         let times =
             NewAttributes { atime: Some(SetTime::At(at)), mtime: Some(SetTime::Now), ..NewAttributes::default() };

@@ -82,6 +82,61 @@ fn a_file_may_be_as_long_as_an_offset_can_say_and_not_a_byte_longer() {
 }
 
 #[test]
+fn an_allocation_that_changes_no_byte_changes_the_time() {
+    if !can_mount("an_allocation_that_changes_no_byte_changes_the_time", &[]) {
+        return;
+    }
+    const KEEP: FallocateFlags = FallocateFlags::KEEP_SIZE;
+    let up = Up::start(&[]).expect("up is ready");
+    let file = open(&up.mount().join("f"));
+    file.write_all_at(&[7; 10_000], 0).expect("writes");
+    let hole = KEEP | FallocateFlags::PUNCH_HOLE;
+    let zero = KEEP | FallocateFlags::ZERO_RANGE;
+    let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1);
+    for (flags, offset) in [(FallocateFlags::empty(), 0), (KEEP, 0), (KEEP, 20_000), (hole, 20_000), (zero, 20_000)] {
+        file.set_modified(long_ago).expect("sets a time");
+        fallocate(&file, flags, offset, 5000).expect("allocates");
+        let now = file.metadata().expect("stat");
+        assert!(now.modified().expect("has a time") > long_ago, "{flags:?} at {offset}");
+        assert_eq!(now.len(), 10_000, "{flags:?} at {offset}");
+    }
+    assert_eq!(bytes_at(&file, 0, 10_000), [7; 10_000]);
+}
+
+#[test]
+fn what_is_removed_can_still_be_asked_by_whoever_holds_it() {
+    if !can_mount("what_is_removed_can_still_be_asked_by_whoever_holds_it", &[]) {
+        return;
+    }
+    let up = Up::start(&[]).expect("up is ready");
+    let at = |name: &str| up.mount().join(name);
+    let hold = |name: &str, flags: OFlags| {
+        openat(CWD, at(name), flags | OFlags::NONBLOCK | OFlags::NOFOLLOW, Mode::empty()).expect("opens")
+    };
+    let rest = |held: &OwnedFd| rustix::fs::fstat(held).map(|found| (found.st_mode, found.st_nlink, found.st_size));
+    mkdirat(CWD, at("folder"), Mode::from_raw_mode(0o750)).expect("a directory");
+    mkdirat(CWD, at("moved"), Mode::from_raw_mode(0o755)).expect("a directory");
+    mkdirat(CWD, at("replaced"), Mode::from_raw_mode(0o711)).expect("a directory");
+    rustix::fs::mknodat(CWD, at("pipe"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o640), 0).expect("a pipe");
+    std::os::unix::fs::symlink("somewhere", at("link")).expect("a link");
+    fs::write(at("file"), b"abc").expect("a file");
+    let (folder, replaced) = (hold("folder", OFlags::RDONLY), hold("replaced", OFlags::RDONLY));
+    let (pipe, link, file) = (hold("pipe", OFlags::RDONLY), hold("link", OFlags::PATH), hold("file", OFlags::PATH));
+    fs::remove_dir(at("folder")).expect("removed");
+    fs::rename(at("moved"), at("replaced")).expect("replaced");
+    ["pipe", "link", "file"].iter().for_each(|name| fs::remove_file(at(name)).expect("removed"));
+    assert_eq!(rest(&folder), Ok((0o040_750, 0, 0)));
+    assert_eq!(rest(&replaced), Ok((0o040_711, 0, 0)));
+    assert_eq!(rest(&pipe), Ok((0o010_640, 0, 0)));
+    assert_eq!(rest(&link), Ok((0o120_777, 0, 9)));
+    assert_eq!(rest(&file), Ok((0o100_644, 0, 3)));
+    assert!(rustix::fs::Dir::read_from(&folder).expect("opens").read().is_none(), "nothing is in it");
+    // Who is in a directory that is gone is nowhere, and no name can be made there.
+    let made = openat(&folder, "new", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR);
+    assert_eq!(made.map(|_| ()), Err(Errno::NOENT));
+}
+
+#[test]
 fn names_are_any_255_bytes_and_no_more() {
     if !can_mount("names_are_any_255_bytes_and_no_more", &[]) {
         return;

@@ -319,6 +319,9 @@ pub enum Reply {
     },
     /// Attributes.
     Attributes(Attributes),
+    /// A name was removed or moved. What lost its last name by that and is not kept, as it was last: nobody can ask for it again, but a
+    /// kernel may still hold it (a directory somebody is in, a pipe that is open).
+    Removed(Option<Box<Attributes>>),
     /// Created, or found by a call that is not exclusive.
     Created {
         /// Its attributes.

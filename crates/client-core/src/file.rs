@@ -10,7 +10,7 @@ use crate::error::ClientError;
 use crate::extents::{Extents, SEGMENT_OVERHEAD};
 use bytes::Bytes;
 use holdfast_types::{Generation, InodeId, Instant, LogIndex, Sequence, Timestamp};
-use holdfast_wire::namespace::{Attributes, FileKind, SetAttributes};
+use holdfast_wire::namespace::{Attributes, FileKind, SetAttributes, without_set_ids};
 use std::collections::{BTreeMap, VecDeque};
 
 /// An open handle.
@@ -435,12 +435,6 @@ impl File {
     pub fn sync_target(&self) -> u64 {
         self.syncs.iter().map(|s| s.target).max().unwrap_or(0)
     }
-}
-
-/// Permission bits without set-user-id, and without set-group-id if that means execution.
-fn without_set_ids(mode: u16) -> u16 {
-    let gid = if mode & 0o010 != 0 { 0o2000 } else { 0 };
-    mode & !(0o4000 | gid)
 }
 
 /// Whether a write by somebody without privilege changes the mode.

@@ -41,6 +41,7 @@ mod read;
 mod seek;
 mod session;
 mod write;
+mod zero;
 
 #[cfg(test)]
 mod tests;

@@ -318,7 +318,11 @@ impl ClientCore {
     /// A call whose reply is the outcome itself.
     pub(crate) fn call_answered(&mut self, id: CallId, result: Result<Outcome, ClientError>) {
         let reply = result.map(|outcome| match outcome {
-            Outcome::Done | Outcome::Removed { .. } | Outcome::Renamed { .. } => Reply::Done,
+            Outcome::Done => Reply::Done,
+            Outcome::Removed { attributes, orphan } => Reply::Removed(gone(attributes, orphan)),
+            Outcome::Renamed { replaced, orphan, .. } => {
+                Reply::Removed(replaced.and_then(|replaced| gone(replaced, orphan)))
+            }
             Outcome::Entry { mut attributes, .. } | Outcome::Attributes { mut attributes, .. } => {
                 self.show(&mut attributes);
                 Reply::Attributes(attributes)
@@ -459,11 +463,14 @@ impl ClientCore {
         self.mutate(mutation, Purpose::Remove(id, guarded));
     }
 
-    pub(crate) fn removed(&mut self, id: CallId, guarded: Option<InodeId>, result: Result<Outcome, ClientError>) {
-        match &result {
-            Ok(Outcome::Removed { attributes, orphan }) => self.lost_name(attributes, *orphan),
-            Ok(Outcome::Renamed { replaced: Some(replaced), orphan, .. }) => self.lost_name(replaced, *orphan),
-            _ => {}
+    pub(crate) fn removed(&mut self, id: CallId, guarded: Option<InodeId>, mut result: Result<Outcome, ClientError>) {
+        if let Ok(
+            Outcome::Removed { attributes, orphan } | Outcome::Renamed { replaced: Some(attributes), orphan, .. },
+        ) = &mut result
+        {
+            // What is buffered belongs to how it was last, before it is dropped.
+            self.show(attributes);
+            self.lost_name(attributes, *orphan);
         }
         self.call_answered(id, result);
         let parked = guarded.and_then(|inode| self.removing.remove(&inode));
@@ -494,6 +501,11 @@ impl ClientCore {
             None => self.pages.remove_file(attributes.inode),
         }
     }
+}
+
+/// What lost a name, if it is gone with that.
+fn gone(attributes: Attributes, orphan: bool) -> Option<Box<Attributes>> {
+    (attributes.links == 0 && !orphan).then(|| Box::new(attributes))
 }
 
 /// The names that a call changes.

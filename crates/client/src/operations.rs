@@ -84,12 +84,12 @@ impl Client {
 
     /// [`Call::Unlink`]
     pub async fn unlink(&self, parent: InodeId, name: FileName) -> Result<(), ClientError> {
-        expect!(self, Call::Unlink { parent, name }, Reply::Done => ())
+        expect!(self, Call::Unlink { parent, name }, Reply::Removed(_) => ())
     }
 
     /// [`Call::RemoveDirectory`]
     pub async fn remove_directory(&self, parent: InodeId, name: FileName) -> Result<(), ClientError> {
-        expect!(self, Call::RemoveDirectory { parent, name }, Reply::Done => ())
+        expect!(self, Call::RemoveDirectory { parent, name }, Reply::Removed(_) => ())
     }
 
     /// [`Call::Rename`]
@@ -100,7 +100,7 @@ impl Client {
         mode: RenameMode,
     ) -> Result<(), ClientError> {
         let ((from_parent, from_name), (to_parent, to_name)) = (from, to);
-        expect!(self, Call::Rename { from_parent, from_name, to_parent, to_name, mode }, Reply::Done => ())
+        expect!(self, Call::Rename { from_parent, from_name, to_parent, to_name, mode }, Reply::Removed(_) => ())
     }
 
     /// [`Call::ReadLink`]

@@ -120,6 +120,13 @@ pub struct SetAttributes {
     pub clear_set_ids: bool,
 }
 
+/// Permission bits without set-user-id, and without set-group-id if that means execution: what is left after a write or a change of
+/// owner (Linux: `notify_change`).
+pub fn without_set_ids(mode: u16) -> u16 {
+    let set_group_id = if mode & 0o0010 != 0 { 0o2000 } else { 0 };
+    mode & !(0o4000 | set_group_id)
+}
+
 /// Flags of `renameat2(2)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RenameMode {

@@ -3,18 +3,22 @@
 use super::names::permissions;
 use super::waiting::Patience;
 use super::{FileSystem, Volume, is_empty, unexpected};
-use crate::device::{Answer, NewAttributes, Reply};
+use crate::device::{Answer, Caller, NewAttributes, Reply};
 use crate::errno;
 use bytes::{BufMut, Bytes, BytesMut};
 use holdfast_client::{Call, ClientError, Reply as Answered};
 use holdfast_types::InodeId;
 use holdfast_types::limits::{FILE_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
-use holdfast_wire::namespace::{FileKind, NamespaceError, SetAttributes, XattrMode};
+use holdfast_wire::namespace::{FileKind, NamespaceError, SetAttributes, XattrMode, without_set_ids};
 use rustix::io::Errno;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl<V: Volume> FileSystem<V> {
     pub(super) fn get_attributes(self: &Arc<Self>, reply: Reply, inode: InodeId) {
+        if let Some(last) = self.known.last_of(inode) {
+            return self.answer_attributes(reply, last);
+        }
         let patience = if inode == InodeId::ROOT { Patience::LongUnlessUnmounting } else { Patience::Long };
         self.ask_within(reply, Call::GetAttributes { inode }, patience, |fs, reply, answered| match answered {
             Answered::Attributes(attributes) => fs.answer_attributes(reply, attributes),
@@ -24,6 +28,9 @@ impl<V: Volume> FileSystem<V> {
 
     /// With the time of birth, which `stat(2)` does not show.
     pub(super) fn get_all_attributes(self: &Arc<Self>, reply: Reply, inode: InodeId) {
+        if let Some(last) = self.known.last_of(inode) {
+            return reply.finish(Ok(Answer::AllAttributes(last, Duration::ZERO)));
+        }
         self.ask(reply, Call::GetAttributes { inode }, |fs, reply, answered| match answered {
             Answered::Attributes(attributes) => {
                 let pass = fs.pass();
@@ -34,9 +41,9 @@ impl<V: Volume> FileSystem<V> {
         });
     }
 
-    pub(super) fn set_attributes(self: &Arc<Self>, reply: Reply, inode: InodeId, new: &NewAttributes) {
+    pub(super) fn set_attributes(self: &Arc<Self>, reply: Reply, caller: Caller, inode: InodeId, new: &NewAttributes) {
         if is_empty(new) {
-            return self.get_attributes(reply, inode);
+            return self.change_no_owner(reply, caller, inode);
         }
         if new.size.is_some_and(|size| size > FILE_BYTES_MAX) {
             return reply.error(Errno::FBIG);
@@ -55,6 +62,27 @@ impl<V: Volume> FileSystem<V> {
             mtime: new.mtime,
             clear_set_ids: new.mode.is_none() && (clear_owner || (new.size.is_some() && new.kill_set_ids)),
         };
+        self.set(reply, inode, set);
+    }
+
+    /// `chown(2)` to nobody else, or a `fallocate(2)` that takes set-id bits (the kernel asks for both alike, and the second takes them
+    /// itself). Linux moves the time of change and takes set-id bits, which is a change of mode: not for everybody to make. Linux refuses
+    /// it with `EPERM`; here that would refuse the second as well.
+    fn change_no_owner(self: &Arc<Self>, reply: Reply, caller: Caller, inode: InodeId) {
+        self.ask(reply, Call::GetAttributes { inode }, move |fs, reply, answered| match answered {
+            Answered::Attributes(attributes) => {
+                if caller.uid != 0 && caller.uid != attributes.uid {
+                    return fs.answer_attributes(reply, attributes);
+                }
+                let clear_set_ids =
+                    attributes.kind != FileKind::Directory && without_set_ids(attributes.mode) != attributes.mode;
+                fs.set(reply, inode, SetAttributes { clear_set_ids, ..SetAttributes::default() });
+            }
+            _ => unexpected(reply),
+        });
+    }
+
+    fn set(self: &Arc<Self>, reply: Reply, inode: InodeId, set: SetAttributes) {
         self.ask(reply, Call::SetAttributes { inode, set }, |fs, reply, answered| match answered {
             Answered::Attributes(attributes) => fs.answer_attributes(reply, attributes),
             _ => unexpected(reply),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use holdfast_client::{Call, ClientError, Durability, HandleId, OpenMode, Reply as Answered, Seek, ZeroMode};
 use holdfast_types::InodeId;
 use holdfast_types::limits::FILE_BYTES_MAX;
-use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode, SetAttributes};
+use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode, SetAttributes, SetTime};
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::time::Duration;
@@ -255,7 +255,7 @@ impl<V: Volume> FileSystem<V> {
         };
         let handle = HandleId(handle);
         let (call, grow_to) = match mode {
-            // Space is not reserved, so nothing is left to do where the size stays.
+            // Space is not reserved, so nothing is left to do where the size stays but to say when.
             KEEP_SIZE => (None, None),
             0 => (None, Some(end)),
             PUNCH_HOLE | ZERO_KEEP => (Some(Call::Zero { handle, offset, length, mode: ZeroMode::KeepSize }), None),
@@ -265,7 +265,7 @@ impl<V: Volume> FileSystem<V> {
         let then = move |fs: &Arc<Self>, reply: Reply| match (call, grow_to) {
             (Some(call), _) => fs.ask_done(reply, call),
             (None, Some(end)) => fs.grow(reply, inode, handle, end),
-            (None, None) => reply.done(),
+            (None, None) => fs.touch(reply, inode),
         };
         if caller.uid == 0 { then(self, reply) } else { self.clear_set_ids_then(reply, inode, then) }
     }
@@ -291,11 +291,17 @@ impl<V: Volume> FileSystem<V> {
         });
     }
 
+    /// A change that changes no byte is one all the same: its time is the file's, as on every local file system.
+    fn touch(self: &Arc<Self>, reply: Reply, inode: InodeId) {
+        let set = SetAttributes { mtime: Some(SetTime::Now), ..SetAttributes::default() };
+        self.ask(reply, Call::SetAttributes { inode, set }, |_, reply, _| reply.done());
+    }
+
     /// Makes a file at least `end` bytes long. Not by setting its size, which would cut what another host appends meanwhile: its
     /// last byte is made to read as zero, if the file does not reach that far.
     fn grow(self: &Arc<Self>, reply: Reply, inode: InodeId, handle: HandleId, end: u64) {
         self.ask(reply, Call::GetAttributes { inode }, move |fs, reply, answered| match answered {
-            Answered::Attributes(attributes) if attributes.size >= end => reply.done(),
+            Answered::Attributes(attributes) if attributes.size >= end => fs.touch(reply, inode),
             Answered::Attributes(_) => {
                 fs.ask_done(reply, Call::Zero { handle, offset: end - 1, length: 1, mode: ZeroMode::Extend });
             }

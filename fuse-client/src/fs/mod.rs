@@ -282,7 +282,7 @@ impl<V: Volume> Service for Server<V> {
             }
             Operation::ReadLink => fs.read_link(reply, inode),
             Operation::GetAttributes { .. } => fs.get_attributes(reply, inode),
-            Operation::SetAttributes(new) => fs.set_attributes(reply, inode, &new),
+            Operation::SetAttributes(new) => fs.set_attributes(reply, caller, inode, &new),
             Operation::StatFs => fs.stat_volume(reply),
             Operation::SetXattr { name, value, flags, clear_set_group_id } => match acl_of(name) {
                 Some(default) => fs.set_acl(reply, inode, default, Some(value), clear_set_group_id),

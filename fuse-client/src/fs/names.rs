@@ -104,12 +104,26 @@ impl<V: Volume> FileSystem<V> {
 
     pub(super) fn unlink(self: &Arc<Self>, reply: Reply, parent: InodeId, name: &[u8]) {
         let Some((name, reply)) = name_of(name, reply) else { return };
-        self.ask_done(reply, Call::Unlink { parent, name });
+        self.remove(reply, Call::Unlink { parent, name });
     }
 
     pub(super) fn remove_directory(self: &Arc<Self>, reply: Reply, parent: InodeId, name: &[u8]) {
         let Some((name, reply)) = name_of(name, reply) else { return };
-        self.ask_done(reply, Call::RemoveDirectory { parent, name });
+        self.remove(reply, Call::RemoveDirectory { parent, name });
+    }
+
+    fn remove(self: &Arc<Self>, reply: Reply, call: Call) {
+        self.ask(reply, call, |fs, reply, answered| {
+            fs.removed(answered);
+            reply.done();
+        });
+    }
+
+    /// What is gone with its last name can still be asked for by whoever has it open, or is in it.
+    fn removed(&self, answered: Answered) {
+        if let Answered::Removed(Some(gone)) = answered {
+            self.known.gone(gone);
+        }
     }
 
     pub(super) fn rename(self: &Arc<Self>, reply: Reply, from: (InodeId, &[u8]), to: (InodeId, &[u8]), flags: u32) {
@@ -128,7 +142,8 @@ impl<V: Volume> FileSystem<V> {
             believed.push((from.0, from_name.clone()));
         }
         let call = Call::Rename { from_parent: from.0, from_name, to_parent: to.0, to_name, mode };
-        self.ask(reply, call, move |fs, reply, _| {
+        self.ask(reply, call, move |fs, reply, answered| {
+            fs.removed(answered);
             let pass = fs.pass();
             if !pass.valid.is_zero() {
                 for (parent, name) in believed {

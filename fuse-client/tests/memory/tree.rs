@@ -119,13 +119,21 @@ impl Tree {
     }
 
     /// A name less; the node goes when nothing holds it.
-    fn unlinked(&mut self, inode: InodeId) {
-        let Some(node) = self.nodes.get_mut(&inode) else { return };
+    fn unlinked(&mut self, inode: InodeId) -> Option<Box<Attributes>> {
+        let node = self.nodes.get_mut(&inode)?;
         node.attributes.links -= 1;
         node.attributes.ctime = now();
-        if node.attributes.links == 0 && node.opens == 0 {
-            self.nodes.remove(&inode);
+        let gone = node.attributes.links == 0 && node.opens == 0;
+        gone.then(|| self.nodes.remove(&inode)).flatten().map(|node| Box::new(node.attributes))
+    }
+
+    /// A directory goes; `parent` counted it.
+    fn directory_gone(&mut self, inode: InodeId, parent: InodeId) -> Option<Box<Attributes>> {
+        let gone = self.nodes.remove(&inode).map(|node| Box::new(Attributes { links: 0, ..node.attributes }));
+        if let Some(parent) = self.nodes.get_mut(&parent) {
+            parent.attributes.links -= 1;
         }
+        gone
     }
 
     fn is_empty(&self, directory: InodeId) -> bool {
@@ -178,8 +186,7 @@ impl Tree {
                     return refuse(E::IsDirectory);
                 }
                 self.take_entry(parent, &name);
-                self.unlinked(inode);
-                Ok(Reply::Done)
+                Ok(Reply::Removed(self.unlinked(inode)))
             }
             Call::RemoveDirectory { parent, name } => {
                 let inode = self.entry(parent, &name)?;
@@ -190,9 +197,7 @@ impl Tree {
                     return refuse(E::NotEmpty);
                 }
                 self.take_entry(parent, &name);
-                self.nodes.remove(&inode);
-                self.node(parent)?.attributes.links -= 1;
-                Ok(Reply::Done)
+                Ok(Reply::Removed(self.directory_gone(inode, parent)))
             }
             Call::Rename { from_parent, from_name, to_parent, to_name, mode } => {
                 self.rename((from_parent, from_name), (to_parent, to_name), mode)
@@ -291,14 +296,15 @@ impl Tree {
             (RenameMode::Exchange, Some(other)) => {
                 self.entries.get_mut(&from).expect("found before").0 = other;
                 self.entries.get_mut(&to).expect("found before").0 = moved;
-                return Ok(Reply::Done);
+                return Ok(Reply::Removed(None));
             }
             (RenameMode::Replace | RenameMode::NoReplace, _) => {}
         }
         if target == Some(moved) {
-            return Ok(Reply::Done);
+            return Ok(Reply::Removed(None));
         }
         let is_directory = self.node(moved)?.attributes.kind == FileKind::Directory;
+        let mut gone = None;
         if let Some(target) = target {
             let target_is_directory = self.node(target)?.attributes.kind == FileKind::Directory;
             match (is_directory, target_is_directory) {
@@ -308,12 +314,7 @@ impl Tree {
                 _ => {}
             }
             self.take_entry(to.0, &to.1);
-            if target_is_directory {
-                self.nodes.remove(&target);
-                self.node(to.0)?.attributes.links -= 1;
-            } else {
-                self.unlinked(target);
-            }
+            gone = if target_is_directory { self.directory_gone(target, to.0) } else { self.unlinked(target) };
         }
         self.take_entry(from.0, &from.1);
         self.node(moved)?.attributes.ctime = now();
@@ -323,7 +324,7 @@ impl Tree {
             self.node(moved)?.attributes.parent = to.0;
         }
         self.put_entry(to.0, to.1, moved);
-        Ok(Reply::Done)
+        Ok(Reply::Removed(gone))
     }
 
     fn set_attributes(&mut self, inode: InodeId, set: &SetAttributes) -> Served {

@@ -5,13 +5,12 @@
 //!   goes where the size in the answer says.
 //! * Bytes above `size` that an ended session may have written go before anybody else may write there or raise the size.
 
-use super::set_attributes::without_set_ids;
 use super::{InodeRow, Op};
 use crate::error::{Applied, Fail};
 use crate::tables::mark;
 use holdfast_types::limits::FILE_BYTES_MAX;
 use holdfast_types::{Generation, InodeId, SessionId, Timestamp};
-use holdfast_wire::namespace::{FileKind, NamespaceError, Outcome};
+use holdfast_wire::namespace::{FileKind, NamespaceError, Outcome, without_set_ids};
 
 /// What `Publish` says.
 pub(super) struct Published {

@@ -7,18 +7,8 @@ use crate::tables::{mark, purge};
 use holdfast_types::limits::FILE_BYTES_MAX;
 use holdfast_types::{InodeId, Timestamp};
 use holdfast_wire::namespace::{
-    ACCESS_TIMES_MAX, AccessTime, FileKind, NamespaceError, Outcome, SetAttributes, SetTime,
+    ACCESS_TIMES_MAX, AccessTime, FileKind, NamespaceError, Outcome, SetAttributes, SetTime, without_set_ids,
 };
-
-const SET_USER_ID: u16 = 0o4000;
-const SET_GROUP_ID: u16 = 0o2000;
-const GROUP_EXECUTE: u16 = 0o0010;
-
-/// Mode after somebody without privilege wrote or changed the owner.
-pub(super) fn without_set_ids(mode: u16) -> u16 {
-    let mode = mode & !SET_USER_ID;
-    if mode & GROUP_EXECUTE != 0 { mode & !SET_GROUP_ID } else { mode }
-}
 
 impl Op<'_, '_> {
     pub(super) fn set_attributes(&mut self, inode: InodeId, set: &SetAttributes) -> Applied<Outcome> {
