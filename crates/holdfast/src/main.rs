@@ -1,6 +1,7 @@
 //! The `holdfast` binary: a subcommand per role, the same code in each case.
 
 mod admin;
+mod allocator;
 mod cli;
 mod fsck;
 mod helper;
@@ -13,11 +14,12 @@ mod up;
 use anyhow::Result;
 use clap::Parser;
 use cli::{Cli, Command};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
-    let done = if helper::is_called(&arguments) { helper::run(arguments) } else { run(Cli::parse()) };
+    let done = if helper::is_called(&arguments) { helper::run(arguments) } else { run(Cli::parse(), &arguments) };
     match done {
         Ok(code) => code,
         Err(error) => {
@@ -42,11 +44,14 @@ fn in_one_line(error: &anyhow::Error) -> String {
     text
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
+fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
     match cli.command {
         Command::Up(up) => runtime("up")?.block_on(up::run(up)),
         Command::Init(init) => init_cluster(&init),
-        Command::Metadata(server) => runtime("metadata")?.block_on(role::metadata(&server.config)),
+        Command::Metadata(server) => {
+            allocator::be_frugal(arguments);
+            runtime("metadata")?.block_on(role::metadata(&server.config))
+        }
         Command::Storage(server) => runtime("storage")?.block_on(role::storage(&server.config)),
         Command::Mount(mount) if mount.background => mount::background(&mount, true),
         Command::Mount(mount) => runtime("mount")?.block_on(mount::foreground(mount)),
