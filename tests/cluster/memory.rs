@@ -56,12 +56,12 @@ fn metadata_pids(cluster: &mut Cluster) -> Vec<i32> {
 
 /// What each metadata server has of its own.
 fn taken(cluster: &mut Cluster, what: &str) -> Vec<u64> {
-    let bytes = metadata_pids(cluster).into_iter().map(|pid| status(pid, "RssAnon")).collect();
+    let bytes: Vec<u64> = metadata_pids(cluster).into_iter().map(|pid| status(pid, "RssAnon")).collect();
     tell(&bytes, what);
     bytes
 }
 
-fn tell(bytes: &Vec<u64>, what: &str) {
+fn tell(bytes: &[u64], what: &str) {
     let mib: Vec<u64> = bytes.iter().map(|bytes| bytes / MIB).collect();
     note(&format!("{what}: RssAnon of the metadata servers {mib:?} MiB"));
 }

@@ -208,6 +208,10 @@ fn cluster_requests() -> Named<Request> {
         ("get-map", Request::GetMap { have: MapVersion(58), wait: true }),
         ("heartbeat", Request::Heartbeat(heartbeat)),
         ("promote", Request::Promote { group, epoch, member: member(3) }),
+        (
+            "report-gone",
+            Request::ReportGone { node: NodeId(2), lives: vec![(DiskId(1), Incarnation(9))], reporter: NodeId(1) },
+        ),
         ("evict", Request::Evict { group, epoch, member: member(3), reporter: member(1) }),
         ("lead-volumes", Request::LeadVolumes { term: Term(4) }),
         ("server-arrived", Request::ServerArrived { server: ServerId(4), place: ServerPlace::Leaving }),

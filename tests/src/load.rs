@@ -305,21 +305,14 @@ impl Failover<'_> {
         let said = runs.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         healed?;
         if !said.success {
-            bail!("acknowledged data is missing, or a writer hangs:\n{}{}", said.stdout, said.stderr);
+            bail!("acknowledged data is missing, a writer hangs or calls failed:\n{}{}", said.stdout, said.stderr);
         }
         let result: Value = serde_json::from_str(&std::fs::read_to_string(&json)?)?;
         let writers = result["writers"].as_object().context("writers in the result")?;
         for (name, writer) in writers {
             let stall = &writer["longest_stall_ms"];
-            crate::note(&format!(
-                "{label}: {name}: {} acknowledged, longest stall {stall} ms, errors {}",
-                writer["acks"], writer["error_calls"]
-            ));
-            if writer["error_calls"].as_object().is_none_or(|errors| !errors.is_empty())
-                || writer["lost_descriptor"] != Value::Bool(false)
-            {
-                bail!("the application saw errors:\n{}", said.stdout);
-            }
+            let acks = &writer["acks"];
+            crate::note(&format!("{label}: {name}: {acks} acknowledged, longest stall {stall} ms"));
             if writer["acks_after_fault"].as_u64().unwrap_or(0) == 0 {
                 bail!("nothing was acknowledged after the fault:\n{}", said.stdout);
             }

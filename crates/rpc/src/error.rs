@@ -104,6 +104,13 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// Whether the host answered that nobody listens there. A host that is gone, or out of reach, says nothing.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
 /// A refusal by the other side's transport, as it travels. Numbers are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]

@@ -32,6 +32,9 @@ pub trait Handler: Send + Sync + 'static {
         let _ = (from, message);
     }
 
+    /// Nobody listens where the peer should be: its process has ended, or was never there. Said after each attempt that finds it so.
+    fn refused(&self) {}
+
     /// The connection is gone. Comes last, once per [`Self::connected`].
     fn disconnected(&self, from: &PeerIdentity, link: &Link) {
         let _ = (from, link);

@@ -234,6 +234,9 @@ impl Driver {
                     tracing::warn!(peer = %lane.target.name, %error, "cannot connect; trying on");
                 }
                 self.failing = true;
+                if let (true, Some(handler)) = (error.is_refused(), &lane.target.options.handler) {
+                    handler.refused();
+                }
                 lane.renew(&shared, &End::Unreachable(Arc::new(error)));
             }
             Ok(connection) => {

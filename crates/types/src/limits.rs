@@ -66,8 +66,9 @@ pub const RAFT_ELECTION_MIN: Duration = Duration::from_millis(500);
 
 /// Storage nodes' heartbeat.
 pub const NODE_HEARTBEAT: Duration = Duration::from_millis(500);
-/// A node silent for longer, in the leader's own ticks, is taken out of its views.
-pub const NODE_TTL: Duration = Duration::from_secs(3);
+/// A node silent for longer, in the leader's own ticks, is taken out of its views: five heartbeats, so that writers of a host that froze
+/// wait less than three seconds.
+pub const NODE_TTL: Duration = Duration::from_millis(2500);
 /// How long a primary waits for a member before it asks for it to be taken out.
 pub const MEMBER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a group with no member of its last view waits for the others after a power loss.

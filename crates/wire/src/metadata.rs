@@ -83,6 +83,16 @@ pub enum Request {
         /// Who asks.
         reporter: MemberId,
     },
+    /// A storage node finds nobody listening where another was: that process has ended. Two of them are believed at once, one if the node
+    /// has missed a heartbeat as well. Answer: `Done`.
+    ReportGone {
+        /// Which node.
+        node: NodeId,
+        /// Its disks in the lives that are over.
+        lives: Vec<(DiskId, Incarnation)>,
+        /// Who says so.
+        reporter: NodeId,
+    },
     /// A planned stop: takes a node out of its views first, as far as that leaves somebody in sync. Answer: `Done`.
     LeaveViews {
         /// Which node.

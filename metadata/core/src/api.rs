@@ -275,6 +275,8 @@ pub enum Input {
         /// What.
         message: PeerMessage,
     },
+    /// This server is about to stop: others are to lead what it leads, as soon as they can.
+    Leave,
     /// The records of a `Persist` effect, and of all before it, are durable.
     Persisted {
         /// Which shard's.

@@ -90,6 +90,8 @@ pub struct MetadataCore {
     forward_next: u64,
     /// When leadership of one shard may be handed over next because the other has halted here, and the pause after that, in ticks.
     hand_over: (u64, u64),
+    /// It is about to stop, and leads nothing for longer than it must.
+    leaving: bool,
     /// It was said that this server must end.
     pub(crate) stopped: bool,
     /// The map version whose servers were last told, and those servers.
@@ -124,6 +126,7 @@ impl MetadataCore {
             forwards: BTreeMap::new(),
             forward_next,
             hand_over: (0, HAND_OVER_TICKS),
+            leaving: false,
             stopped: false,
             servers_told: Default::default(),
         })
@@ -142,6 +145,10 @@ impl MetadataCore {
                 self.open.remove(&request);
             }
             Input::Peer { from, message } => self.peer(from, message),
+            Input::Leave => {
+                self.leaving = true;
+                self.hand_all_over();
+            }
             Input::Persisted { shard, ticket } => {
                 if shard == ShardId::CLUSTER {
                     self.cluster.persisted(ticket, &mut self.out);
@@ -257,7 +264,15 @@ impl MetadataCore {
         self.tick_volumes();
         self.tick_servers();
         self.tick_halted();
+        if self.leaving {
+            self.hand_all_over();
+        }
         self.send_forwards();
+    }
+
+    fn hand_all_over(&mut self) {
+        self.cluster.hand_over();
+        self.volumes.hand_over();
     }
 
     /// One shard has halted here, of which the other's leader needs to know what is so: another server leads it better. Where the
@@ -500,6 +515,7 @@ fn shard_of(request: &Request) -> ShardId {
         | Request::Heartbeat(_)
         | Request::Promote { .. }
         | Request::Evict { .. }
+        | Request::ReportGone { .. }
         | Request::LeaveViews { .. }
         | Request::LeadVolumes { .. }
         | Request::ServerArrived { .. }
@@ -527,6 +543,7 @@ fn is_allowed(from: Caller, request: &Request) -> bool {
         Request::Heartbeat(heartbeat) => from == Caller::Storage(heartbeat.node),
         Request::Promote { .. } => matches!(from, Caller::Storage(_)),
         Request::Evict { reporter, .. } => from == Caller::Storage(reporter.node),
+        Request::ReportGone { reporter, .. } => from == Caller::Storage(*reporter),
         Request::LeaveViews { node } => from == Caller::Storage(*node) || from == Caller::Admin,
         Request::FenceSession { .. } => matches!(from, Caller::Server(_) | Caller::Admin),
         Request::InspectInodes { .. } => from == Caller::Admin,

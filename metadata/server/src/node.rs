@@ -95,6 +95,8 @@ pub struct Node {
     inbox: Mutex<Inbox>,
     machine: Mutex<Machine>,
     dead: watch::Sender<bool>,
+    /// Whether this server leads a shard.
+    leads: watch::Sender<bool>,
     me: Weak<Node>,
     runtime: tokio::runtime::Handle,
 }
@@ -152,6 +154,7 @@ impl Node {
             inbox: Mutex::default(),
             machine: Mutex::new(machine),
             dead: watch::channel(false).0,
+            leads: watch::channel(false).0,
             me: Weak::clone(me),
             runtime: tokio::runtime::Handle::current(),
         });
@@ -208,6 +211,8 @@ impl Node {
             done += batch.len();
             batch.drain(..).for_each(|arrival| machine.take(arrival));
             machine.start_effects();
+            let leads = [ShardId::CLUSTER, ShardId::VOLUMES].iter().any(|shard| machine.core.leads(*shard));
+            self.leads.send_if_modified(|known| std::mem::replace(known, leads) != leads);
             if machine.expelled.is_some() {
                 return;
             }
@@ -218,6 +223,14 @@ impl Node {
     /// Why the cluster wants no more of this server, if so.
     pub fn expelled(&self) -> Option<String> {
         self.machine().expelled.clone()
+    }
+
+    /// Has others lead what this server leads. Returns when they do; the caller knows how long to wait.
+    pub async fn leave(&self) {
+        let mut leads = self.leads.subscribe();
+        self.submit(Arrival::Input(Input::Leave));
+        // The channel ends with the node.
+        let _ = leads.wait_for(|leads| !leads).await;
     }
 
     /// Becomes true when the core's life has ended before it was closed.

@@ -22,6 +22,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// How long a planned stop waits for others to lead.
+const LEAVE: Duration = Duration::from_millis(500);
 /// How long answers under way may take at a stop.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -121,6 +123,10 @@ pub async fn run(
         _ = shutdown.wait_for(|stop| *stop) => false,
         _ = dead.wait_for(|dead| *dead) => true,
     };
+    if !died {
+        // Whoever is in the middle of something goes on with the next leader at once, in place of waiting for an election.
+        let _ = tokio::time::timeout(LEAVE, node.leave()).await;
+    }
     ticks.abort();
     let ended = end(&node, threads).await;
     server.shutdown(GRACE).await;

@@ -136,6 +136,11 @@ pub enum Input {
         /// Which node.
         node: NodeId,
     },
+    /// Nobody listens where the node was: its process has ended. Said after each attempt at a stream that finds it so.
+    PeerRefused {
+        /// Which node.
+        node: NodeId,
+    },
     /// A command given by [`Effect::Local`] is done.
     LocalDone {
         /// Which.
@@ -195,7 +200,7 @@ pub enum Effect {
         /// Bytes of a read.
         payload: Bytes,
     },
-    /// A request for the metadata leader (`Promote` or `Evict`); the answer comes back as [`Input::ViewAnswer`].
+    /// A request for the metadata leader (`Promote`, `Evict` or `ReportGone`); the answer comes back as [`Input::ViewAnswer`].
     AskView {
         /// Names the question.
         token: u64,

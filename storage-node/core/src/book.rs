@@ -28,6 +28,8 @@ pub(crate) struct Book {
     pub(crate) low: BTreeSet<DiskId>,
     /// Nodes whose stream is gone, and since when.
     pub(crate) lost: BTreeMap<NodeId, Instant>,
+    /// Nodes where nobody listened, and when that was last told.
+    pub(crate) refused: BTreeMap<NodeId, Instant>,
     /// When the last heartbeat that was answered was sent.
     pub(crate) leader_heard: Option<Instant>,
     /// Versions with operations of ended sessions that are not settled yet, and in how many groups.

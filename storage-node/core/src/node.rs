@@ -14,7 +14,7 @@ use holdfast_types::{DiskId, GroupId, Incarnation, Instant, MapVersion, MemberId
 use holdfast_wire::chunk::{ChunkRequest, Refusal};
 use holdfast_wire::group::{GroupBody, GroupMessage};
 use holdfast_wire::map::{ClusterMap, MapUpdate, View};
-use holdfast_wire::metadata::{MetadataError, Response};
+use holdfast_wire::metadata::{MetadataError, Request, Response};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -82,6 +82,7 @@ impl StorageCore {
             Input::Peer { from, message, payload } => self.peer(now, from, message, payload, effects),
             Input::PeerConnected { node } => {
                 self.book.lost.remove(&node);
+                self.book.refused.remove(&node);
                 let (groups, mut ctx) = self.split(now, effects);
                 for group in groups.values_mut() {
                     group.peer_connected(&mut ctx, node);
@@ -93,6 +94,7 @@ impl StorageCore {
                 let follow = self.groups.iter().filter(|(_, group)| group.follows(node));
                 self.book.active.extend(follow.map(|(id, _)| *id));
             }
+            Input::PeerRefused { node } => self.peer_refused(now, node, effects),
             Input::LocalDone { ticket, result } => self.local_done(now, ticket, result, effects),
             Input::ViewAnswer { token: _, result } => self.view_answer(now, result, effects),
             Input::LeaderHeard { sent_at } => {
@@ -257,6 +259,23 @@ impl StorageCore {
             group.fail(&mut ctx);
         }
         effects.push(Effect::DiskFailed { disk });
+    }
+
+    /// Whoever shares views with a node whose process has ended says so, and nobody needs to be patient.
+    fn peer_refused(&mut self, now: Instant, node: NodeId, effects: &mut Vec<Effect>) {
+        let me = self.config.node;
+        let has = |view: &View, node: NodeId| view.members().any(|member| member.node == node);
+        let Some(record) = self.map.nodes.get(&node).filter(|record| record.alive) else { return };
+        if !self.map.views.iter().any(|view| has(view, node) && has(view, me)) {
+            return;
+        }
+        let lives = record.disks.iter().map(|disk| (disk.id, disk.incarnation)).collect();
+        let told = self.book.refused.get(&node);
+        if told.is_none_or(|told| now.since(*told) >= self.config.limits.resend) {
+            self.book.refused.insert(node, now);
+            let (_, mut ctx) = self.split(now, effects);
+            ctx.ask_view(Request::ReportGone { node, lives, reporter: me });
+        }
     }
 
     fn view_answer(&mut self, now: Instant, result: Result<Response, MetadataError>, effects: &mut Vec<Effect>) {

@@ -60,6 +60,10 @@ impl Handler for Watcher {
         self.tell(Input::PeerConnected { node: self.node });
     }
 
+    fn refused(&self) {
+        self.tell(Input::PeerRefused { node: self.node });
+    }
+
     fn disconnected(&self, _: &PeerIdentity, _: &Link) {
         self.tell(Input::PeerLost { node: self.node });
     }

@@ -349,6 +349,10 @@ impl Sim {
         let cut = self.world.network().is_blocked(me, other) || self.world.network().is_blocked(other, me);
         if cut || !self.world.is_running(other) {
             let pause = Duration::from_millis(self.prng.between(20, 250));
+            // A process that has ended is found out so; a host that is lost, or a process that hangs, refuses nobody.
+            if !cut && self.nodes[peer].life.is_none() && self.prng.chance(1, 2) {
+                self.node_input(at, Input::PeerRefused { node: NodeId(peer as u64 + 1) });
+            }
             return self.open_peer(at, peer, pause);
         }
         let Some(life) = &mut self.nodes[at].life else { return };

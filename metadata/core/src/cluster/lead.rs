@@ -2,6 +2,7 @@
 //!
 //! Everything here is in memory and begins afresh with every leader; what must survive is in the log.
 
+use super::gone::Gone;
 use super::members;
 use super::nodes::Heard;
 use crate::api::{Caller, ticks};
@@ -70,6 +71,7 @@ pub(crate) struct ClusterLead {
     pub(super) since: Option<u64>,
     pub(super) heard: BTreeMap<NodeId, Heard>,
     pub(super) reports: BTreeMap<(GroupId, MemberId), BTreeSet<MemberId>>,
+    pub(super) gone: Gone,
     /// Members taken out on a report, and when: they do not return at once.
     pub(super) evicted: BTreeMap<(GroupId, MemberId), u64>,
     /// Groups none of whose members in sync has kept its life, and since when.
@@ -134,6 +136,10 @@ impl MetadataCore {
                 } else {
                     self.show_view(asker, group);
                 }
+            }
+            Request::ReportGone { node, lives, reporter } => {
+                self.report_gone(node, &lives, reporter);
+                self.answer(asker, SHARD, None, Ok(Response::Done));
             }
             Request::LeaveViews { node } => {
                 let views = self.views_without(node);

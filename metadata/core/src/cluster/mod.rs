@@ -7,6 +7,7 @@
 //! * A session id is given once; one that is not live and not above the newest is over, for ever.
 //! * Every view is valid (`views::is_valid`), and follows from the one before by a step that `views` allows.
 
+pub(crate) mod gone;
 pub(crate) mod lead;
 pub(crate) mod map;
 pub(crate) mod nodes;

@@ -67,6 +67,9 @@ impl MetadataCore {
     pub(super) fn hear(&mut self, heartbeat: Heartbeat) {
         let Heartbeat { node, address, labels, pid, disks, acknowledged, leaving } = heartbeat;
         let lives = |disks: &[DiskState]| -> Vec<_> { disks.iter().map(|d| (d.id, d.incarnation, d.failed)).collect() };
+        if self.cluster_lead.gone.is_late_word(node, disks.iter().map(|d| (d.id, d.incarnation)), self.ticks) {
+            return;
+        }
         let same = self.cluster_lead.heard.get(&node).filter(|old| lives(&old.disks) == lives(&disks));
         let lives_since = same.map_or(self.ticks, |old| old.lives_since);
         // Whoever leaves does so until its next life; in a container that one has the same pid.
@@ -89,7 +92,7 @@ impl MetadataCore {
     }
 
     fn is_silent(&self, node: NodeId) -> bool {
-        self.silent_for(node) > ticks(NODE_TTL)
+        self.silent_for(node) > ticks(NODE_TTL) || self.cluster_lead.gone.has(node)
     }
 
     pub(super) fn tick_nodes(&mut self) {

@@ -4,6 +4,7 @@ mod acls;
 mod chaos;
 mod exactly_once;
 mod fences;
+mod gone;
 mod limits;
 mod locks;
 mod members;
@@ -212,7 +213,7 @@ impl World {
         leading.max().map(|(_, id)| id)
     }
 
-    fn step(&mut self, id: u64, input: Input) {
+    pub(crate) fn step(&mut self, id: u64, input: Input) {
         let Some(core) = self.servers.get_mut(&id).and_then(|server| server.core.as_mut()) else { return };
         let mut effects = Vec::new();
         core.step(self.now, input, &mut effects);

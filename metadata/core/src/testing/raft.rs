@@ -1,7 +1,7 @@
 //! Promises of the replicated log, on three servers.
 
 use super::{World, create, envelope, outcome};
-use crate::api::{Caller, Limits};
+use crate::api::{Caller, Input, Limits};
 use holdfast_types::{InodeId, ShardId};
 use holdfast_wire::metadata::{MetadataError, Request};
 use holdfast_wire::namespace::{NewNode, Outcome, Query};
@@ -34,6 +34,31 @@ fn a_minority_of_servers_may_stop_at_any_time() {
         world.check();
     }
     assert_eq!(world.attributes(s, ROOT).links, 8);
+}
+
+#[test]
+fn a_server_that_leaves_hands_over_and_nobody_waits_for_an_election() {
+    let mut world = World::formed(3, 3);
+    let (s, _) = world.attach();
+    for round in 0..6 {
+        let shards = [ShardId::CLUSTER, ShardId::VOLUMES];
+        let leader = world.leader(shards[round % 2]).unwrap();
+        let mutation = world.mutation(s, create(ROOT, &format!("d{round}"), NewNode::Directory, false));
+        let asked = world.leader(ShardId::VOLUMES).unwrap();
+        let under_way = world.ask_as(asked, Caller::Client, mutation);
+        world.step(leader, Input::Leave);
+        world.deliver();
+        // Others lead before the shortest wait for an election is over, and before anybody's time has passed.
+        world.run(2);
+        let leaders = shards.map(|shard| world.leader(shard));
+        assert!(leaders.iter().all(|now| now.is_some_and(|now| now != leader)), "{leaders:?}");
+        let told = world.answer(under_way).expect("told what came of it").result.clone();
+        assert!(!matches!(told, Err(MetadataError::Namespace(_))), "{told:?}");
+        world.crash(leader, round as u64);
+        world.start(leader);
+        world.run(40);
+        world.check();
+    }
 }
 
 #[test]

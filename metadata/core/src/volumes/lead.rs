@@ -139,6 +139,7 @@ impl MetadataCore {
             | Request::Heartbeat(_)
             | Request::Promote { .. }
             | Request::Evict { .. }
+            | Request::ReportGone { .. }
             | Request::LeaveViews { .. }
             | Request::LeadVolumes { .. }
             | Request::ServerArrived { .. }

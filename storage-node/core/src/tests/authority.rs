@@ -181,6 +181,8 @@ impl Authority {
                     });
                 }
             }
+            // Who has no life any more leaves its views at its own pace here.
+            Request::ReportGone { .. } => {}
             _ => unreachable!("no other request is asked"),
         }
     }
