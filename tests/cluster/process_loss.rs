@@ -2,6 +2,10 @@
 
 use holdfast_tests::load::Failover;
 use holdfast_tests::{Cluster, Options, can_mount};
+use rustix::process::Signal;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Kills the process that `choose` names 5 s into a load, starts it again, and checks everything.
 fn lose(label: &str, choose: impl FnOnce(&Cluster) -> String) {
@@ -16,7 +20,7 @@ fn lose(label: &str, choose: impl FnOnce(&Cluster) -> String) {
     let work = cluster.folder().to_path_buf();
     let run = Failover { mount: &at, work: &work, fault: format!("kill -9 {pid}"), heal_after_s: 15, duration_s: 25 };
     run.run(label, || cluster.restart(&victim)).expect("no error, no loss, no hang");
-    cluster.wait_healthy(std::time::Duration::from_secs(60)).expect("whole again");
+    cluster.wait_healthy(LIMIT).expect("whole again");
     cluster.mounted(mount).unmount().expect("unmounts");
 }
 
@@ -43,6 +47,61 @@ fn loss_of_the_metadata_leader_of_the_names_is_a_pause() {
 #[test]
 fn loss_of_a_storage_node_is_a_pause() {
     lose("loss_of_a_storage_node_is_a_pause", |_| "storage-2".to_string());
+}
+
+#[test]
+fn a_frozen_storage_node_is_taken_out_and_does_no_harm_when_it_wakes() {
+    let name = "a_frozen_storage_node_is_taken_out_and_does_no_harm_when_it_wakes";
+    if !can_mount(name, &["python3"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let pid = cluster.server("storage-2").expect("ours").pid().expect("it runs");
+    let work = cluster.folder().to_path_buf();
+    let run =
+        Failover { mount: &at, work: &work, fault: format!("kill -STOP {pid}"), heal_after_s: 12, duration_s: 18 };
+    run.run(name, || {
+        // It was out while it slept, and what it still has to say is of an epoch that is over.
+        let status = cluster.status()?;
+        let groups = &status["groups"];
+        anyhow::ensure!(groups["degraded"] == groups["total"] && groups["waiting"] == 0, "{status}");
+        cluster.server("storage-2")?.signal(Signal::CONT)
+    })
+    .expect("no error, no loss, no hang");
+    cluster.wait_healthy(LIMIT).expect("whole again");
+    cluster.mounted(mount).unmount().expect("unmounts");
+    assert!(cluster.admin(&["fsck"]).expect("clean").contains("clean"));
+}
+
+/// Stops every server in turn as an operator would who installs a new release, while writers work.
+#[test]
+fn a_rolling_restart_of_every_server_is_not_an_error_to_anybody() {
+    let name = "a_rolling_restart_of_every_server_is_not_an_error_to_anybody";
+    if !can_mount(name, &[]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let load = holdfast_tests::load::Load::start(&at, "load").expect("starts");
+    let names: Vec<String> = cluster.servers().iter().map(|server| server.name().to_string()).collect();
+    for name in &names {
+        load.wait_for(50).expect("acknowledged");
+        let led = cluster.leader_of(1).is_ok_and(|leader| leader == *name);
+        let status = cluster.server(name).expect("ours").terminate(LIMIT).expect("ends");
+        assert!(status.success(), "{name} ended with {status}");
+        // Whoever led has handed over before it ended: somebody leads at this very moment.
+        assert!(!led || cluster.leader_of(1).expect("somebody leads") != *name);
+        load.wait_for(50).expect("goes on without it");
+        cluster.restart(name).expect("comes back");
+        cluster.wait_healthy(LIMIT).expect("whole again");
+    }
+    let report = load.stop();
+    assert_eq!(report.errors(), Vec::<String>::new());
+    assert_eq!(report.missing(), Vec::<String>::new());
+    cluster.mounted(mount).unmount().expect("unmounts");
 }
 
 #[test]

@@ -20,6 +20,8 @@ cargo xtask posix [--long]              the POSIX suite alone
 cargo xtask sim --seeds N --from S      the simulator (its other switches are passed on: --mutations, ...)
 cargo xtask cluster [--metadata 3] [--storage 3] [--replicas 3] [--namespaces] [--power-loss]
                                         a cluster of separate processes to break by hand, removed at Ctrl-C
+cargo xtask failover [--runs 5] [--only WORD] [--json FILE]
+                                        what writers see when a server is killed, frozen, stopped: medians of new clusters
 cargo xtask bench [--quick] [--label NAME]
                                         fsbench on a mount and on the local disk beside it; kept in benches/baselines/";
 
@@ -49,7 +51,8 @@ fn task() -> Result<bool> {
         "posix" => test(&root, &target, &[vec!["--only".into(), "posix".into()], rest].concat()),
         "test" => test(&root, &target, &rest),
         "sim" => pass_on(&sim_command(), &rest),
-        "cluster" => cluster(&rest),
+        "cluster" => on_processes("cluster", &rest),
+        "failover" => on_processes("failover", &rest),
         "bench" => bench::run(&root, &target, &rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
@@ -77,13 +80,14 @@ fn test(root: &Path, target: &Path, arguments: &[String]) -> Result<bool> {
     run::run(root, target, &options)
 }
 
-fn cluster(arguments: &[String]) -> Result<bool> {
+/// Becomes a program of the test crate that starts clusters of processes.
+fn on_processes(program: &str, arguments: &[String]) -> Result<bool> {
     needs::packages()?;
     let built = Command::new("cargo").args(["build", "--release", "--package", "holdfast"]).status()?;
     if !built.success() {
         return Ok(false);
     }
-    pass_on(&words("cargo run --release --quiet --package holdfast-tests --bin cluster --"), arguments)
+    pass_on(&words(&format!("cargo run --release --quiet --package holdfast-tests --bin {program} --")), arguments)
 }
 
 /// The command that runs the simulator, ready for its arguments.
