@@ -12,6 +12,7 @@ mod memory;
 mod network_loss;
 mod power_loss;
 mod process_loss;
+mod rebuild;
 mod start_order;
 mod telemetry;
 mod two_mounts;

@@ -10,8 +10,8 @@ use holdfast_types::{
     ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
 use holdfast_wire::admin::{
-    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, InodeFacts, ServerPlace, ServerRecord,
-    ServerStatus, SessionStatus, ShardStatus, StorageStatus, TableCheck,
+    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, InodeFacts, RebuildStatus, ServerPlace,
+    ServerRecord, ServerStatus, SessionStatus, ShardStatus, StoragePlace, StorageStatus, TableCheck,
 };
 use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
@@ -127,6 +127,7 @@ fn map() -> ClusterMap {
         min_in_sync: 2,
         nodes: [(NodeId(1), node())].into(),
         views: vec![view(), view()],
+        homes: vec![vec![(NodeId(1), DiskId(2))], vec![]],
         sessions: [(SessionId(10), grant)].into(),
         session_newest: SessionId(11),
         service_term: Term(4),
@@ -150,6 +151,7 @@ fn delta() -> MapDelta {
         nodes: vec![node()],
         nodes_removed: vec![NodeId(9)],
         views: vec![(GroupId(1), view())],
+        homes: vec![(GroupId(1), vec![(NodeId(1), DiskId(2)), (NodeId(2), DiskId(2))])],
         sessions_opened: vec![(SessionId(10), SessionGrant { volume: VolumeId(4), read_only: true })],
         sessions_ended: vec![SessionId(9)],
         session_newest: SessionId(11),
@@ -220,6 +222,10 @@ fn cluster_requests() -> Named<Request> {
             Request::AddServer { server: ServerId(4), address: "10.0.0.4:4101".into(), replaces: Some(ServerId(2)) },
         ),
         ("remove-server", Request::RemoveServer { server: ServerId(2) }),
+        (
+            "place-storage",
+            Request::PlaceStorage { node: NodeId(2), place: StoragePlace::Leaving { successor: Some(NodeId(5)) } },
+        ),
         ("leave-views", Request::LeaveViews { node: NodeId(1) }),
         ("create-volume", Request::CreateVolume { name: "v".into(), limits: Limits::default() }),
         (
@@ -638,6 +644,11 @@ fn cluster_status() -> ClusterStatus {
         primary_of: 1,
         in_sync_of: 2,
         syncing_of: 3,
+        place: StoragePlace::Draining,
+        home_of: 4,
+        leaving_of: 5,
+        given_up: true,
+        labels: vec![("rack".into(), "r1".into())],
         disks: vec![disk],
     };
     let session = SessionStatus {
@@ -666,6 +677,8 @@ fn cluster_status() -> ClusterStatus {
         .map(|(place, id)| ServerRecord { id: ServerId(id), address: "10.0.0.1:4101".into(), place })
         .collect(),
         storage: vec![storage],
+        storage_gone: vec![NodeId(9)],
+        rebuild: RebuildStatus { lost: 1, draining: 2, moving: 3, under_way: 4, bytes_left: 5, seconds_left: Some(6) },
         sessions: vec![session],
     }
 }

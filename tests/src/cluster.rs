@@ -37,6 +37,8 @@ pub struct Options {
     pub skip_sync: bool,
     /// Servers with a small disk of their own, and its bytes.
     pub small_disks: Option<(Vec<String>, u64)>,
+    /// A storage disk away for longer is given up, as `init` takes it; its default if not given.
+    pub out_after: Option<&'static str>,
     /// Where its folder is made; the temporary folder if not given.
     pub folder: Option<PathBuf>,
 }
@@ -51,6 +53,7 @@ impl Default for Options {
             power_loss: false,
             skip_sync: false,
             small_disks: None,
+            out_after: None,
             folder: None,
         }
     }
@@ -131,6 +134,9 @@ impl Cluster {
             [("--metadata", options.metadata), ("--storage", options.storage), ("--replicas", options.replicas)]
         {
             command.arg(key).arg(value.to_string());
+        }
+        if let Some(span) = options.out_after {
+            command.args(["--out-after", span]);
         }
         if let Some(network) = &self.network {
             for n in 1..=options.metadata {

@@ -1,7 +1,7 @@
 //! `holdfast admin`: what an administrator sees and does.
 
 use crate::cli::{Admin, AdminCommand, Limit, LimitArguments, MetadataCommand, VolumeCommand};
-use crate::{fsck, layout};
+use crate::{fsck, layout, storage};
 use anyhow::{Context, Result, bail};
 use holdfast_client::{Cluster, ClusterFile, MetadataAddress, RequestError};
 use holdfast_config::Size;
@@ -45,6 +45,7 @@ async fn carry_out(admin: Admin) -> Result<ExitCode> {
         AdminCommand::Fsck { json, quick } => fsck::run(&file, &cluster, &fsck::Options { json, quick }).await,
         AdminCommand::Volume(command) => volume(&cluster, command).await,
         AdminCommand::Metadata(command) => metadata(&path, &file, &cluster, command).await,
+        AdminCommand::Storage(command) => storage::run(&path, &file, &cluster, command).await,
     }
 }
 
@@ -106,7 +107,7 @@ fn tidy_up(directory: &Path, (path, file): (&Path, &ClusterFile), known: &[Serve
     if !present.is_empty() && present != file.metadata {
         layout::rewrite(path, &present)?;
     }
-    gone.into_iter().try_for_each(|record| layout::retire_metadata(directory, record.id.0))
+    gone.into_iter().try_for_each(|record| layout::retire(directory, "metadata", record.id.0))
 }
 
 /// Prepares a new server's directory, and has the cluster take it in.
@@ -205,9 +206,13 @@ fn line(volume: &VolumeRecord) -> String {
 struct Report {
     healthy: bool,
     reasons: Vec<String>,
+    /// What goes on by itself, or may wait.
+    notes: Vec<String>,
     metadata: Vec<MetadataReport>,
-    storage: Vec<StorageReport>,
+    storage: Vec<storage::StorageReport>,
     groups: GroupsReport,
+    /// What moves between storage nodes.
+    rebuild: storage::RebuildReport,
     /// How many.
     sessions: usize,
     session_list: Vec<SessionReport>,
@@ -224,26 +229,6 @@ struct MetadataReport {
     role: &'static str,
     /// Shards that this server leads.
     leads: Vec<usize>,
-}
-
-#[derive(Serialize)]
-struct StorageReport {
-    id: u64,
-    address: String,
-    pid: u32,
-    state: &'static str,
-    disks: Vec<DiskReport>,
-    primary_of: u32,
-    in_sync_of: u32,
-    syncing_of: u32,
-}
-
-#[derive(Serialize)]
-struct DiskReport {
-    id: u32,
-    state: &'static str,
-    capacity: u64,
-    free: u64,
 }
 
 #[derive(Serialize)]
@@ -326,9 +311,11 @@ fn report(known: &[ServerRecord], servers: &[Option<ServerStatus>], whole: Resul
     let mut report = Report {
         healthy: false,
         reasons,
+        notes: Vec::new(),
         metadata,
         storage: Vec::new(),
         groups: GroupsReport { total: 0, degraded: 0, waiting: 0 },
+        rebuild: storage::RebuildReport::default(),
         sessions: 0,
         session_list: Vec::new(),
     };
@@ -368,29 +355,8 @@ fn metadata_report(at: &ServerRecord, status: Option<&ServerStatus>) -> Metadata
 fn add_cluster(report: &mut Report, status: &ClusterStatus) {
     report.groups =
         GroupsReport { total: status.groups_total, degraded: status.groups_degraded, waiting: status.groups_waiting };
-    report.storage = status
-        .storage
-        .iter()
-        .map(|node| StorageReport {
-            id: node.id.0,
-            address: node.address.clone(),
-            pid: node.pid,
-            state: if node.alive { "up" } else { "silent" },
-            disks: node
-                .disks
-                .iter()
-                .map(|disk| DiskReport {
-                    id: disk.id.0,
-                    state: if disk.failed { "failed" } else { "up" },
-                    capacity: disk.capacity,
-                    free: disk.free,
-                })
-                .collect(),
-            primary_of: node.primary_of,
-            in_sync_of: node.in_sync_of,
-            syncing_of: node.syncing_of,
-        })
-        .collect();
+    report.storage = status.storage.iter().map(storage::StorageReport::of).collect();
+    report.rebuild = storage::RebuildReport::of(&status.rebuild);
     report.sessions = status.sessions.len();
     report.session_list = status
         .sessions
@@ -417,9 +383,13 @@ fn add_cluster(report: &mut Report, status: &ClusterStatus) {
             status.groups_degraded, status.groups_total
         ));
     }
-    for node in report.storage.iter().filter(|node| node.state != "up") {
-        report.reasons.push(format!("storage node {} ({}) is {}", node.id, node.address, node.state));
+    for node in &report.storage {
+        match (node.complaint(), node.note()) {
+            (Some(reason), _) => report.reasons.push(reason),
+            (None, note) => report.notes.extend(note),
+        }
     }
+    report.notes.extend(report.rebuild.note());
 }
 
 fn picture(report: &Report) -> String {
@@ -432,6 +402,9 @@ fn picture(report: &Report) -> String {
     for reason in &report.reasons {
         line(format_args!("  ! {reason}"));
     }
+    for note in &report.notes {
+        line(format_args!("  - {note}"));
+    }
     line(format_args!("metadata"));
     for server in &report.metadata {
         let pid = server.pid.map_or("-".to_owned(), |pid| pid.to_string());
@@ -440,19 +413,7 @@ fn picture(report: &Report) -> String {
     }
     line(format_args!("storage"));
     for node in &report.storage {
-        let (free, capacity) = node.disks.iter().fold((0, 0), |sum, disk| (sum.0 + disk.free, sum.1 + disk.capacity));
-        line(format_args!(
-            "  {:>3}  {:<22} pid {:<8} {:<12} primary of {:>4}, in sync {:>4}, catching up {:>4}; {} of {} GiB free",
-            node.id,
-            node.address,
-            node.pid,
-            node.state,
-            node.primary_of,
-            node.in_sync_of,
-            node.syncing_of,
-            free >> 30,
-            capacity >> 30,
-        ));
+        line(format_args!("{}", node.line()));
     }
     let groups = &report.groups;
     line(format_args!("groups    {} in all, {} degraded, {} waiting", groups.total, groups.degraded, groups.waiting));

@@ -1,7 +1,7 @@
 //! The command line, exactly as the README and scripts rely on it.
 
 use clap::{Args, Parser, Subcommand};
-use holdfast_config::Size;
+use holdfast_config::{Size, Span};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -70,6 +70,9 @@ pub struct Init {
     /// Groups of the pool: a power of two, about 100 for each disk.
     #[arg(long, default_value_t = 256, value_name = "N")]
     pub groups: u32,
+    /// A storage disk that is away for longer is given up, and what it held is copied to others.
+    #[arg(long, default_value = "10 min", value_name = "TIME")]
+    pub out_after: Span,
     /// Host of the servers; repeated: the servers of each kind are spread over the hosts in turn.
     #[arg(long = "address", value_name = "HOST")]
     pub addresses: Vec<String>,
@@ -137,6 +140,51 @@ pub enum AdminCommand {
     /// Metadata servers.
     #[command(subcommand)]
     Metadata(MetadataCommand),
+    /// Storage nodes.
+    #[command(subcommand)]
+    Storage(StorageCommand),
+}
+
+/// What is done with storage nodes. All of it goes on in the cluster, whoever asked for it may leave; the data stays whole and in use.
+#[derive(Debug, Subcommand)]
+pub enum StorageCommand {
+    /// The storage nodes: what each holds, what is still to leave it, and how long all that moves takes.
+    List,
+    /// Take in a new storage node: writes its directory beside cluster.toml and says how to start it. It gets its share of the groups.
+    Add {
+        /// Its id: a number that no storage node of this cluster ever had.
+        id: u64,
+        /// HOST:PORT that it will listen on (TCP).
+        address: String,
+    },
+    /// Move everything off a node, which stays in the cluster: it may be stopped then, without a copy missing.
+    Drain {
+        /// Its id.
+        id: u64,
+        /// Use it again.
+        #[arg(long)]
+        undo: bool,
+        /// Return when nothing is left on it.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Move everything off a node and take it out, for good. One that is dead is given up at once.
+    Remove {
+        /// Its id.
+        id: u64,
+        /// Return when it is out.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Put a new node in the place of one that is lost, or is to go: as `add` and then, when the new one has come, `remove`.
+    Replace {
+        /// Id of the node that goes.
+        old: u64,
+        /// Id of the new one: a number that no storage node of this cluster ever had.
+        new: u64,
+        /// HOST:PORT that the new one will listen on (TCP).
+        address: String,
+    },
 }
 
 /// What is done with metadata servers: one at a time, without a pause for anybody.

@@ -39,6 +39,8 @@ pub struct Plan<'a> {
     pub sizes: &'a Sizes,
     /// Groups of the pool.
     pub groups: u32,
+    /// A disk away for longer is given up.
+    pub out_after: Span,
     /// Hosts, used in turn. Empty: this machine's loopback.
     pub hosts: &'a [String],
 }
@@ -155,6 +157,7 @@ fn metadata_config(
         replicas: plan.sizes.replicas,
         groups: plan.groups,
         storage_expected: plan.sizes.storage,
+        out_after: plan.out_after,
         cache: Size(64 << 20),
         telemetry_address: telemetry(telemetry_port),
         slow_operation: SLOW_OPERATION,
@@ -317,9 +320,39 @@ pub fn add_metadata(directory: &Path, file: &ClusterFile, id: u64, address: &str
     Ok(path)
 }
 
-/// A metadata server has left: what is here of it is kept, but not started any more.
-pub fn retire_metadata(directory: &Path, id: u64) -> Result<()> {
-    let config = directory.join(format!("metadata-{id}")).join("config.toml");
+/// Writes the directory of a storage node that joins a cluster made earlier; returns its configuration. One that was prepared before
+/// and has not started yet is written again.
+pub fn add_storage(directory: &Path, file: &ClusterFile, id: u64, address: &str) -> Result<PathBuf> {
+    let at = directory.join(format!("storage-{id}"));
+    let path = at.join("config.toml");
+    ensure!(!at.join("data").exists(), "{} holds a server that has started already; take another id", at.display());
+    let like = servers(directory, "storage")?;
+    let like = like.iter().find(|other| **other != path).context("no other storage node's config.toml is here")?;
+    let text = std::fs::read_to_string(like).with_context(|| format!("cannot read {}", like.display()))?;
+    let mut config: storage::Config = toml::from_str(&text)?;
+    (config.id, config.address) = (id, address.to_owned());
+    (config.authority, config.certificate, config.key) = ("ca.pem".into(), "cert.pem".into(), "key.pem".into());
+    // Where it stands, and what disks it has, nobody knows from another one's: whoever starts it says so in this file.
+    config.labels = Vec::new();
+    config.disks = vec![storage::DiskConfig { id: 1, path: "data".into(), io: storage::IoChoice::Auto }];
+    if config.telemetry_address != "off" {
+        let (_held, port) = free_tcp_port().context("no free port for telemetry")?;
+        config.telemetry_address = telemetry(port);
+    }
+    let server = |s: &MetadataAddress| storage::MetadataServer { id: s.id, address: s.address.clone() };
+    config.metadata = file.metadata.iter().map(server).collect();
+    if let Err(nonsense) = config.validate() {
+        bail!("{}: {}: {}", like.display(), nonsense.key, nonsense.reason);
+    }
+    let authority = read_authority(directory, file.cluster)?;
+    issue(&at, &authority, PeerIdentity { role: Role::Storage, id })?;
+    write(&path, &toml::to_string(&config)?)?;
+    Ok(path)
+}
+
+/// A server has left: what is here of it is kept, but not started any more.
+pub fn retire(directory: &Path, kind: &str, id: u64) -> Result<()> {
+    let config = directory.join(format!("{kind}-{id}")).join("config.toml");
     if config.is_file() {
         std::fs::rename(&config, config.with_file_name("config.toml.removed"))?;
     }

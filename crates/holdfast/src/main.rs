@@ -9,6 +9,7 @@ mod layout;
 mod mount;
 mod role;
 mod signals;
+mod storage;
 mod up;
 
 use anyhow::Result;
@@ -65,7 +66,8 @@ fn runtime(role: &'static str) -> Result<tokio::runtime::Runtime> {
 }
 
 fn init_cluster(init: &cli::Init) -> Result<ExitCode> {
-    let plan = layout::Plan { sizes: &init.sizes, groups: init.groups, hosts: &init.addresses };
+    let plan =
+        layout::Plan { sizes: &init.sizes, groups: init.groups, out_after: init.out_after, hosts: &init.addresses };
     layout::create(&init.directory, &plan)?;
     if let Some(warning) = plan.warning() {
         eprintln!("holdfast: {warning}");

@@ -15,6 +15,8 @@ use std::process::ExitCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+/// A disk away for longer is given up; all of them are here, so that it takes somebody's doing.
+const OUT_AFTER: holdfast_config::Span = holdfast_config::Span(holdfast_types::limits::OUT_AFTER);
 /// Groups of a cluster made by `up`: about 100 for each of its few disks.
 const GROUPS: u32 = 256;
 
@@ -23,7 +25,7 @@ pub async fn run(up: Up) -> Result<ExitCode> {
     std::fs::create_dir_all(&up.data).with_context(|| format!("cannot create {}", up.data.display()))?;
     let data = std::path::absolute(&up.data)?;
     let _lock = lock(&data)?;
-    let plan = layout::Plan { sizes: &up.sizes, groups: GROUPS, hosts: &[] };
+    let plan = layout::Plan { sizes: &up.sizes, groups: GROUPS, out_after: OUT_AFTER, hosts: &[] };
     if !layout::exists(&data) {
         layout::create(&data, &plan)?;
         tracing::info!(directory = %data.display(), "made a new cluster");

@@ -71,6 +71,8 @@ pub const NODE_HEARTBEAT: Duration = Duration::from_millis(500);
 pub const NODE_TTL: Duration = Duration::from_millis(2500);
 /// How long a primary waits for a member before it asks for it to be taken out.
 pub const MEMBER_PATIENCE: Duration = Duration::from_secs(2);
+/// A disk that is away for longer is given up, if nothing else is configured: what it held is made again on others.
+pub const OUT_AFTER: Duration = Duration::from_secs(600);
 /// How long a group with no member of its last view waits for the others after a power loss.
 pub const REFORM_PATIENCE: Duration = Duration::from_secs(3);
 

@@ -137,6 +137,10 @@ pub struct ClusterStatus {
     pub metadata: Vec<ServerRecord>,
     /// Storage nodes.
     pub storage: Vec<StorageStatus>,
+    /// Ids of storage nodes that are gone: they are not given again.
+    pub storage_gone: Vec<NodeId>,
+    /// What moves between them.
+    pub rebuild: RebuildStatus,
     /// Live sessions.
     pub sessions: Vec<SessionStatus>,
 }
@@ -168,6 +172,39 @@ pub struct ServerRecord {
     pub place: ServerPlace,
 }
 
+/// Whether a storage node is to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StoragePlace {
+    /// It has its share of the groups.
+    In,
+    /// Its groups move to others; it serves them until they are whole there, and goes on being a part of the pool.
+    Draining,
+    /// As `Draining`, and when nothing is left on it, it is gone.
+    Leaving {
+        /// It stays as it is until this one has come.
+        successor: Option<NodeId>,
+    },
+    /// It is out. Its id is not given again.
+    Gone,
+}
+
+/// What moves between storage nodes, and how long that takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebuildStatus {
+    /// Homes of groups on disks that are given up: they have a copy less than they should until it is made elsewhere.
+    pub lost: u32,
+    /// Homes on disks that are to be emptied.
+    pub draining: u32,
+    /// Homes that move for failure domains and for balance.
+    pub moving: u32,
+    /// Groups that are being copied just now.
+    pub under_way: u32,
+    /// About how many bytes are to be copied.
+    pub bytes_left: u64,
+    /// About how long it takes, in seconds; `None` while nothing is known of the speed.
+    pub seconds_left: Option<u64>,
+}
+
 /// A storage node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StorageStatus {
@@ -185,6 +222,16 @@ pub struct StorageStatus {
     pub in_sync_of: u32,
     /// Groups it is catching up.
     pub syncing_of: u32,
+    /// Whether it is to be used.
+    pub place: StoragePlace,
+    /// Groups that are placed on it, and groups that leave it.
+    pub home_of: u32,
+    /// Of these, those that are still to leave it.
+    pub leaving_of: u32,
+    /// It has been away for so long that its groups are placed on others.
+    pub given_up: bool,
+    /// Its failure domains.
+    pub labels: Vec<(String, String)>,
     /// Its disks.
     pub disks: Vec<DiskStatus>,
 }

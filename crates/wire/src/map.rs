@@ -86,6 +86,9 @@ pub struct ClusterMap {
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// Views by group; the length is the pool's number of groups, a power of two. Empty until enough nodes registered.
     pub views: Vec<View>,
+    /// Disks whose copies of a group are to be kept, by group: where it is placed, and where it was placed before until it is whole. A disk
+    /// that is neither here nor in the view may remove its copy.
+    pub homes: Vec<Vec<(NodeId, DiskId)>>,
     /// Live sessions.
     pub sessions: BTreeMap<SessionId, SessionGrant>,
     /// The greatest session id ever given.
@@ -127,6 +130,11 @@ impl ClusterMap {
         for (group, view) in &delta.views {
             self.views[group.0 as usize] = view.clone();
         }
+        for (group, homes) in &delta.homes {
+            if let Some(known) = self.homes.get_mut(group.0 as usize) {
+                known.clone_from(homes);
+            }
+        }
         for (session, grant) in &delta.sessions_opened {
             self.sessions.insert(*session, *grant);
         }
@@ -153,6 +161,8 @@ pub struct MapDelta {
     pub nodes_removed: Vec<NodeId>,
     /// Views that changed, each with a higher epoch.
     pub views: Vec<(GroupId, View)>,
+    /// Groups that are to be kept elsewhere than before.
+    pub homes: Vec<(GroupId, Vec<(NodeId, DiskId)>)>,
     /// Sessions opened and still alive at `to`.
     pub sessions_opened: Vec<(SessionId, SessionGrant)>,
     /// Sessions ended.

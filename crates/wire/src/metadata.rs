@@ -7,7 +7,7 @@
 //!
 //! A request is sent to the server believed to lead the shard; another one answers [`MetadataError::NotLeader`] with a hint.
 
-use crate::admin::ServerPlace;
+use crate::admin::{ServerPlace, StoragePlace};
 use crate::map::MapUpdate;
 use crate::namespace::{Attributes, Limits, Mutation, NamespaceError, Outcome, Query, VolumeRecord};
 use holdfast_types::{
@@ -126,6 +126,14 @@ pub enum Request {
     RemoveServer {
         /// Which.
         server: ServerId,
+    },
+    /// A storage node is to be used, or emptied, or to leave for good (`Gone` is not asked for: it comes of itself). Answer: `Done` when
+    /// that is on record; `Status` tells how far it is. Asked by administrators.
+    PlaceStorage {
+        /// Which.
+        node: NodeId,
+        /// What is to become of it.
+        place: StoragePlace,
     },
     /// Creates a volume. Answer: `Volume`.
     CreateVolume {

@@ -46,6 +46,8 @@ pub struct Config {
     pub groups: u32,
     /// Storage nodes to wait for before the pool is formed.
     pub storage_expected: u32,
+    /// A disk that has been away for so long is given up: what it held is made again on others.
+    pub out_after: Duration,
     /// Name of the volume that is made when the pool forms.
     pub first_volume: String,
     /// Feature level of this build; activated when the pool forms.
@@ -69,6 +71,7 @@ impl Config {
             replicas: 3,
             groups: 256,
             storage_expected: 3,
+            out_after: holdfast_types::limits::OUT_AFTER,
             first_volume: "main".into(),
             feature_level: 1,
             limits: Limits::default(),
@@ -100,6 +103,8 @@ pub struct Limits {
     pub map_deltas: usize,
     /// Rows that one command of a background job touches.
     pub rows_per_command: usize,
+    /// Groups that a storage node takes in at a time, and that it is the source of.
+    pub moves_per_node: u32,
 }
 
 impl Default for Limits {
@@ -116,6 +121,7 @@ impl Default for Limits {
             proposals_waiting: 10_000,
             map_deltas: 256,
             rows_per_command: 512,
+            moves_per_node: 8,
         }
     }
 }
@@ -417,6 +423,8 @@ pub struct Counters {
     pub logs_cut: u64,
     /// Views changed (counted on every server).
     pub view_changes: u64,
+    /// Homes of groups moved (counted on every server).
+    pub rehomed: u64,
     /// Sessions fenced (counted on every server).
     pub fences: u64,
     /// Purge and trim requests sent.

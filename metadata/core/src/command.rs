@@ -5,6 +5,7 @@ use holdfast_types::{
     DiskId, Epoch, Generation, GroupId, InodeId, MemberId, NodeId, Sequence, ServerId, SessionId, Term, Timestamp,
     VolumeId,
 };
+use holdfast_wire::admin::StoragePlace;
 use holdfast_wire::map::{DiskRecord, View};
 use holdfast_wire::metadata::ClientRecord;
 use holdfast_wire::namespace::{Limits, Mutation, VolumeRecord};
@@ -100,6 +101,18 @@ pub(crate) enum ClusterCommand {
     ServerSettled { server: ServerId },
     /// Somebody leads the volumes in this term: storage nodes take no purges and cuts of an earlier one any more.
     ServiceLeads { term: Term },
+    /// Groups move house.
+    Rehome { moves: Vec<Move> },
+    /// A storage node is to be used, emptied, or given up.
+    PlaceStorage { node: NodeId, place: StoragePlace },
+}
+
+/// A group's home on one disk becomes one on another; refused if it has none there by then, or may not have one here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Move {
+    pub(crate) group: GroupId,
+    pub(crate) from: (NodeId, DiskId),
+    pub(crate) to: (NodeId, DiskId),
 }
 
 /// A change of a storage node's record.
@@ -111,6 +124,8 @@ pub(crate) enum NodeChange {
     Heard { node: NodeId },
     /// Silent.
     Silent { node: NodeId },
+    /// It was to leave, and nothing is left on it.
+    Gone { node: NodeId },
 }
 
 /// A change of one view; refused if the view has another epoch by then.

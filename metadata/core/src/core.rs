@@ -521,6 +521,7 @@ fn shard_of(request: &Request) -> ShardId {
         | Request::ServerArrived { .. }
         | Request::AddServer { .. }
         | Request::RemoveServer { .. }
+        | Request::PlaceStorage { .. }
         | Request::CreateVolume { .. }
         | Request::LimitVolume { .. }
         | Request::DeleteVolume { .. }
@@ -547,7 +548,10 @@ fn is_allowed(from: Caller, request: &Request) -> bool {
         Request::LeaveViews { node } => from == Caller::Storage(*node) || from == Caller::Admin,
         Request::FenceSession { .. } => matches!(from, Caller::Server(_) | Caller::Admin),
         Request::InspectInodes { .. } => from == Caller::Admin,
-        Request::AddServer { .. } | Request::RemoveServer { .. } | Request::LimitVolume { .. } => from == Caller::Admin,
+        Request::AddServer { .. }
+        | Request::RemoveServer { .. }
+        | Request::PlaceStorage { .. }
+        | Request::LimitVolume { .. } => from == Caller::Admin,
         Request::LeadVolumes { .. } | Request::ServerArrived { .. } => matches!(from, Caller::Server(_)),
         Request::CreateVolume { .. } | Request::DeleteVolume { .. } => matches!(from, Caller::Client | Caller::Admin),
         Request::OpenSession { .. }

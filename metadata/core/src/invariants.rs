@@ -4,9 +4,11 @@
 //!   sizes of directories are right, nothing but an orphan with openers is unreachable, totals are sums, bounds and trims are
 //!   known from both sides, no session that is over holds anything, locks go together and are counted,
 //!   access lists and modes say the same.
-//! * Cluster: views are valid and as many as they should be, sessions are not newer than the newest.
+//! * Cluster: views are valid and as many as they should be, every member is on a disk that its group keeps, no node that is gone keeps
+//!   anything, sessions are not newer than the newest.
 
 use crate::cluster::views::is_valid;
+use crate::command::home;
 use crate::error::{Applied, Fail};
 use crate::replica::describe;
 use crate::tables::cluster as cluster_rows;
@@ -19,8 +21,9 @@ use crate::tables::volume::{self, DroppedRow, VolumeRow};
 use crate::tables::{Row, mark, number_at};
 use crate::txn::decode;
 use holdfast_store::{KeyRange, View};
-use holdfast_types::{InodeId, SessionId, ShardId, VolumeId};
+use holdfast_types::{InodeId, NodeId, SessionId, ShardId, VolumeId};
 use holdfast_wire::acl::{ACCESS, Acl, DEFAULT};
+use holdfast_wire::admin::StoragePlace;
 use holdfast_wire::lock::{HeldLock, LockKind};
 use holdfast_wire::namespace::FileKind;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +58,9 @@ fn check_cluster(view: &dyn View) -> Applied<Vec<String>> {
     let mut wrong = Vec::new();
     let settings: Vec<(_, cluster_rows::SettingsRow)> = all(view, cluster_rows::SETTINGS)?;
     let settings = settings.first().map(|(_, row)| *row).unwrap_or_default();
+    let nodes: Vec<(_, cluster_rows::NodeRow)> = all(view, cluster_rows::NODE)?;
+    let gone: Vec<NodeId> =
+        nodes.iter().filter(|(_, row)| row.place == StoragePlace::Gone).map(|(_, row)| row.record.id).collect();
     let groups: Vec<(_, cluster_rows::GroupRow)> = all(view, cluster_rows::GROUP)?;
     if groups.len() != settings.groups as usize {
         wrong.push(format!("{} groups instead of {}", groups.len(), settings.groups));
@@ -63,6 +69,20 @@ fn check_cluster(view: &dyn View) -> Applied<Vec<String>> {
         let group = number_at(key, 0);
         if !is_valid(&row.view) {
             wrong.push(format!("group {group}: invalid view {:?}", row.view));
+        }
+        let kept = row.kept();
+        let strange = row.view.members().find(|member| !kept.contains(&home(*member)));
+        if let Some(member) = strange {
+            wrong.push(format!("group {group}: {member} is a member, and the group is kept on {kept:?}"));
+        }
+        let mut nodes: Vec<_> = row.homes.iter().map(|place| place.0).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        if nodes.len() != row.homes.len() || row.homes.iter().any(|place| row.leaving.contains(place)) {
+            wrong.push(format!("group {group}: homes {:?}, leaving {:?}", row.homes, row.leaving));
+        }
+        if let Some(node) = kept.iter().map(|place| place.0).find(|node| gone.contains(node)) {
+            wrong.push(format!("group {group}: it is kept on {node}, which is gone"));
         }
         if row.changed > settings.version {
             wrong.push(format!("group {group}: changed at {} after the map's {}", row.changed, settings.version));

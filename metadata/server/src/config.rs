@@ -35,6 +35,9 @@ pub struct Config {
     pub groups: u32,
     /// The pool forms, once, when so many storage nodes have come.
     pub storage_expected: u32,
+    /// A storage disk that is away for longer is given up: what it held is copied to others. Default "10 min", at least "1 s".
+    #[serde(default = "default_out_after")]
+    pub out_after: Span,
     /// Memory for cached blocks of the tables; the server needs about 100 MiB beside it. Default "64 MiB", at least "1 MiB".
     #[serde(default = "default_cache")]
     pub cache: Size,
@@ -60,6 +63,10 @@ pub struct Server {
     pub id: u64,
     /// `HOST:PORT`.
     pub address: String,
+}
+
+fn default_out_after() -> Span {
+    Span(limits::OUT_AFTER)
 }
 
 fn default_cache() -> Size {
@@ -133,6 +140,9 @@ impl Checked for Config {
             let (nodes, replicas) = (self.storage_expected, self.replicas);
             return nonsense("storage-expected", format!("{nodes} nodes cannot hold {replicas} replicas"));
         }
+        if self.out_after.0 < Duration::from_secs(1) {
+            return nonsense("out-after", format!("{} is less than 1 s", self.out_after));
+        }
         if self.cache < Size(1 << 20) {
             return nonsense("cache", format!("{} is less than 1 MiB", self.cache));
         }
@@ -156,6 +166,7 @@ mod tests {
             replicas: 3,
             groups: 256,
             storage_expected: 3,
+            out_after: default_out_after(),
             cache: default_cache(),
             telemetry_address: default_telemetry_address(),
             slow_operation: default_slow_operation(),
@@ -183,6 +194,7 @@ mod tests {
         assert_eq!(key(Config { groups: 3, ..sample() }), "groups");
         assert_eq!(key(Config { replicas: 0, ..sample() }), "replicas");
         assert_eq!(key(Config { storage_expected: 2, ..sample() }), "storage-expected");
+        assert_eq!(key(Config { out_after: Span(Duration::ZERO), ..sample() }), "out-after");
         assert_eq!(key(Config { cache: Size(1), ..sample() }), "cache");
         assert_eq!(key(Config { telemetry_address: "9100".into(), ..sample() }), "telemetry-address");
         assert_eq!(sample().validate(), Ok(()));

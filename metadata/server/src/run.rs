@@ -212,6 +212,7 @@ fn core_config(config: &Config, birth: &Birth) -> CoreConfig {
         replicas: config.replicas,
         groups: config.groups,
         storage_expected: config.storage_expected,
+        out_after: config.out_after.0,
         servers,
         life: birth.life,
         ..CoreConfig::new(config.server_id(), config.cluster_id(), voters, seed)

@@ -24,6 +24,10 @@ pub(crate) struct Book {
     pub(crate) active: BTreeSet<GroupId>,
     /// Groups that hold a resync slot.
     pub(crate) resyncs: BTreeSet<GroupId>,
+    /// Groups whose copies here are being removed.
+    pub(crate) discarding: BTreeSet<GroupId>,
+    /// Chunks removed so.
+    pub(crate) discarded: u64,
     /// Disks that are nearly full.
     pub(crate) low: BTreeSet<DiskId>,
     /// Nodes whose stream is gone, and since when.

@@ -65,6 +65,11 @@ impl StorageCore {
         self.acknowledged
     }
 
+    /// Chunks removed so far of groups that live elsewhere now.
+    pub fn discarded(&self) -> u64 {
+        self.book.discarded
+    }
+
     /// Takes one input and appends the effects it calls for, in the order they must start.
     pub fn step(&mut self, now: Instant, input: Input, effects: &mut Vec<Effect>) {
         match input {
@@ -169,8 +174,17 @@ impl StorageCore {
                 && let Some(mut old) = self.groups.remove(&id)
             {
                 old.fail(ctx);
+                let (last, settled) = (old.base.last, old.base.settled);
+                let state = GroupState { group: id, last, settled, complete: true };
+                self.stored.insert((old.base.me.disk, id), state);
             }
-            if let (Some(me), false) = (me, self.groups.contains_key(&id)) {
+            // What was left here of a group that lives elsewhere now is looked at once, and removed.
+            let left = || {
+                let disks = self.config.disks.iter().filter(|(disk, _)| !self.failed.contains(disk));
+                let mut left = disks.filter(|(disk, _)| self.stored.contains_key(&(*disk, id)));
+                left.next().map(|(disk, life)| MemberId { node: self.config.node, disk: *disk, incarnation: *life })
+            };
+            if let (Some(me), false) = (me.or_else(left), self.groups.contains_key(&id)) {
                 let stored = self.stored.get(&(me.disk, id));
                 let none = OpNumber::default();
                 let (last, settled) = stored.map_or((none, none), |state| (state.last, state.settled));

@@ -1,5 +1,6 @@
 //! What goes wrong: a nemesis for each kind of actor, and a director that aims at whoever leads or serves just now.
 
+use super::rebuild::Change;
 use super::setup::Flavour;
 use super::{Local, Phase, Sim};
 use holdfast_journal::memory::Loss;
@@ -57,6 +58,8 @@ enum Act {
     StopClient,
     /// One node after the other loses power, each before the last one is back for long.
     Rolling,
+    /// The pool is changed on purpose, or a node is given up.
+    Pool(Change),
 }
 
 /// A fault that waits for its moment.
@@ -114,6 +117,22 @@ impl Flavour {
             Self::Reboots => &[RebootNode, RebootNode, RebootNode, CutNodes, CrashTwoNodes],
             Self::PowerCuts => &[PowerCut, PowerCut, StoragePowerCut, StoragePowerCut, CrashLeader, RebootNode],
             Self::LostAnswers => &[MuteToClient, MuteToClient, MuteToClient, MuteToClient, CrashLeader, CutClient],
+            Self::Rebuild => &[
+                Pool(Change::Join),
+                Pool(Change::Drain),
+                Pool(Change::Drain),
+                Pool(Change::Undo),
+                Pool(Change::Remove),
+                Pool(Change::LongAway),
+                Pool(Change::LongAway),
+                CrashNode,
+                RebootNode,
+                Rolling,
+                CrashTwoNodes,
+                CutNodes,
+                CrashLeader,
+                PowerCut,
+            ],
             Self::Zombies => &[OrphanNode, OrphanNode, StopNode, StopNode, CutClient, StopClient, MuteNode, CutNodes],
         }
     }
@@ -211,6 +230,18 @@ impl Sim {
         self.kept_away.get(&actor).is_some_and(|until| self.world.now() < *until)
     }
 
+    /// It is away for so long, whatever else would bring it back.
+    pub(super) fn leave_for_long(&mut self, actor: Actor, loss: Loss, length: Duration) {
+        self.keep_away(actor, length);
+        self.crash_for(actor, loss, length);
+    }
+
+    pub(super) fn restart_if_free(&mut self, actor: Actor) {
+        if !self.is_kept_away(actor) {
+            self.restart_actor(actor);
+        }
+    }
+
     fn keep_away(&mut self, actor: Actor, length: Duration) {
         self.kept_away.insert(actor, self.world.now() + length);
     }
@@ -246,10 +277,11 @@ impl Sim {
         if self.phase != Phase::Hostile {
             return;
         }
-        let act = *self.prng.pick(self.setup.flavour.acts());
+        let acts = self.setup.flavour.acts();
+        let draw = self.prng.below(acts.len() as u64);
+        let act = acts[draw as usize];
         self.stats.faults += 1;
-        let text = || format!("act {act:?}");
-        self.world.trace().note(&[act as u64], text);
+        self.world.trace().note(&[draw], || format!("act {act:?}"));
         self.perform(act);
         let gap = Latency::between(Duration::from_millis(300), Duration::from_millis(2_500)).sample(&mut self.prng);
         self.world.after(self.director, gap, Local::Act);
@@ -305,6 +337,7 @@ impl Sim {
         let servers: Vec<Actor> = self.servers.iter().map(|server| server.actor).collect();
         let nodes: Vec<Actor> = self.nodes.iter().map(|node| node.actor).collect();
         match act {
+            Act::Pool(change) => self.change_pool(change),
             Act::PowerCut | Act::StoragePowerCut => {
                 let servers = if matches!(act, Act::PowerCut) { servers } else { Vec::new() };
                 for actor in servers.into_iter().chain(nodes) {

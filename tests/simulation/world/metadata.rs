@@ -107,6 +107,7 @@ impl Sim {
             replicas: 3,
             groups: self.setup.groups,
             storage_expected: 4,
+            out_after: self.setup.out_after,
             first_volume: VOLUME.into(),
             limits: self.setup.metadata_limits.clone(),
             mutations: Mutation::metadata(self.setup.planted),

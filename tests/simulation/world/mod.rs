@@ -1,4 +1,4 @@
-//! A whole cluster in one thread, from a seed: three metadata servers, four storage nodes, three clients and an auditor, with the
+//! A whole cluster in one thread, from a seed: three metadata servers, four or five storage nodes, three clients and an auditor, with the
 //! real cores, the real log and chunk store on simulated disks, a simulated network, drifting clocks.
 //!
 //! ```text
@@ -20,6 +20,7 @@ mod metadata;
 mod names;
 mod net;
 mod node;
+mod rebuild;
 mod record;
 mod replicas;
 mod run;
@@ -160,6 +161,7 @@ struct Sim {
     lure: Option<faults::Lure>,
     /// An ambush wants them away until then.
     kept_away: BTreeMap<Actor, WorldTime>,
+    settling_since: rebuild::Since,
     /// Text of events is kept, and cores check themselves at every step.
     careful: bool,
 }
@@ -176,7 +178,7 @@ impl Sim {
             world.add_actor(Clock::new(rate, offset).with_civil_error(error))
         };
         let servers = (1..=3).map(|id| Server::new(id, actor(&mut world), seed, setup.planted)).collect();
-        let nodes = (1..=4).map(|id| Node::new(id, actor(&mut world), seed)).collect();
+        let nodes = (1..=setup.nodes).map(|id| Node::new(id, actor(&mut world), seed)).collect();
         let clients = (0..4).map(|at| Client {
             actor: actor(&mut world),
             mount: None,
@@ -209,6 +211,7 @@ impl Sim {
             disks_slow: None,
             lure: None,
             kept_away: BTreeMap::new(),
+            settling_since: None,
             careful: keep > 0,
         };
         sim.set_links();
@@ -256,11 +259,13 @@ impl Sim {
     }
 
     fn node_of(&self, actor: Actor) -> Option<usize> {
-        (3..7).contains(&actor.0).then(|| actor.0 as usize - 3)
+        let at = (actor.0 as usize).checked_sub(3)?;
+        (at < self.nodes.len()).then_some(at)
     }
 
     fn client_of(&self, actor: Actor) -> Option<usize> {
-        (7..11).contains(&actor.0).then(|| actor.0 as usize - 7)
+        let at = (actor.0 as usize).checked_sub(3 + self.nodes.len())?;
+        (at < self.clients.len()).then_some(at)
     }
 
     fn send(&mut self, from: Actor, to: Actor, body: Body) {

@@ -129,6 +129,7 @@ impl Sim {
     /// Ends a node's life. Work on its disk stops in the middle.
     pub(super) fn crash_node(&mut self, at: usize, loss: Loss) {
         let Some(mut life) = self.nodes[at].life.take() else { return };
+        self.stats.discarded += life.core.discarded();
         if loss == Loss::Power {
             self.nodes[at].disk.crash_at_operation(self.prng.between(1, 10));
         }

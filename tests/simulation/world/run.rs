@@ -113,7 +113,9 @@ impl Sim {
 
     fn begin_all(&mut self) {
         (0..self.servers.len()).for_each(|at| self.start_server(at));
-        (0..self.nodes.len()).for_each(|at| self.start_node(at));
+        for at in 0..self.nodes.len() {
+            if at < 4 { self.start_node(at) } else { self.hold_back(at) }
+        }
         for at in 0..3 {
             let latest = if at == 0 { 1_000 } else { 20_000 };
             let delay = Duration::from_millis(self.prng.between(10, latest));
@@ -158,7 +160,7 @@ impl Sim {
                 }
             }
             Phase::Audit if self.clients[AUDITOR].mounts > 0 && self.is_left() => self.phase = Phase::Settling,
-            Phase::Settling => return Ok(self.degraded().is_none()),
+            Phase::Settling => return Ok(self.degraded().is_none() && self.is_at_home()?),
             Phase::Healed | Phase::Audit => {}
         }
         Ok(false)
@@ -258,6 +260,8 @@ impl Sim {
         for counters in self.server_counters() {
             self.totals.add_server(&counters);
         }
+        self.stats.discarded +=
+            self.nodes.iter().filter_map(|n| n.life.as_ref()).map(|l| l.core.discarded()).sum::<u64>();
         self.stats.calls = self.record.calls.iter().filter(|call| call.returned.is_some()).count() as u64;
         self.stats.entries = self.truth[1].entries.len() as u64;
         self.stats.seconds = self.world.now().0 / 1_000_000_000;

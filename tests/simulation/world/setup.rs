@@ -109,10 +109,12 @@ pub(super) enum Flavour {
     LostAnswers,
     /// Storage primaries are cut off from the metadata servers, from the others, or stopped.
     Zombies,
+    /// Storage nodes join, are emptied, stay away for so long that they are given up, or go for good.
+    Rebuild,
 }
 
 impl Flavour {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Mixed,
         Self::Leaders,
         Self::Votes,
@@ -121,6 +123,7 @@ impl Flavour {
         Self::PowerCuts,
         Self::LostAnswers,
         Self::Zombies,
+        Self::Rebuild,
     ];
 }
 
@@ -134,6 +137,10 @@ pub(super) struct Setup {
     /// How long faults go on.
     pub(super) hostile: Duration,
     pub(super) groups: u32,
+    /// Storage nodes; one of five comes later.
+    pub(super) nodes: u64,
+    /// A node away for longer is given up.
+    pub(super) out_after: Duration,
     pub(super) metadata_limits: metadata::Limits,
     pub(super) storage_limits: storage::Limits,
     /// Calls that a client has under way.
@@ -159,6 +166,7 @@ impl Setup {
             snapshot_parts_in_flight: prng.between(1, 4) as u32,
             map_deltas: prng.between(2, 32) as usize,
             rows_per_command: 64,
+            moves_per_node: prng.fork(7).between(1, 8) as u32,
             ..metadata::Limits::default()
         };
         let storage_limits = storage::Limits {
@@ -171,12 +179,15 @@ impl Setup {
         let (slots, hostile) = (prng.between(2, 5), prng.between(30, 50));
         // A tenth and more are about locks, which storage nodes never hear of.
         let calls = 2_500;
+        let rebuilds = flavour == Flavour::Rebuild;
         Self {
             flavour,
             planted,
             calls,
             hostile: Duration::from_secs(hostile),
             groups: 8,
+            nodes: if rebuilds { 5 } else { 4 },
+            out_after: Duration::from_secs(if rebuilds { prng.fork(8).between(2, 8) } else { 600 }),
             metadata_limits,
             storage_limits,
             slots: slots as usize,

@@ -36,6 +36,10 @@ pub struct Stats {
     pub lock_circles: u64,
     /// Values of slots read and judged.
     pub values: u64,
+    /// Nodes that were to go for good.
+    pub removals_asked: u64,
+    /// Chunks removed from nodes that their groups had left.
+    pub discarded: u64,
     /// Virtual seconds.
     pub seconds: u64,
 }
@@ -67,6 +71,8 @@ pub struct Totals {
     pub fences: u64,
     /// Purges and trims sent to storage nodes.
     pub chunk_requests: u64,
+    /// Homes of groups moved.
+    pub rehomed: u64,
 }
 
 impl Totals {
@@ -81,6 +87,7 @@ impl Totals {
         self.reads += counters.reads;
         self.fences += counters.fences;
         self.chunk_requests += counters.chunk_requests;
+        self.rehomed += counters.rehomed;
     }
 
     /// Adds another run's.
@@ -102,6 +109,8 @@ impl Totals {
             (&mut mine.lock_waits, theirs.lock_waits),
             (&mut mine.lock_circles, theirs.lock_circles),
             (&mut mine.values, theirs.values),
+            (&mut mine.removals_asked, theirs.removals_asked),
+            (&mut mine.discarded, theirs.discarded),
             (&mut mine.seconds, theirs.seconds),
             (&mut self.seeds, other.seeds),
             (&mut self.elections, other.elections),
@@ -114,13 +123,14 @@ impl Totals {
             (&mut self.reads, other.reads),
             (&mut self.fences, other.fences),
             (&mut self.chunk_requests, other.chunk_requests),
+            (&mut self.rehomed, other.rehomed),
         ] {
             *mine += theirs;
         }
     }
 
     /// What must have happened in enough seeds, and whether it did. In words for people.
-    pub fn coverage(&self) -> [(&'static str, u64); 20] {
+    pub fn coverage(&self) -> [(&'static str, u64); 23] {
         [
             ("elections", self.elections),
             ("leader changes with a proposal in flight", self.lost_in_flight),
@@ -142,6 +152,9 @@ impl Totals {
             ("slots read and judged", self.stats.values),
             ("mounts", self.stats.mounts),
             ("ambushes", self.stats.ambushes),
+            ("homes of groups moved", self.rehomed),
+            ("chunks removed where their group had left", self.stats.discarded),
+            ("nodes to go for good", self.stats.removals_asked),
         ]
     }
 

@@ -5,6 +5,7 @@
 use super::gone::Gone;
 use super::members;
 use super::nodes::Heard;
+use super::rebuild::Rebuild;
 use crate::api::{Caller, ticks};
 use crate::command::{ClusterCommand, Command, ViewChange, ViewStep};
 use crate::core::{Asker, MetadataCore, Waiter};
@@ -82,6 +83,8 @@ pub(crate) struct ClusterLead {
     pub(super) arrived: BTreeMap<ServerId, ServerPlace>,
     /// When primaries were last moved for balance.
     pub(super) balanced: u64,
+    /// What is known about disks that are away, and about the moves of groups.
+    pub(super) rebuild: Rebuild,
     /// Something has happened that views may depend on.
     pub(super) dirty: bool,
     /// Some views wait for a sign of life.
@@ -116,6 +119,10 @@ impl MetadataCore {
             Request::DeleteVolume { name } => self.propose_for(asker, ClusterCommand::DeleteVolume { name }),
             Request::FenceSession { session } => self.fence_request(waiter, session),
             Request::GetMap { have, wait } => self.cluster_read(ReadFor::Map { waiter, have, wait }),
+            Request::Heartbeat(heartbeat) if self.cluster.machine.is_gone(heartbeat.node) => {
+                let reason = format!("storage node {} was removed from the cluster, for good", heartbeat.node);
+                self.refuse(asker, SHARD, MetadataError::Invalid { reason });
+            }
             Request::Heartbeat(heartbeat) => {
                 self.hear(heartbeat);
                 self.cluster_read(ReadFor::Heard(asker));
@@ -153,6 +160,9 @@ impl MetadataCore {
                 Ok(()) => self.propose_for(asker, ClusterCommand::RemoveServer { server }),
                 Err(error) => self.refuse(asker, SHARD, error),
             },
+            Request::PlaceStorage { node, place } => {
+                self.propose_for(asker, ClusterCommand::PlaceStorage { node, place });
+            }
             Request::ServerArrived { server, place } => {
                 self.cluster_lead.arrived.insert(server, place);
                 self.answer(asker, SHARD, None, Ok(Response::Done));

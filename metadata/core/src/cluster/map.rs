@@ -1,6 +1,8 @@
 //! The map as it is published: whole, or as the changes since a version.
 
 use super::Cluster;
+use super::placement::Place;
+use crate::tables::cluster::GroupRow;
 use holdfast_types::{GroupId, MapVersion, NodeId, SessionId, Term};
 use holdfast_wire::map::{ClusterMap, MapDelta, MapUpdate, NodeRecord, SessionGrant, View};
 use std::collections::{BTreeMap, VecDeque};
@@ -12,7 +14,9 @@ const DELTAS_MAX: usize = 1024;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Change {
     pub(crate) nodes: Vec<NodeRecord>,
+    pub(crate) nodes_removed: Vec<NodeId>,
     pub(crate) views: Vec<(GroupId, View)>,
+    pub(crate) homes: Vec<(GroupId, Vec<Place>)>,
     pub(crate) opened: Vec<(SessionId, SessionGrant)>,
     pub(crate) ended: Vec<SessionId>,
     pub(crate) service_term: Term,
@@ -26,13 +30,14 @@ pub(crate) struct Deltas {
 
 impl Deltas {
     pub(super) fn push(&mut self, from: MapVersion, to: MapVersion, change: Change, session_newest: SessionId) {
-        let Change { nodes, views, opened, ended, service_term } = change;
+        let Change { nodes, nodes_removed, views, homes, opened, ended, service_term } = change;
         self.list.push_back(MapDelta {
             from,
             to,
             nodes,
-            nodes_removed: Vec::new(),
+            nodes_removed,
             views,
+            homes,
             sessions_opened: opened,
             sessions_ended: ended,
             session_newest,
@@ -55,13 +60,20 @@ impl Deltas {
             return None;
         }
         let mut nodes: BTreeMap<NodeId, NodeRecord> = BTreeMap::new();
+        let mut gone = Vec::new();
         let mut views: BTreeMap<GroupId, View> = BTreeMap::new();
+        let mut homes: BTreeMap<GroupId, Vec<Place>> = BTreeMap::new();
         let mut opened: BTreeMap<SessionId, SessionGrant> = BTreeMap::new();
         let mut ended = Vec::new();
         let mut merged = MapDelta { from: have, ..MapDelta::default() };
         for delta in newer {
             nodes.extend(delta.nodes.iter().map(|node| (node.id, node.clone())));
+            for node in &delta.nodes_removed {
+                nodes.remove(node);
+                gone.push(*node);
+            }
             views.extend(delta.views.iter().cloned());
+            homes.extend(delta.homes.iter().cloned());
             opened.extend(delta.sessions_opened.iter().copied());
             for session in &delta.sessions_ended {
                 opened.remove(session);
@@ -71,7 +83,9 @@ impl Deltas {
             merged.service_term = merged.service_term.max(delta.service_term);
         }
         merged.nodes = nodes.into_values().collect();
+        merged.nodes_removed = gone;
         merged.views = views.into_iter().collect();
+        merged.homes = homes.into_iter().collect();
         merged.sessions_opened = opened.into_iter().collect();
         merged.sessions_ended = ended;
         Some(merged)
@@ -86,8 +100,9 @@ impl Cluster {
             feature_level: self.settings.feature_level,
             replicas: self.settings.replicas,
             min_in_sync: self.settings.min_in_sync,
-            nodes: self.nodes.iter().map(|(id, row)| (*id, row.record.clone())).collect(),
+            nodes: self.present().map(|(id, row)| (*id, row.record.clone())).collect(),
             views: self.groups.iter().map(|row| row.view.clone()).collect(),
+            homes: self.groups.iter().map(GroupRow::kept).collect(),
             sessions: self.live.iter().map(|(id, row)| (*id, row.grant)).collect(),
             session_newest: self.settings.session_newest,
             service_term: self.settings.service_term,

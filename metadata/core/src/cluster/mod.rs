@@ -8,10 +8,12 @@
 //! * Every view is valid (`views::is_valid`), and follows from the one before by a step that `views` allows.
 
 pub(crate) mod gone;
+pub(crate) mod homes;
 pub(crate) mod lead;
 pub(crate) mod map;
 pub(crate) mod nodes;
 pub(crate) mod placement;
+pub(crate) mod rebuild;
 pub(crate) mod servers;
 pub(crate) mod views;
 
@@ -25,6 +27,7 @@ use crate::volumes::sessions::superseding;
 use holdfast_store::{Batch, KeyRange, View as TableView};
 use holdfast_types::limits::VOLUME_NAME_BYTES_MAX;
 use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, ServerId, SessionId, ShardId, SnapshotNumber, VolumeId};
+use holdfast_wire::admin::StoragePlace;
 use holdfast_wire::map::{NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::{ClientRecord, MetadataError, Response};
 use holdfast_wire::namespace::{Limits, VolumeRecord};
@@ -87,6 +90,8 @@ impl Machine for Cluster {
             }
             ClusterCommand::Fence { sessions } => self.fence(txn, context, sessions),
             ClusterCommand::Update { nodes, views } => self.update(txn, context, nodes, views)?,
+            ClusterCommand::Rehome { moves } => self.rehome(txn, context, moves),
+            ClusterCommand::PlaceStorage { node, place } => self.place_storage(txn, *node, *place)?,
             ClusterCommand::Form { replicas, feature_level, views, volume } => {
                 self.form(txn, context, (*replicas, *feature_level), views, volume)?
             }
@@ -149,7 +154,7 @@ impl Cluster {
 
     /// What the pool holds after replication, in bytes.
     pub(crate) fn pool_bytes(&self) -> u64 {
-        let disks = self.nodes.values().flat_map(|node| &node.record.disks);
+        let disks = self.present().flat_map(|(_, node)| &node.record.disks);
         disks.map(|disk| disk.capacity).sum::<u64>() / u64::from(self.settings.replicas.max(1))
     }
 
@@ -218,9 +223,11 @@ impl Cluster {
     ) -> Applied<Response> {
         let mut change = Change::default();
         for node in nodes {
-            if let Some(record) = self.change_node(node) {
-                txn.put(rows::node(record.id), &NodeRow { record: record.clone() });
-                change.nodes.push(record);
+            if let NodeChange::Gone { node } = node {
+                self.bury(txn, *node, &mut change);
+            } else if let Some(row) = self.change_node(node) {
+                txn.put(rows::node(row.record.id), &row);
+                change.nodes.push(row.record);
             }
         }
         let mut changes = views.to_vec();
@@ -232,22 +239,23 @@ impl Cluster {
             if row.view.epoch != wanted.epoch {
                 continue;
             }
-            let Some(view) = views::next_view(&row.view, &wanted.steps, &row.homes) else { continue };
+            let Some(view) = views::next_view(&row.view, &row.sound(&wanted.steps), &row.homes) else { continue };
             ensure!(views::is_valid(&view), "{}: {view:?} is no view", wanted.group);
             row.view = view.clone();
             row.changed = MapVersion(context.index.0);
+            Self::settled(row, wanted.group, &mut change);
             txn.put(rows::group(wanted.group), row);
             context.counters.view_changes += 1;
             change.views.push((wanted.group, view));
         }
-        if !change.nodes.is_empty() || !change.views.is_empty() {
+        if !change.nodes.is_empty() || !change.nodes_removed.is_empty() || !change.views.is_empty() {
             self.publish(txn, context, change);
         }
         Ok(Response::Done)
     }
 
-    /// A node's record after a change; `None` if it is the same.
-    fn change_node(&mut self, change: &NodeChange) -> Option<NodeRecord> {
+    /// A node's row after a change; `None` if it is the same. One that is gone stays gone.
+    fn change_node(&mut self, change: &NodeChange) -> Option<NodeRow> {
         let (id, record) = match change {
             NodeChange::Register { node, address, labels, disks } => {
                 let (address, labels, disks) = (address.clone(), labels.clone(), disks.clone());
@@ -255,12 +263,16 @@ impl Cluster {
             }
             NodeChange::Heard { node } => (*node, NodeRecord { alive: true, ..self.nodes.get(node)?.record.clone() }),
             NodeChange::Silent { node } => (*node, NodeRecord { alive: false, ..self.nodes.get(node)?.record.clone() }),
+            NodeChange::Gone { .. } => return None,
         };
-        if self.nodes.get(&id).is_some_and(|known| known.record == record) {
+        let known = self.nodes.get(&id);
+        let place = known.map_or(StoragePlace::In, |known| known.place);
+        if place == StoragePlace::Gone || known.is_some_and(|known| known.record == record) {
             return None;
         }
-        self.nodes.insert(id, NodeRow { record: record.clone() });
-        Some(record)
+        let row = NodeRow { record, place };
+        self.nodes.insert(id, row.clone());
+        Some(row)
     }
 
     /// The deliberate bug: a disk in another life is taken for the member that it was.
@@ -305,7 +317,7 @@ impl Cluster {
             // The primary's disk first: it is preferred as primary from then on.
             let mut homes = vec![home(view.primary)];
             homes.extend(view.in_sync.iter().map(|member| home(*member)).filter(|place| *place != home(view.primary)));
-            let row = GroupRow { view: view.clone(), changed, homes };
+            let row = GroupRow { view: view.clone(), changed, homes, leaving: Vec::new() };
             txn.put(rows::group(GroupId(number as u32)), &row);
             self.groups.push(row);
         }

@@ -9,15 +9,15 @@
 //! * A disk in another life is not the member that it was.
 
 use super::lead::Work;
-use super::placement;
+use super::placement::{Disk, Stand, first::first_homes};
 use crate::api::ticks;
-use crate::command::{ClusterCommand, NodeChange, ViewChange, ViewStep};
+use crate::command::{ClusterCommand, NodeChange, ViewChange, ViewStep, home};
 use crate::core::MetadataCore;
-use crate::tables::cluster::GroupRow;
+use crate::tables::cluster::{GroupRow, NodeRow};
 use holdfast_types::limits::{NODE_TTL, REFORM_PATIENCE};
-use holdfast_types::{GroupId, Incarnation, MapVersion, MemberId, NodeId};
-use holdfast_wire::admin::{ClusterStatus, DiskStatus, SessionStatus, StorageStatus};
-use holdfast_wire::map::{DiskRecord, NodeRecord};
+use holdfast_types::{Epoch, GroupId, Incarnation, MapVersion, MemberId, NodeId};
+use holdfast_wire::admin::{ClusterStatus, DiskStatus, SessionStatus, StoragePlace, StorageStatus};
+use holdfast_wire::map::{DiskRecord, NodeRecord, View};
 use holdfast_wire::metadata::{DiskState, Heartbeat};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,18 +40,18 @@ const DEGRADED_SHOWN: usize = 32;
 pub(crate) struct Heard {
     pub(super) tick: u64,
     /// When its disks' present lives were first heard of.
-    lives_since: u64,
+    pub(super) lives_since: u64,
     pub(super) acknowledged: MapVersion,
     pub(super) leaving: bool,
     pid: u32,
     address: String,
     labels: Vec<(String, String)>,
-    disks: Vec<DiskState>,
+    pub(super) disks: Vec<DiskState>,
 }
 
 /// What is known of a member's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+pub(super) enum Standing {
     /// It serves, in this life.
     Serves,
     /// Not heard since this server leads, and not for long enough to tell.
@@ -91,7 +91,7 @@ impl MetadataCore {
         self.ticks - heard
     }
 
-    fn is_silent(&self, node: NodeId) -> bool {
+    pub(super) fn is_silent(&self, node: NodeId) -> bool {
         self.silent_for(node) > ticks(NODE_TTL) || self.cluster_lead.gone.has(node)
     }
 
@@ -99,12 +99,14 @@ impl MetadataCore {
         if self.cluster_lead.since.is_none() {
             return;
         }
-        let silent =
-            |(node, row): (&NodeId, &crate::tables::cluster::NodeRow)| row.record.alive && self.is_silent(*node);
+        let silent = |(node, row): (&NodeId, &NodeRow)| row.record.alive && self.is_silent(*node);
         let look = self.ticks.is_multiple_of(LOOK_TICKS) || self.cluster_lead.unsure;
-        self.cluster_lead.dirty |= look || self.cluster.machine.nodes.iter().any(silent);
+        self.cluster_lead.dirty |= look || self.cluster.machine.present().any(silent);
         let now = self.ticks;
         self.cluster_lead.evicted.retain(|_, at| now < *at + EVICTED_TICKS);
+        if now.is_multiple_of(LOOK_TICKS) {
+            self.count_away(LOOK_TICKS);
+        }
         if now.is_multiple_of(EVICTED_TICKS) {
             self.cluster_lead.reports.clear();
         }
@@ -119,6 +121,9 @@ impl MetadataCore {
         let views = self.view_changes();
         if !nodes.is_empty() || !views.is_empty() {
             return self.propose_work(Work::Update, ClusterCommand::Update { nodes, views });
+        }
+        if self.drive_homes() {
+            return;
         }
         if self.ticks >= self.cluster_lead.balanced + BALANCE_TICKS {
             let views = self.balance_changes();
@@ -142,8 +147,8 @@ impl MetadataCore {
         let moves = groups.filter_map(|(number, row)| {
             let view = &row.view;
             let first = row.homes.first()?;
-            let whole = view.syncing.is_empty() && view.in_sync.len() == row.homes.len();
-            let member = *view.in_sync.iter().find(|member| crate::command::home(**member) == *first)?;
+            let whole = view.syncing.is_empty() && row.leaving.is_empty() && view.in_sync.len() == row.homes.len();
+            let member = *view.in_sync.iter().find(|member| home(**member) == *first)?;
             let better = whole && member != view.primary && view.in_sync.iter().all(steady);
             let steps = vec![ViewStep::Lead { member }];
             better.then_some(ViewChange { group: GroupId(number as u32), epoch: view.epoch, steps })
@@ -156,6 +161,9 @@ impl MetadataCore {
         let known = &self.cluster.machine.nodes;
         for (node, heard) in &self.cluster_lead.heard {
             let row = known.get(node);
+            if row.is_some_and(|row| row.place == StoragePlace::Gone) {
+                continue;
+            }
             if row.is_none_or(|row| !is_same(&row.record, heard)) {
                 let disk = |d: &DiskState| DiskRecord { id: d.id, incarnation: d.incarnation, capacity: d.capacity };
                 changes.push(NodeChange::Register {
@@ -168,12 +176,16 @@ impl MetadataCore {
                 changes.push(NodeChange::Heard { node: *node });
             }
         }
-        let silent = known.iter().filter(|(node, row)| row.record.alive && self.is_silent(**node));
+        let present = || self.cluster.machine.present();
+        let silent = present().filter(|(node, row)| row.record.alive && self.is_silent(**node));
         changes.extend(silent.map(|(node, _)| NodeChange::Silent { node: *node }));
+        let left = present().filter(|(_, row)| matches!(row.place, StoragePlace::Leaving { .. }));
+        let left = left.filter(|(node, _)| !self.cluster.machine.is_used(**node));
+        changes.extend(left.map(|(node, _)| NodeChange::Gone { node: *node }));
         changes
     }
 
-    fn standing(&self, member: MemberId) -> Standing {
+    pub(super) fn standing(&self, member: MemberId) -> Standing {
         if self.is_silent(member.node) {
             return Standing::Gone;
         }
@@ -236,7 +248,8 @@ impl MetadataCore {
             reforming.remove(&group);
             let gone = standing.iter().filter(|(_, standing)| !stays(standing));
             steps.extend(gone.map(|(member, _)| ViewStep::Remove { member: *member }));
-            steps.extend(self.returning(group, row));
+            let departing = self.departing(row);
+            steps.extend(if departing.is_empty() { self.returning(group, row) } else { departing });
             return steps;
         }
         let members: Vec<MemberId> = in_sync()
@@ -263,10 +276,12 @@ impl MetadataCore {
         steps
     }
 
-    /// Disks at home in a group that serve and are to be caught up, if they are not members.
+    /// Disks at home in a group that serve and are to be caught up, if they are not members; and those it was at home on before, until
+    /// it is whole: one that comes back may be whole sooner. A node has a group once.
     fn returning(&self, group: GroupId, row: &GroupRow) -> Vec<ViewStep> {
         let mut steps = Vec::new();
-        for (node, disk) in &row.homes {
+        let mut nodes: Vec<NodeId> = Vec::new();
+        for (node, disk) in row.homes.iter().chain(&row.leaving) {
             let Some(heard) = self.cluster_lead.heard.get(node) else { continue };
             if heard.leaving || self.is_silent(*node) {
                 continue;
@@ -274,7 +289,13 @@ impl MetadataCore {
             let Some(state) = heard.disks.iter().find(|state| state.id == *disk && !state.failed) else { continue };
             let member = MemberId { node: *node, disk: *disk, incarnation: state.incarnation };
             let is_member = row.view.members().any(|other| other == member);
-            if !is_member && !self.cluster_lead.evicted.contains_key(&(group, member)) {
+            let elsewhere = row.view.members().any(|other| other.node == *node && other.disk != *disk);
+            if !is_member
+                && !elsewhere
+                && !nodes.contains(node)
+                && !self.cluster_lead.evicted.contains_key(&(group, member))
+            {
+                nodes.push(*node);
                 steps.push(ViewStep::Add { member });
             }
         }
@@ -314,7 +335,7 @@ impl MetadataCore {
         let ready: Vec<Vec<MemberId>> = machine
             .nodes
             .values()
-            .filter(|row| row.record.alive && !self.is_silent(row.record.id))
+            .filter(|row| row.place == StoragePlace::In && row.record.alive && !self.is_silent(row.record.id))
             .map(|row| super::members(&row.record).filter(|m| self.standing(*m) == Standing::Serves).collect())
             .filter(|disks: &Vec<MemberId>| !disks.is_empty())
             .collect();
@@ -322,7 +343,8 @@ impl MetadataCore {
             return;
         }
         let replicas = self.config.replicas.min(ready.len() as u32);
-        let views = placement::first_views(&ready, self.config.groups, replicas);
+        let members: Vec<MemberId> = ready.into_iter().flatten().collect();
+        let views = self.first_views(&members, replicas);
         let command = ClusterCommand::Form {
             replicas,
             feature_level: self.config.feature_level,
@@ -330,6 +352,26 @@ impl MetadataCore {
             volume: self.config.first_volume.clone(),
         };
         self.propose_work(Work::Form, command);
+    }
+
+    /// Views of all groups over these disks.
+    fn first_views(&self, members: &[MemberId], replicas: u32) -> Vec<View> {
+        let machine = &self.cluster.machine;
+        let disk = |member: &MemberId| {
+            let record = &machine.nodes[&member.node].record;
+            let capacity = record.disks.iter().find(|disk| disk.id == member.disk).map_or(0, |disk| disk.capacity);
+            let labels = record.labels.clone();
+            Disk { place: home(*member), capacity: capacity.max(1), stand: Stand::In, labels }
+        };
+        let homes = first_homes(members.iter().map(disk).collect(), self.config.groups as usize, replicas);
+        let view = |homes: Vec<_>| {
+            let member = |place: &_| members.iter().find(|member| home(**member) == *place).copied();
+            let primary = member(&homes[0]).expect("groups are placed on these disks");
+            let mut in_sync: Vec<MemberId> = homes.iter().filter_map(member).collect();
+            in_sync.sort_unstable();
+            View { epoch: Epoch(1), primary, in_sync, syncing: Vec::new() }
+        };
+        homes.into_iter().map(view).collect()
     }
 
     pub(super) fn cluster_status(&self) -> ClusterStatus {
@@ -346,7 +388,14 @@ impl MetadataCore {
             groups_waiting: groups().filter(|(_, row)| short(row, machine.settings.min_in_sync)).count() as u32,
             degraded: degraded().take(DEGRADED_SHOWN).map(|(number, _)| GroupId(number as u32)).collect(),
             metadata: machine.server_records(),
-            storage: machine.nodes.values().map(|row| self.storage_status(&row.record)).collect(),
+            storage: machine.present().map(|(_, row)| self.storage_status(row)).collect(),
+            storage_gone: machine
+                .nodes
+                .iter()
+                .filter(|(_, row)| row.place == StoragePlace::Gone)
+                .map(|(id, _)| *id)
+                .collect(),
+            rebuild: self.rebuild_status(),
             sessions: machine
                 .live
                 .iter()
@@ -361,11 +410,15 @@ impl MetadataCore {
         }
     }
 
-    fn storage_status(&self, record: &NodeRecord) -> StorageStatus {
+    fn storage_status(&self, row: &NodeRow) -> StorageStatus {
+        let record = &row.record;
         let heard = self.cluster_lead.heard.get(&record.id);
         let groups = &self.cluster.machine.groups;
         let count = |has: &dyn Fn(&GroupRow) -> bool| groups.iter().filter(|row| has(row)).count() as u32;
         let here = |member: &MemberId| member.node == record.id;
+        let homes = count(&|row| row.homes.iter().any(|place| place.0 == record.id));
+        let emptied = row.place != StoragePlace::In || self.is_node_given_up(row);
+        let left = count(&|row| row.leaving.iter().any(|place| place.0 == record.id));
         let disks = record.disks.iter().map(|disk| {
             let state = heard.and_then(|heard| heard.disks.iter().find(|state| state.id == disk.id));
             DiskStatus {
@@ -384,6 +437,11 @@ impl MetadataCore {
             primary_of: count(&|row| here(&row.view.primary)),
             in_sync_of: count(&|row| row.view.in_sync.iter().any(here)),
             syncing_of: count(&|row| row.view.syncing.iter().any(here)),
+            place: row.place,
+            home_of: homes,
+            leaving_of: left + if emptied { homes } else { 0 },
+            given_up: self.is_node_given_up(row),
+            labels: record.labels.clone(),
             disks: disks.collect(),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Key, Row};
 use holdfast_types::{DiskId, GroupId, MapVersion, NodeId, ServerId, SessionId, Term, VolumeId};
-use holdfast_wire::admin::ServerPlace;
+use holdfast_wire::admin::{ServerPlace, StoragePlace};
 use holdfast_wire::map::{NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::ClientRecord;
 use holdfast_wire::namespace::VolumeRecord;
@@ -45,6 +45,8 @@ impl Row for SettingsRow {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NodeRow {
     pub(crate) record: NodeRecord,
+    /// Whether it is to be used. The row of one that is gone stays: its id is not given again.
+    pub(crate) place: StoragePlace,
 }
 
 impl Row for NodeRow {}
@@ -55,8 +57,17 @@ pub(crate) struct GroupRow {
     pub(crate) view: View,
     /// The map version that made the view.
     pub(crate) changed: MapVersion,
-    /// Disks that the group was placed on: one that returns becomes a member again.
+    /// Disks that the group is placed on: one that returns becomes a member again. The first is the preferred primary.
     pub(crate) homes: Vec<(NodeId, DiskId)>,
+    /// Disks that it was placed on before, whose copies count until every home is in sync.
+    pub(crate) leaving: Vec<(NodeId, DiskId)>,
+}
+
+impl GroupRow {
+    /// Every disk whose copy is not to be removed.
+    pub(crate) fn kept(&self) -> Vec<(NodeId, DiskId)> {
+        self.homes.iter().chain(&self.leaving).copied().collect()
+    }
 }
 
 impl Row for GroupRow {}
@@ -135,10 +146,18 @@ mod tests {
     fn round_trip() {
         let member = MemberId { node: NodeId(1), disk: DiskId(0), incarnation: Incarnation(4) };
         let view = View { epoch: Epoch(1), primary: member, in_sync: vec![member], syncing: vec![] };
-        super::super::assert_round_trip(GroupRow { view, changed: MapVersion(5), homes: vec![(NodeId(1), DiskId(0))] });
+        super::super::assert_round_trip(GroupRow {
+            view,
+            changed: MapVersion(5),
+            homes: vec![(NodeId(1), DiskId(0))],
+            leaving: vec![(NodeId(2), DiskId(0))],
+        });
         super::super::assert_round_trip(SettingsRow { groups: 8, ..SettingsRow::default() });
         let record = NodeRecord { id: NodeId(1), address: "a:1".into(), labels: vec![], disks: vec![], alive: true };
-        super::super::assert_round_trip(NodeRow { record });
+        super::super::assert_round_trip(NodeRow {
+            record,
+            place: StoragePlace::Leaving { successor: Some(NodeId(4)) },
+        });
         let grant = SessionGrant { volume: VolumeId(1), read_only: false };
         let client = ClientRecord::default();
         super::super::assert_round_trip(LiveRow { grant, client, nonce: 7, opened: MapVersion(2) });

@@ -11,6 +11,7 @@ mod members;
 mod model;
 mod namespace;
 mod raft;
+mod rebuild;
 mod sessions;
 mod views;
 
@@ -90,6 +91,24 @@ pub(crate) struct Storage {
     pub(crate) deaf: bool,
     pub(crate) acknowledged: MapVersion,
     pub(crate) leaving: bool,
+    pub(crate) failed: bool,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) free: u64,
+}
+
+impl Storage {
+    pub(crate) fn new() -> Self {
+        Self {
+            alive: true,
+            incarnation: 1,
+            deaf: false,
+            acknowledged: MapVersion(0),
+            leaving: false,
+            failed: false,
+            labels: Vec::new(),
+            free: 1 << 39,
+        }
+    }
 }
 
 /// Servers, storage nodes, and what is on its way between them.
@@ -129,7 +148,7 @@ impl World {
         config.groups = 8;
         config.storage_expected = storage as u32;
         change(&mut config);
-        let node = Storage { alive: true, incarnation: 1, deaf: false, acknowledged: MapVersion(0), leaving: false };
+        let node = Storage::new();
         let mut world = Self {
             servers: BTreeMap::new(),
             storage: (1..=storage).map(|id| (id, node.clone())).collect(),
@@ -355,14 +374,14 @@ impl World {
                 id: DiskId(0),
                 incarnation: Incarnation(node.incarnation),
                 capacity: 1 << 40,
-                free: 1 << 39,
+                free: node.free,
                 oldest_operation_ms: 0,
-                failed: false,
+                failed: node.failed,
             };
             let heartbeat = Heartbeat {
                 node: NodeId(id),
                 address: format!("s{id}:1"),
-                labels: vec![],
+                labels: node.labels.clone(),
                 pid: id as u32,
                 disks: vec![disk],
                 acknowledged: self.storage[&id].acknowledged,

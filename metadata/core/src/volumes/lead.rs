@@ -145,6 +145,7 @@ impl MetadataCore {
             | Request::ServerArrived { .. }
             | Request::AddServer { .. }
             | Request::RemoveServer { .. }
+            | Request::PlaceStorage { .. }
             | Request::CreateVolume { .. }
             | Request::LimitVolume { .. }
             | Request::DeleteVolume { .. }

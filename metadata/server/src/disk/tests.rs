@@ -18,6 +18,7 @@ fn config(data: &Path) -> Config {
         replicas: 3,
         groups: 8,
         storage_expected: 3,
+        out_after: holdfast_config::Span(std::time::Duration::from_secs(600)),
         cache: holdfast_config::Size(1 << 20),
         telemetry_address: "off".into(),
         slow_operation: holdfast_config::Span(std::time::Duration::from_secs(1)),

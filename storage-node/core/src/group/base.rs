@@ -31,6 +31,8 @@ pub(crate) enum Tag {
     CopySums(MemberId, ChunkKey),
     /// Bytes of a chunk to be copied to a member: the run at this offset.
     CopyRead(MemberId, ChunkKey, u32),
+    /// Chunks of a copy that nobody needs.
+    DiscardList,
     /// This member's chunks, for a comparison.
     CompareList,
     /// Block sums of this member's chunk, for a comparison.
@@ -48,6 +50,7 @@ impl Tag {
             | Self::RepairList(_)
             | Self::CopySums(..)
             | Self::CopyRead(..)
+            | Self::DiscardList
             | Self::CompareList
             | Self::CompareSums(_) => false,
         }

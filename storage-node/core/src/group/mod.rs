@@ -11,6 +11,7 @@
 pub(crate) mod admit;
 pub(crate) mod base;
 pub(crate) mod compare;
+pub(crate) mod discard;
 pub(crate) mod member;
 pub(crate) mod primary;
 pub(crate) mod read;
@@ -52,12 +53,14 @@ pub(crate) struct Group {
     pub(crate) role: Role,
     /// Disks seen in sync (for one of the mutations only).
     known: Vec<MemberId>,
+    /// Outside: nothing is left to remove here.
+    discarded: bool,
 }
 
 impl Group {
     /// A group that is in no view yet.
     pub(crate) fn new(group: GroupId, me: MemberId, last: OpNumber, settled: OpNumber) -> Self {
-        Self { base: Base::new(group, me, last, settled), role: Role::Outside, known: Vec::new() }
+        Self { base: Base::new(group, me, last, settled), role: Role::Outside, known: Vec::new(), discarded: false }
     }
 
     /// Enters the epoch of the map's view, if that is a newer one. `me`: the life in which this disk is listed, if it is.
@@ -71,6 +74,8 @@ impl Group {
             self.base.me = me;
         }
         self.base.end_era();
+        self.discarded = false;
+        ctx.book.discarding.remove(&self.base.group);
         self.known.extend(&before.in_sync);
         ctx.book.active.insert(self.base.group);
         let leads = me.is_some_and(|me| view.primary == me && view.in_sync.contains(&me));
@@ -192,6 +197,9 @@ impl Group {
     pub(crate) fn local_done(&mut self, ctx: &mut Ctx<'_>, ticket: Ticket, result: Result<LocalOutcome, LocalError>) {
         let Some(tag) = self.base.finished(ticket) else { return };
         ctx.book.active.insert(self.base.group);
+        if let (Role::Outside, Tag::DiscardList) = (&self.role, tag) {
+            return self.discard_listed(ctx, result);
+        }
         let base = &mut self.base;
         match &mut self.role {
             Role::Outside | Role::Failed => {}
@@ -228,7 +236,8 @@ impl Group {
     /// Time passed. Returns whether the group wants the next tick as well.
     pub(crate) fn tick(&mut self, ctx: &mut Ctx<'_>, slept: bool) -> bool {
         match &mut self.role {
-            Role::Outside | Role::Failed => false,
+            Role::Outside => self.discard(ctx),
+            Role::Failed => false,
             Role::Member(member) => member.tick(&self.base, ctx),
             Role::Primary(primary) => primary.tick(&mut self.base, ctx, slept),
         }

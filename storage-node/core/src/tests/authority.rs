@@ -49,6 +49,7 @@ impl Authority {
                 (0..replicas).map(|i| member(1 + (u64::from(group) + u64::from(i)) % nodes)).collect();
             let primary = in_sync[0];
             in_sync.sort_unstable();
+            map.homes.push(in_sync.iter().map(|member| (member.node, member.disk)).collect());
             map.views.push(View { epoch: Epoch(1), primary, in_sync, syncing: Vec::new() });
         }
         let heard = (1..=nodes)
@@ -73,9 +74,22 @@ impl Authority {
         view.in_sync.sort_unstable();
         view.syncing.sort_unstable();
         assert!(view.in_sync.contains(&view.primary), "a primary is in sync");
+        // Whoever was a member is kept until there are as many copies as there should be without it.
+        let mut homes: Vec<_> = view.members().map(|member| (member.node, member.disk)).collect();
+        if view.in_sync.len() < self.map.replicas as usize {
+            homes.extend(self.map.homes[group.0 as usize].iter().copied());
+            homes.sort_unstable();
+            homes.dedup();
+        }
+        self.map.homes[group.0 as usize] = homes;
         self.map.version = self.map.version.next();
         self.view_changes += 1;
         self.changed_at.insert(group, now);
+    }
+
+    /// Takes a node out of a view at once.
+    pub(crate) fn dismiss(&mut self, now: u64, group: GroupId, node: NodeId) {
+        self.change(now, group, |view| view.in_sync.retain(|member| member.node != node));
     }
 
     pub(crate) fn heartbeat(&mut self, now: u64, node: NodeId, incarnation: Incarnation, acknowledged: MapVersion) {

@@ -3,6 +3,7 @@
 mod authority;
 mod checks;
 mod client;
+mod discard;
 mod random;
 mod scenarios;
 mod store;

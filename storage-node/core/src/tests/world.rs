@@ -572,6 +572,8 @@ impl World {
         self.until("views are whole", 60_000, |w| w.authority.map.views.iter().all(|v| v.in_sync.len() == replicas));
         self.run(1_000);
         self.check_replicas();
+        self.until("copies that nobody needs are gone", 20_000, |w| w.leftovers() == 0);
+        self.check_replicas();
     }
 
     /// Members of a view are equal, and are what the clients were told.

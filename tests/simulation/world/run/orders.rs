@@ -52,6 +52,7 @@ pub fn run_in_order(seed: u64, order: &[Start], gap: Duration) -> Result<Outcome
         hostile: gap * order.len() as u32,
         leave_one_in: u64::from(u32::MAX),
         think_ms: 20,
+        nodes: 4,
         ..Setup::of(seed, None)
     };
     judged(Sim::new(seed, setup, 0), |sim| {

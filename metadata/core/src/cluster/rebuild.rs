@@ -1,0 +1,240 @@
+//! When disks are given up and groups move: what the leader knows and counts beside the log.
+//!
+//! * A disk that is away is counted in the leader's own ticks, from when its node is silent; a new leader begins anew.
+//! * While more than a quarter of the pool is silent without a reason nothing is counted: that is a cut, or a loss of power, and what is
+//!   cut off has everything.
+//! * What a group has lost is made again on another disk when its disk has been away for `out_after`, or is removed.
+
+use super::lead::Work;
+use super::nodes::Standing;
+use super::placement::moves::{Pace, Placed, Plan, plan};
+use super::placement::{Disk, Place, Stand, Topology};
+use crate::api::ticks;
+use crate::command::{ClusterCommand, ViewStep, home};
+use crate::core::MetadataCore;
+use crate::tables::cluster::{GroupRow, NodeRow};
+use holdfast_types::{DiskId, Incarnation, MemberId, NodeId};
+use holdfast_wire::admin::{RebuildStatus, StoragePlace};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// How often moves are looked for.
+const PLAN_TICKS: u64 = ticks(Duration::from_secs(1));
+/// A node must have lived for so long before groups move to it: one that comes and goes gets none.
+const STEADY_TICKS: u64 = ticks(Duration::from_secs(10));
+/// Moves of one command, at the most.
+const MOVES_AT_ONCE: usize = 256;
+/// A disk with less than this part of it free takes nothing new.
+const FREE_PART: u64 = 20;
+/// Looks back for the speed of what is under way.
+const SPEED_TICKS: u64 = ticks(Duration::from_secs(60));
+
+/// The leader's memory of it.
+#[derive(Debug, Default)]
+pub(super) struct Rebuild {
+    /// For how many ticks each disk has been away.
+    away: BTreeMap<Place, u64>,
+    /// When moves were last looked for.
+    planned: u64,
+    /// What was found then, without the moves.
+    plan: Plan,
+    /// How much was left to do, and when; since it was last nothing, or more than before.
+    left: VecDeque<(u64, u64)>,
+}
+
+impl MetadataCore {
+    /// Counts for how long disks have been away; called every `passed` ticks.
+    pub(super) fn count_away(&mut self, passed: u64) {
+        let pool: Vec<NodeId> = self.cluster.machine.present().map(|(id, _)| *id).collect();
+        let in_use = |node: &&NodeId| self.cluster.machine.nodes[*node].place == StoragePlace::In;
+        let expected = pool.iter().filter(in_use).count();
+        let leaving = |node: NodeId| self.cluster_lead.heard.get(&node).is_some_and(|heard| heard.leaving);
+        let given_up = |node: NodeId| {
+            let out = self.out_ticks();
+            self.cluster_lead
+                .rebuild
+                .away
+                .range((node, DiskId(0))..)
+                .take_while(|(at, _)| at.0 == node)
+                .any(|(_, away)| *away >= out)
+        };
+        let silent = pool
+            .iter()
+            .filter(in_use)
+            .filter(|node| self.is_silent(**node) && !leaving(**node) && !given_up(**node))
+            .count();
+        let believed = silent * 4 <= expected;
+        let mut places: Vec<Place> = Vec::new();
+        for (node, row) in self.cluster.machine.present() {
+            places.extend(row.record.disks.iter().map(|disk| (*node, disk.id)));
+        }
+        // Disks that their node does not name any more, and groups do.
+        places.extend(self.cluster_lead.rebuild.away.keys().filter(|place| pool.contains(&place.0)));
+        places.sort_unstable();
+        places.dedup();
+        let mut away = BTreeMap::new();
+        for place in places {
+            let before = self.cluster_lead.rebuild.away.get(&place).copied();
+            match self.disk_standing(place) {
+                Standing::Serves | Standing::OtherLife(_) => {}
+                Standing::Unknown => drop(before.map(|ticks| away.insert(place, ticks))),
+                Standing::Gone => {
+                    let count = before.unwrap_or(0) + if believed { passed } else { 0 };
+                    away.insert(place, count);
+                }
+            }
+        }
+        self.cluster_lead.rebuild.away = away;
+    }
+
+    fn out_ticks(&self) -> u64 {
+        ticks(self.config.out_after).max(1)
+    }
+
+    /// How a disk stands, in whatever life.
+    fn disk_standing(&self, (node, disk): Place) -> Standing {
+        self.standing(MemberId { node, disk, incarnation: Incarnation(0) })
+    }
+
+    /// Whether a disk has been away for so long that its groups live elsewhere from now on.
+    fn is_given_up(&self, place: Place) -> bool {
+        self.cluster_lead.rebuild.away.get(&place).is_some_and(|away| *away >= self.out_ticks())
+    }
+
+    /// Whether all of a node's disks are given up.
+    pub(super) fn is_node_given_up(&self, row: &NodeRow) -> bool {
+        let disks = &row.record.disks;
+        !disks.is_empty() && disks.iter().all(|disk| self.is_given_up((row.record.id, disk.id)))
+    }
+
+    /// What each disk is good for, and whether all that should be there is.
+    fn disks(&self) -> (Vec<Disk>, bool) {
+        let (mut disks, mut calm) = (Vec::new(), true);
+        for (node, row) in self.cluster.machine.present() {
+            let heard = self.cluster_lead.heard.get(node);
+            let steady = heard.is_some_and(|heard| !heard.leaving && self.ticks >= heard.lives_since + STEADY_TICKS);
+            for disk in &row.record.disks {
+                let place = (*node, disk.id);
+                let serves = matches!(self.disk_standing(place), Standing::Serves | Standing::OtherLife(_));
+                let full = heard.and_then(|heard| heard.disks.iter().find(|state| state.id == disk.id));
+                let full = full.is_some_and(|state| state.free < state.capacity / FREE_PART);
+                let emptied = match row.place {
+                    StoragePlace::In => false,
+                    StoragePlace::Draining | StoragePlace::Leaving { successor: None } => true,
+                    StoragePlace::Leaving { successor: Some(successor) } => {
+                        self.cluster.machine.nodes.contains_key(&successor)
+                    }
+                    StoragePlace::Gone => continue,
+                };
+                let removed = emptied && matches!(row.place, StoragePlace::Leaving { .. });
+                let stand = match (emptied, serves) {
+                    _ if self.is_given_up(place) => Stand::Out,
+                    (true, false) if removed && self.is_silent(*node) => Stand::Out,
+                    (true, _) => Stand::Draining,
+                    (false, true) if steady && !full && row.place == StoragePlace::In => Stand::In,
+                    (false, true) => Stand::Keeps,
+                    (false, false) => {
+                        calm = false;
+                        Stand::Keeps
+                    }
+                };
+                let labels = row.record.labels.clone();
+                disks.push(Disk { place, capacity: disk.capacity, stand, labels });
+            }
+        }
+        (disks, calm)
+    }
+
+    /// Finds out what is to move, and has the most urgent of it moved. Says whether it has proposed something.
+    pub(super) fn drive_homes(&mut self) -> bool {
+        let due = self.ticks >= self.cluster_lead.rebuild.planned + PLAN_TICKS;
+        if !due || self.cluster.machine.groups.is_empty() {
+            return false;
+        }
+        let (disks, calm) = self.disks();
+        let machine = &self.cluster.machine;
+        let topology = Topology::new(disks, machine.groups.len(), machine.settings.replicas);
+        let groups: Vec<Placed<'_>> = machine.groups.iter().map(GroupRow::placed).collect();
+        let pace = Pace { per_node: self.config.limits.moves_per_node, at_once: MOVES_AT_ONCE };
+        let mut found = plan(&topology, &groups, pace, calm);
+        let moves = std::mem::take(&mut found.moves);
+        let now = self.ticks;
+        let rebuild = &mut self.cluster_lead.rebuild;
+        rebuild.planned = now;
+        rebuild.remember(now, found);
+        if moves.is_empty() {
+            return false;
+        }
+        self.propose_work(Work::Update, ClusterCommand::Rehome { moves });
+        true
+    }
+
+    /// Members that are not at home go when every home is in sync and serves.
+    pub(super) fn departing(&self, row: &GroupRow) -> Vec<ViewStep> {
+        if row.leaving.is_empty() {
+            return Vec::new();
+        }
+        let holds = |place: &Place| {
+            let member = row.view.in_sync.iter().find(|member| home(**member) == *place);
+            member.is_some_and(|member| self.standing(*member) == Standing::Serves)
+        };
+        if !row.homes.iter().all(holds) {
+            return Vec::new();
+        }
+        let gone = row.view.members().filter(|member| !row.homes.contains(&home(*member)));
+        gone.map(|member| ViewStep::Remove { member }).collect()
+    }
+
+    /// For status.
+    pub(super) fn rebuild_status(&self) -> RebuildStatus {
+        let Rebuild { plan, left, .. } = &self.cluster_lead.rebuild;
+        let homes: u64 = self.cluster.machine.groups.iter().map(|row| row.homes.len() as u64).sum();
+        let heard = self.cluster_lead.heard.values().flat_map(|heard| &heard.disks);
+        let bytes: u64 = heard.map(|disk| disk.capacity.saturating_sub(disk.free)).sum();
+        let todo = plan.todo();
+        RebuildStatus {
+            lost: plan.lost,
+            draining: plan.draining,
+            moving: plan.crowded + plan.uneven,
+            under_way: plan.under_way,
+            bytes_left: (u128::from(bytes) * u128::from(todo) / u128::from(homes.max(1))) as u64,
+            seconds_left: seconds_left(left),
+        }
+    }
+}
+
+impl Plan {
+    /// Homes that are still to be made.
+    fn todo(&self) -> u64 {
+        u64::from(self.lost)
+            + u64::from(self.draining)
+            + u64::from(self.crowded)
+            + u64::from(self.uneven)
+            + u64::from(self.under_way)
+    }
+}
+
+impl Rebuild {
+    fn remember(&mut self, now: u64, plan: Plan) {
+        let todo = plan.todo();
+        // What has become more is a new task, whose speed nobody knows yet.
+        if todo == 0 || self.left.back().is_some_and(|(_, before)| todo > *before) {
+            self.left.clear();
+        }
+        if todo > 0 {
+            self.left.push_back((now, todo));
+        }
+        while self.left.len() > 2 && self.left.front().is_some_and(|(at, _)| at + SPEED_TICKS < now) {
+            self.left.pop_front();
+        }
+        self.plan = plan;
+    }
+}
+
+/// How long what is left takes at the speed of the last minute.
+fn seconds_left(left: &VecDeque<(u64, u64)>) -> Option<u64> {
+    let ((begun, first), (now, last)) = (left.front()?, left.back()?);
+    let done = first.checked_sub(*last).filter(|done| *done > 0)?;
+    let per_second = ticks(Duration::from_secs(1));
+    Some((last * (now - begun)).div_ceil(done * per_second))
+}
