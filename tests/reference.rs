@@ -53,7 +53,7 @@ fn words(kind: &str) -> &str {
         "Span" => "duration, \"250 ms\"",
         "Vec<(String, String)>" => "list of pairs of texts",
         "IoChoice" => "\"auto\", \"io_uring\" or \"threads\"",
-        "TlsFiles" => "table",
+        "TlsFiles" | "ScrubConfig" => "table",
         list if list.starts_with("Vec<") => "tables",
         other => panic!("no words for the type {other}"),
     }
@@ -87,6 +87,8 @@ fn page() -> String {
     table(&mut page, METADATA, "Server");
     page.push_str("## A storage node: `config.toml`\n\n");
     table(&mut page, STORAGE, "Config");
+    page.push_str("### `[scrub]`\n\n");
+    table(&mut page, STORAGE, "ScrubConfig");
     page.push_str("### `[[disks]]`\n\n");
     table(&mut page, STORAGE, "DiskConfig");
     page.push_str("### `[[metadata]]`\n\n");

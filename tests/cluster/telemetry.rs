@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
-fn get(address: &str, path: &str) -> anyhow::Result<String> {
+pub(super) fn get(address: &str, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
@@ -17,13 +17,13 @@ fn get(address: &str, path: &str) -> anyhow::Result<String> {
 }
 
 /// The value of a metric, its labels as they are written.
-fn value(metrics: &str, name: &str) -> f64 {
+pub(super) fn value(metrics: &str, name: &str) -> f64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in\n{metrics}"))
 }
 
 /// What a server's configuration says of where it is watched.
-fn configured(folder: &Path, name: &str) -> String {
+pub(super) fn configured(folder: &Path, name: &str) -> String {
     let text = std::fs::read_to_string(folder.join("cluster").join(name).join("config.toml")).expect("read");
     let table: toml::Table = text.parse().expect("TOML");
     table["telemetry-address"].as_str().expect("written by init").to_owned()

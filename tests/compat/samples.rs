@@ -10,12 +10,13 @@ use holdfast_types::{
     ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
 use holdfast_wire::admin::{
-    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, InodeFacts, RebuildStatus, ServerPlace,
-    ServerRecord, ServerStatus, SessionStatus, ShardStatus, StoragePlace, StorageStatus, TableCheck,
+    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, GroupScrub, InodeFacts, RebuildStatus,
+    ServerPlace, ServerRecord, ServerStatus, SessionStatus, ShardStatus, StoragePlace, StorageStatus, TableCheck,
 };
 use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
-    ChunkDigest, Contender, CopyRun, Difference, GroupBody, GroupChange, GroupMessage, KeyRange, Origin,
+    CheckedChunk, ChunkDigest, Contender, CopyRun, Difference, GroupBody, GroupChange, GroupMessage, KeyRange, Origin,
+    ScrubResult,
 };
 use holdfast_wire::lock::{HeldLock, Lock, LockKind, LockSpace};
 use holdfast_wire::map::{ClusterMap, DiskRecord, MapDelta, MapUpdate, NodeRecord, SessionGrant, View};
@@ -522,6 +523,8 @@ pub fn group_bodies() -> Named<GroupBody> {
     let range = KeyRange::chunk(chunk());
     let digest = ChunkDigest { chunk: chunk(), length: 32, digest: 33 };
     let difference = Difference { chunk: chunk(), length: 34, sums: vec![35], contenders: vec![contender()] };
+    let (length, digest_of, hash) = (42, 43, [44; 32]);
+    let checked = CheckedChunk { chunk: chunk(), length, digest: digest_of, hash, bad: 45, left: 46, bytes: 47 };
     let mut all = vec![
         ("here", GroupBody::Here),
         ("stale", GroupBody::Stale),
@@ -533,6 +536,11 @@ pub fn group_bodies() -> Named<GroupBody> {
         ("differences", GroupBody::Differences { stream, id, through: chunk(), chunks: vec![difference] }),
         ("confirm", GroupBody::Confirm { round: 36 }),
         ("confirmed", GroupBody::Confirmed { round: 37 }),
+        ("fetch", GroupBody::Fetch { id, chunk: chunk(), blocks: vec![41] }),
+        ("fetched", GroupBody::Fetched { id, chunk: chunk(), blocks: vec![41] }),
+        ("scrub-check", GroupBody::Check { id, range }),
+        ("scrub-checked", GroupBody::Checked { id, through: chunk(), chunks: vec![checked] }),
+        ("scrubbed", GroupBody::Scrubbed(scrub_result())),
     ];
     let operation = |change| GroupBody::Operation {
         stream,
@@ -543,6 +551,10 @@ pub fn group_bodies() -> Named<GroupBody> {
     };
     all.extend(group_changes().into_iter().map(|(name, change)| (name, operation(change))));
     all
+}
+
+fn scrub_result() -> ScrubResult {
+    ScrubResult { chunks: 48, bytes: 49, bad: 50, repaired: 51, different: 52, equalized: 53 }
 }
 
 fn contender() -> Contender {
@@ -614,11 +626,14 @@ pub fn admin_answers() -> Named<AdminAnswer> {
         failed: Some("why".into()),
     };
     let chunk = ChunkFacts { chunk: chunk(), length: 4096, digest: 7, damaged: true };
+    let result = scrub_result();
+    let scrub = GroupScrub { group: GroupId(4), last: Some((8, result)), running: Some(result), due: 9 };
     vec![
         ("server", AdminAnswer::Server(server)),
         ("refused", AdminAnswer::Refused("why".into())),
         ("check", AdminAnswer::Check(check)),
         ("chunks", AdminAnswer::Chunks(vec![chunk])),
+        ("scrubs", AdminAnswer::Scrubs(vec![scrub])),
     ]
 }
 
@@ -631,6 +646,8 @@ pub fn admin_requests() -> Named<AdminRequest> {
         ("request-check-begin", AdminRequest::CheckBegin),
         ("request-check-poll", AdminRequest::CheckPoll { check: 2 }),
         ("request-list-chunks", list),
+        ("request-scrub-status", AdminRequest::ScrubStatus),
+        ("request-scrub-now", AdminRequest::ScrubNow),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! `holdfast admin`: what an administrator sees and does.
 
 use crate::cli::{Admin, AdminCommand, Limit, LimitArguments, MetadataCommand, VolumeCommand};
-use crate::{fsck, layout, storage};
+use crate::{fsck, layout, scrub, storage};
 use anyhow::{Context, Result, bail};
 use holdfast_client::{Cluster, ClusterFile, MetadataAddress, RequestError};
 use holdfast_config::Size;
@@ -43,6 +43,7 @@ async fn carry_out(admin: Admin) -> Result<ExitCode> {
     match admin.command {
         AdminCommand::Status { json } => status(&file, &cluster, json).await,
         AdminCommand::Fsck { json, quick } => fsck::run(&file, &cluster, &fsck::Options { json, quick }).await,
+        AdminCommand::Scrub { json, now } => scrub::run(&cluster, json, now).await,
         AdminCommand::Volume(command) => volume(&cluster, command).await,
         AdminCommand::Metadata(command) => metadata(&path, &file, &cluster, command).await,
         AdminCommand::Storage(command) => storage::run(&path, &file, &cluster, command).await,
@@ -272,7 +273,8 @@ async fn status(file: &ClusterFile, cluster: &Cluster, json: bool) -> Result<Exi
         let answer = cluster.ask_server(server.id, AdminRequest::ServerStatus, SERVER_PATIENCE).await;
         servers.push(match answer {
             Some(AdminAnswer::Server(status)) => Some(status),
-            Some(AdminAnswer::Refused(_) | AdminAnswer::Check(_) | AdminAnswer::Chunks(_)) | None => None,
+            Some(AdminAnswer::Refused(_) | AdminAnswer::Check(_) | AdminAnswer::Chunks(_) | AdminAnswer::Scrubs(_))
+            | None => None,
         });
     }
     let report = report(&known, &servers, whole);

@@ -134,6 +134,16 @@ pub enum AdminCommand {
         #[arg(long)]
         quick: bool,
     },
+    /// When each group was last read whole and what was found; exit status 0 if all is well, 1 if something found is not repaired, 2 if
+    /// somebody cannot be asked.
+    Scrub {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Have everything scrubbed now, and wait for the end.
+        #[arg(long)]
+        now: bool,
+    },
     /// Volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),

@@ -185,6 +185,7 @@ fn storage_config(
         leave_on_stop: true,
         test_skip_sync: false,
         labels: Vec::new(),
+        scrub: storage::ScrubConfig::default(),
         disks: vec![storage::DiskConfig { id: 1, path: "data".into(), io: storage::IoChoice::Auto }],
         metadata: servers.iter().map(|s| storage::MetadataServer { id: s.id, address: s.address.clone() }).collect(),
     }

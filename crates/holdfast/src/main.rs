@@ -8,6 +8,7 @@ mod helper;
 mod layout;
 mod mount;
 mod role;
+mod scrub;
 mod signals;
 mod storage;
 mod up;

@@ -276,7 +276,7 @@ impl DirectoryFile {
         let open = || {
             let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
             let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
-            OpenOptions::new().write(true).custom_flags(flags).open(path).ok()
+            OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()
         };
         self.direct.get_or_init(open).as_ref()
     }
@@ -324,6 +324,14 @@ impl DiskFile for DirectoryFile {
                 | rustix::io::Errno::INTR,
             ) => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read_past_cache_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match self.direct_for(buffer, offset).map(|file| file.read_exact_at(buffer, offset)) {
+            None => self.read_at(buffer, offset),
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => self.read_at(buffer, offset),
+            Some(done) => done,
         }
     }
 

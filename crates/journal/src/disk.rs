@@ -146,6 +146,16 @@ pub trait DiskFile: Send + Sync + 'static {
         Ok(false)
     }
 
+    /// As [`DiskFile::read_at`], from the disk itself and not from memory where that can be done, and leaving what memory holds as it is: for
+    /// whoever wants to know what is on the disk. Sees what was written before. Whole blocks that begin at a whole block in memory, too, have
+    /// a chance.
+    ///
+    /// # Errors
+    /// As [`DiskFile::read_at`].
+    fn read_past_cache_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_at(buffer, offset)
+    }
+
     /// Writes all bytes at `offset`, extending the file when needed. Seen by later reads; not durable.
     ///
     /// # Errors

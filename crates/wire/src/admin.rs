@@ -1,6 +1,6 @@
 //! What administrators ask and see.
 
-use crate::group::KeyRange;
+use crate::group::{KeyRange, ScrubResult};
 use holdfast_types::{
     ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, LogIndex, MapVersion, MemberId, NodeId, ServerId,
     SessionId, Term, VolumeId,
@@ -32,6 +32,10 @@ pub enum AdminRequest {
         /// Read every block and compare it with its sum.
         verify: bool,
     },
+    /// A storage node's scrubs. Answer: `Scrubs`.
+    ScrubStatus,
+    /// A storage node scrubs every group that it is primary of, one after the other, from now on. Answer: `Scrubs`.
+    ScrubNow,
 }
 
 /// Answers to [`AdminRequest`].
@@ -45,6 +49,21 @@ pub enum AdminAnswer {
     Check(TableCheck),
     /// Chunks, in key order; fewer than wanted only if the range holds no more.
     Chunks(Vec<ChunkFacts>),
+    /// The groups that the storage node is primary of.
+    Scrubs(Vec<GroupScrub>),
+}
+
+/// How it stands with the scrub of a group, at its primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupScrub {
+    /// Which.
+    pub group: GroupId,
+    /// The last one that ended: seconds since then, and what it found.
+    pub last: Option<(u64, ScrubResult)>,
+    /// The one under way, and what it has found so far.
+    pub running: Option<ScrubResult>,
+    /// Seconds until the next one is due; 0: it waits for its turn.
+    pub due: u64,
 }
 
 /// How far a metadata server's check of its own tables is, and what it has found.

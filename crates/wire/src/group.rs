@@ -6,6 +6,8 @@
 //! member ◀─ Compare ─ primary      member ── Differences ───▶ primary      reconciling and resync
 //! member ◀─ Operation, Idle ─ …    member ── Persisted ─────▶ primary      the stream of operations
 //! member ◀─ Confirm ─ primary      member ── Confirmed ─────▶ primary      a read is about to be answered
+//! member ◀─ Check, Scrubbed ─ …    member ── Checked ───────▶ primary      a scrub: read all of it, and say what it is
+//! anybody ── Fetch ──▶ anybody     anybody ── Fetched ──────▶ anybody      blocks in the place of damaged ones
 //! anybody ── Stale ──▶ whoever speaks in an older epoch                    read the map
 //! ```
 //!
@@ -149,6 +151,91 @@ pub enum GroupBody {
         /// As asked.
         round: u64,
     },
+    /// To any member: these blocks are damaged here; what are they there?
+    Fetch {
+        /// Names this question.
+        id: u64,
+        /// Which chunk.
+        chunk: ChunkKey,
+        /// At most [`FETCH_BLOCKS_MAX`].
+        blocks: Vec<u32>,
+    },
+    /// Answer to `Fetch`: the payload is these blocks, 4096 bytes each, zeros beyond the chunk's length. Whoever asked compares them with
+    /// its own sums.
+    Fetched {
+        /// As asked.
+        id: u64,
+        /// As asked.
+        chunk: ChunkKey,
+        /// Those of the blocks asked for that are there and have their sums.
+        blocks: Vec<u32>,
+    },
+    /// To a member in sync: read the first [`CHECK_CHUNKS_MAX`] chunks of a range, repair what is damaged, say what they are.
+    Check {
+        /// Names this question. A newer one takes the place of an older one.
+        id: u64,
+        /// Which keys.
+        range: KeyRange,
+    },
+    /// Answer to `Check`.
+    Checked {
+        /// As asked.
+        id: u64,
+        /// The answer covers keys up to this one.
+        through: ChunkKey,
+        /// In order.
+        chunks: Vec<CheckedChunk>,
+    },
+    /// To members in sync: a scrub of the group has ended.
+    Scrubbed(ScrubResult),
+}
+
+/// Most blocks asked for at once.
+pub const FETCH_BLOCKS_MAX: usize = 64;
+/// Most chunks read for one `Check`: 64 MiB. By eye: a few seconds at the rate of a scrub.
+pub const CHECK_CHUNKS_MAX: usize = 16;
+
+/// A chunk that was read whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckedChunk {
+    /// Which.
+    pub chunk: ChunkKey,
+    /// Written bytes.
+    pub length: u32,
+    /// As in [`ChunkDigest`].
+    pub digest: u32,
+    /// BLAKE3 of its content: of each block that is not all zeros, its number and its bytes.
+    pub hash: [u8; 32],
+    /// Blocks that were damaged.
+    pub bad: u32,
+    /// Blocks among them that still are.
+    pub left: u32,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+/// What a scrub of a group found, on all its members in sync.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubResult {
+    /// Chunks, each counted once.
+    pub chunks: u64,
+    /// Bytes read, on all members.
+    pub bytes: u64,
+    /// Blocks that did not have their sums.
+    pub bad: u64,
+    /// Those among them that were replaced by another member's.
+    pub repaired: u64,
+    /// Chunks that were not the same on all members, and stayed so while nobody changed them.
+    pub different: u64,
+    /// Those among them that were made equal.
+    pub equalized: u64,
+}
+
+impl ScrubResult {
+    /// Whether something is still wrong.
+    pub fn is_clean(&self) -> bool {
+        self.bad == self.repaired && self.different == self.equalized
+    }
 }
 
 /// Most ranges in a `Report`.

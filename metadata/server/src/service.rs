@@ -53,9 +53,12 @@ impl Handler for Service {
                         }
                         Ok(AdminRequest::CheckBegin) => self.checks.begin(),
                         Ok(AdminRequest::CheckPoll { check }) => self.checks.poll(check),
-                        Ok(AdminRequest::ServerStatus | AdminRequest::ListChunks { .. }) => {
-                            AdminAnswer::Refused("a storage node answers this".into())
-                        }
+                        Ok(
+                            AdminRequest::ServerStatus
+                            | AdminRequest::ListChunks { .. }
+                            | AdminRequest::ScrubStatus
+                            | AdminRequest::ScrubNow,
+                        ) => AdminAnswer::Refused("a storage node answers this".into()),
                     };
                     return respond.send(codec::encode(&answer), bytes::Bytes::new());
                 }

@@ -3,9 +3,9 @@
 use crate::local::{LocalCommand, LocalError, LocalOutcome, Ticket};
 use bytes::Bytes;
 use holdfast_types::limits;
-use holdfast_types::{DiskId, Incarnation, Instant, MapVersion, NodeId, SessionId};
+use holdfast_types::{DiskId, GroupId, Incarnation, Instant, MapVersion, NodeId, SessionId};
 use holdfast_wire::chunk::{ChunkAnswer, ChunkRequest};
-use holdfast_wire::group::GroupMessage;
+use holdfast_wire::group::{GroupMessage, ScrubResult};
 use holdfast_wire::map::MapUpdate;
 use holdfast_wire::metadata::{MetadataError, Request, Response};
 use std::time::Duration;
@@ -23,6 +23,21 @@ pub struct Config {
     pub mutations: Mutations,
     /// Bounds.
     pub limits: Limits,
+    /// What was kept of [`Effect::ScrubNoted`] before the start.
+    pub scrubbed: Vec<Scrubbed>,
+}
+
+/// When a group was last scrubbed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// The disk that it is on.
+    pub disk: DiskId,
+    /// Which group.
+    pub group: GroupId,
+    /// How long ago.
+    pub age: Duration,
+    /// What was found; none: it never was, and is due as if that had been its last time.
+    pub result: Option<ScrubResult>,
 }
 
 /// Deliberate bugs that a simulator must find. Never set outside tests.
@@ -38,6 +53,10 @@ pub struct Mutations {
     pub promotion_not_counted: bool,
     /// A new primary counts on from its own settled number, and counts are compared without their epoch.
     pub counts_reused: bool,
+    /// What a scrub finds, or a read, counts as put right when another member has it, and stays as it is.
+    pub repair_dropped: bool,
+    /// Changes of a chunk are numbered while a copy of it is taken, so that old bytes come after new ones.
+    pub copy_not_held: bool,
 }
 
 /// Bounds of one core. The defaults are by eye.
@@ -71,6 +90,10 @@ pub struct Limits {
     pub ask_again: Duration,
     /// A primary alone in its view stops when its last heartbeat that was answered was sent longer ago.
     pub leader_ttl: Duration,
+    /// Every group is scrubbed so often.
+    pub scrub_every: Duration,
+    /// Bytes per second that a disk is read at the most for scrubs.
+    pub scrub_rate: u64,
 }
 
 impl Default for Limits {
@@ -90,6 +113,8 @@ impl Default for Limits {
             resend: Duration::from_millis(300),
             ask_again: Duration::from_secs(1),
             leader_ttl: limits::NODE_TTL,
+            scrub_every: Duration::from_secs(7 * 86_400),
+            scrub_rate: 16 << 20,
         }
     }
 }
@@ -160,6 +185,8 @@ pub enum Input {
         /// When that heartbeat was *sent*.
         sent_at: Instant,
     },
+    /// Every group that this node is primary of is to be scrubbed, one after the other, beginning now.
+    ScrubNow,
     /// A disk's space, whenever it crosses the mark.
     Space {
         /// Which disk.
@@ -215,6 +242,8 @@ pub enum Effect {
     /// Every operation of sessions ended by this map or an older one, that this node sequenced, is settled or handed to a newer view.
     /// Heartbeats carry the greatest one told.
     Acknowledged(MapVersion),
+    /// Keep this, and give it to the next life of the core: see [`Config::scrubbed`]. Not urgent.
+    ScrubNoted(Scrubbed),
     /// The session is over: drop its connections.
     SessionEnded(SessionId),
     /// The disk failed and must leave its views: heartbeats say so.

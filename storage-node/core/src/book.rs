@@ -2,6 +2,7 @@
 
 use crate::api::{Config, Effect};
 use crate::local::{LocalCommand, Ticket};
+use crate::scrub::Scrubs;
 use bytes::Bytes;
 use holdfast_types::{DiskId, GroupId, Instant, MapVersion, NodeId};
 use holdfast_wire::chunk::{ChunkAnswer, Refusal};
@@ -28,6 +29,8 @@ pub(crate) struct Book {
     pub(crate) discarding: BTreeSet<GroupId>,
     /// Chunks removed so.
     pub(crate) discarded: u64,
+    /// When groups are scrubbed, and how fast.
+    pub(crate) scrubs: Scrubs,
     /// Disks that are nearly full.
     pub(crate) low: BTreeSet<DiskId>,
     /// Nodes whose stream is gone, and since when.
@@ -41,6 +44,12 @@ pub(crate) struct Book {
     /// A map known to exist, and when it was last asked for.
     map_wanted: MapVersion,
     map_asked: Option<Instant>,
+}
+
+impl Book {
+    pub(crate) fn new(scrubs: Scrubs) -> Self {
+        Self { scrubs, ..Self::default() }
+    }
 }
 
 /// One step's surroundings.

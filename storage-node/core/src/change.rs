@@ -70,6 +70,7 @@ pub(crate) fn to_wire(change: &Change) -> (GroupChange, Bytes) {
             return (GroupChange::Copy { chunk, length, runs, contenders }, payload.freeze());
         }
         Change::Mark => GroupChange::Mark,
+        Change::Mend { .. } => unreachable!("a disk's own blocks are put right where they are"),
     };
     (wire, Bytes::new())
 }

@@ -12,9 +12,10 @@ pub mod invariants;
 pub mod local;
 mod node;
 mod request;
+mod scrub;
 mod span;
 #[cfg(test)]
 mod tests;
 
-pub use api::{Config, Effect, Input, Limits, Mutations};
+pub use api::{Config, Effect, Input, Limits, Mutations, Scrubbed};
 pub use node::StorageCore;

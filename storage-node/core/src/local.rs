@@ -117,6 +117,15 @@ pub enum Change {
         /// What it remembers.
         contenders: Contenders,
     },
+    /// Damaged blocks of this disk are put right. Never travels. A block is written only if the sum that the store has for it *now* is that
+    /// of the bytes: they are then exactly what was written there last, and no other bytes can land. Others are left alone. No length,
+    /// number or sum of the chunk changes.
+    Mend {
+        /// Which chunk.
+        chunk: ChunkKey,
+        /// Which blocks, 4096 bytes each, in order.
+        blocks: Vec<(u32, Bytes)>,
+    },
     /// Nothing but the number, and the settled number, change.
     Mark,
 }
@@ -140,6 +149,7 @@ impl Change {
             | Self::Zero { chunk, .. }
             | Self::Cut { chunk, .. }
             | Self::Copy { chunk, .. }
+            | Self::Mend { chunk, .. }
             | Self::DeleteChunk { chunk } => Some(KeyRange::chunk(chunk)),
             Self::Delete { volume, inode, generation, from } => Some(KeyRange::tail(volume, inode, generation, from)),
             Self::DeleteVolume { volume } => Some(KeyRange::volume(volume)),
@@ -152,6 +162,7 @@ impl Change {
         match self {
             Self::Write { bytes, .. } => bytes.len(),
             Self::Copy { runs, .. } => runs.iter().map(|run| run.bytes.len()).sum(),
+            Self::Mend { blocks, .. } => blocks.iter().map(|(_, bytes)| bytes.len()).sum(),
             Self::Zero { .. }
             | Self::Cut { .. }
             | Self::Delete { .. }
@@ -237,6 +248,23 @@ pub enum LocalCommand {
         /// Up to and including which index.
         upto: ChunkIndex,
     },
+    /// Every block of a chunk that was written is read, from the disk itself where that can be, and compared with its sum. Of no haste:
+    /// whoever has readers waits less. Outcome: `Checked`.
+    Check {
+        /// Which group.
+        group: GroupId,
+        /// Which chunk.
+        chunk: ChunkKey,
+    },
+    /// Whole blocks, for a member whose own are damaged. Outcome: `Blocks`.
+    Blocks {
+        /// Which group.
+        group: GroupId,
+        /// Which chunk.
+        chunk: ChunkKey,
+        /// Which blocks.
+        blocks: Vec<u32>,
+    },
     /// What was changed by numbers above this one: from the unsettled list. Given only while no `Apply` of the group is under way.
     /// Outcome: `Changes`.
     ChangesAbove {
@@ -286,6 +314,16 @@ pub enum LocalOutcome {
         /// See there.
         through: ChunkIndex,
     },
+    /// What a chunk was found to be; none if it is absent or empty.
+    Checked {
+        /// See there.
+        found: Option<Checked>,
+    },
+    /// Those of the blocks that are there and have their sums, 4096 bytes each.
+    Blocks {
+        /// In the order asked for.
+        blocks: Vec<(u32, Bytes)>,
+    },
     /// Keys changed.
     Changes {
         /// In any order; may overlap.
@@ -315,6 +353,21 @@ pub struct ChunkSums {
     pub sums: Vec<u32>,
     /// Last contended changes.
     pub contenders: Contenders,
+}
+
+/// A chunk that was read whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Length in bytes.
+    pub length: u32,
+    /// As in [`ChunkSummary`].
+    pub digest: u32,
+    /// BLAKE3 of each block that is not all zeros: its number, little-endian in 4 bytes, and its bytes. Of no use with `bad` blocks.
+    pub hash: [u8; 32],
+    /// Damaged blocks, and the sums that they should have.
+    pub bad: Vec<(u32, u32)>,
+    /// Bytes read.
+    pub bytes: u64,
 }
 
 /// A chunk as the store holds it.

@@ -4,13 +4,15 @@
 //! * Only groups with something open cost anything when time passes.
 //! * A map is acknowledged when no operation of a session that it, or an older one, ended is still open here.
 
-use crate::api::{Config, Effect, Input};
+use crate::api::{Config, Effect, Input, Scrubbed};
 use crate::book::{Book, Ctx};
 use crate::group::{Group, Role};
 use crate::local::{GroupState, LocalError, LocalOutcome, Ticket};
 use crate::request;
+use crate::scrub::Scrubs;
 use bytes::Bytes;
 use holdfast_types::{DiskId, GroupId, Incarnation, Instant, MapVersion, MemberId, NodeId, OpNumber};
+use holdfast_wire::admin::GroupScrub;
 use holdfast_wire::chunk::{ChunkRequest, Refusal};
 use holdfast_wire::group::{GroupBody, GroupMessage};
 use holdfast_wire::map::{ClusterMap, MapUpdate, View};
@@ -38,11 +40,12 @@ pub struct StorageCore {
 impl StorageCore {
     /// A core that has no map yet and serves nothing. `groups`: what each disk's store knows, as told at its start.
     pub fn new(config: Config, groups: Vec<(DiskId, GroupState)>, now: Instant) -> Self {
+        let scrubs = Scrubs::new(&config.scrubbed, config.limits.scrub_every, now);
         Self {
             config,
             map: ClusterMap::default(),
             groups: BTreeMap::new(),
-            book: Book::default(),
+            book: Book::new(scrubs),
             stored: groups.into_iter().map(|(disk, state)| ((disk, state.group), state)).collect(),
             failed: BTreeSet::new(),
             acknowledged: MapVersion(0),
@@ -105,6 +108,7 @@ impl StorageCore {
             Input::LeaderHeard { sent_at } => {
                 self.book.leader_heard = self.book.leader_heard.max(Some(sent_at));
             }
+            Input::ScrubNow => self.book.scrubs.all_due(now),
             Input::Space { disk, low: true } => drop(self.book.low.insert(disk)),
             Input::Space { disk, low: false } => drop(self.book.low.remove(&disk)),
         }
@@ -125,6 +129,7 @@ impl StorageCore {
         self.ticked = now;
         let (groups, mut ctx) = self.split(now, effects);
         ctx.want_map_again();
+        scrub_next(groups, &mut ctx);
         for id in std::mem::take(&mut ctx.book.active) {
             let Some(group) = groups.get_mut(&id) else { continue };
             if group.tick(&mut ctx, slept) {
@@ -189,6 +194,10 @@ impl StorageCore {
                 let none = OpNumber::default();
                 let (last, settled) = stored.map_or((none, none), |state| (state.last, state.settled));
                 self.groups.insert(id, Group::new(id, me, last.max(settled), settled));
+                let (every, disk) = (ctx.config.limits.scrub_every, me.disk);
+                if let Some(age) = ctx.book.scrubs.meet(id, every, ctx.config.seed, now) {
+                    ctx.effects.push(Effect::ScrubNoted(Scrubbed { disk, group: id, age, result: None }));
+                }
             }
             if let Some(group) = self.groups.get_mut(&id) {
                 group.adopt(ctx, view, me);
@@ -309,12 +318,39 @@ impl StorageCore {
         }
     }
 
+    /// How it stands with the scrubs of the groups that this node is primary of.
+    pub fn scrubs(&self, now: Instant) -> Vec<GroupScrub> {
+        let led = self.groups.iter().filter(|(_, group)| matches!(group.role, Role::Primary(_)));
+        let one = |(id, group): (&GroupId, &Group)| {
+            let (last, due) = self.book.scrubs.of(*id, now);
+            let last = last.map(|(age, result)| (age.as_secs(), result));
+            GroupScrub { group: *id, last, running: group.scrub().1, due: due.as_secs_f64().ceil() as u64 }
+        };
+        led.map(one).collect()
+    }
+
     /// Groups this node is primary of, and whether each serves.
     pub fn primary_of(&self) -> impl Iterator<Item = (GroupId, bool)> + '_ {
         self.groups.iter().filter_map(|(id, group)| match &group.role {
             Role::Primary(primary) => Some((*id, primary.is_serving())),
             Role::Outside | Role::Member(_) | Role::Failed => None,
         })
+    }
+}
+
+/// Begins the next scrub that is due when none is under way.
+fn scrub_next(groups: &mut BTreeMap<GroupId, Group>, ctx: &mut Ctx<'_>) {
+    ctx.book.scrubs.refill(ctx.now, ctx.config.limits.scrub_rate);
+    let runs = |group: &GroupId| groups.get(group).is_some_and(|group| group.scrub().1.is_some());
+    if ctx.book.scrubs.running().as_ref().is_some_and(runs) {
+        return;
+    }
+    let may = |group: GroupId| groups.get(&group).is_some_and(|group| group.scrub().0);
+    let next = ctx.book.scrubs.next(ctx.now, may);
+    let now = ctx.now;
+    ctx.book.scrubs.begins(next, now);
+    if let Some(group) = next.and_then(|next| groups.get_mut(&next)) {
+        group.begin_scrub(ctx);
     }
 }
 

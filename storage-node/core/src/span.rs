@@ -32,9 +32,11 @@ impl Span {
                 Self::Bytes { chunk, from: offset, to: offset.saturating_add(length) }
             }
             Change::Cut { chunk, length } => Self::Bytes { chunk, from: length, to: u32::MAX },
-            Change::Delete { .. } | Change::DeleteChunk { .. } | Change::DeleteVolume { .. } | Change::Copy { .. } => {
-                change.keys().map_or(Self::Nothing, Self::Keys)
-            }
+            Change::Delete { .. }
+            | Change::DeleteChunk { .. }
+            | Change::DeleteVolume { .. }
+            | Change::Copy { .. }
+            | Change::Mend { .. } => change.keys().map_or(Self::Nothing, Self::Keys),
             Change::Mark => Self::Nothing,
         }
     }

@@ -12,3 +12,9 @@ pub(crate) fn now() -> Instant {
 pub(crate) fn from_runtime(deadline: std::time::Instant) -> Instant {
     now() + deadline.saturating_duration_since(std::time::Instant::now())
 }
+
+/// Seconds since 1970, for what must be understood after a restart.
+pub(crate) fn civil_seconds() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    u64::try_from(time.tv_sec).unwrap_or(0)
+}

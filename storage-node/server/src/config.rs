@@ -48,10 +48,31 @@ pub struct Config {
     /// Failure domains from the widest to the narrowest, for instance `["rack", "r1"]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<(String, String)>,
+    /// How what is stored is read again, so that damage is found while another copy is sound.
+    #[serde(default)]
+    pub scrub: ScrubConfig,
     /// Its disks, at least one.
     pub disks: Vec<DiskConfig>,
     /// The metadata servers, at least one.
     pub metadata: Vec<MetadataServer>,
+}
+
+/// Scrubs: every block is read and compared with its checksum, every chunk with the other members' copies, and what is damaged is repaired.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ScrubConfig {
+    /// Every group that this node is primary of is scrubbed so often. Default "168 h", at least "1 min".
+    #[serde(default = "default_scrub_every")]
+    pub every: Span,
+    /// Bytes per second that a disk is read at the most for scrubs, those of other nodes included. Default "16 MiB", at least "1 MiB".
+    #[serde(default = "default_scrub_rate")]
+    pub rate: Size,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { every: default_scrub_every(), rate: default_scrub_rate() }
+    }
 }
 
 /// A disk: a directory on a file system of its own, or one that is shared on purpose.
@@ -88,6 +109,14 @@ fn default_cache() -> Size {
 
 fn default_telemetry_address() -> String {
     holdfast_telemetry::http::ADDRESS_DEFAULT.into()
+}
+
+fn default_scrub_every() -> Span {
+    Span(Duration::from_secs(168 * 3600))
+}
+
+fn default_scrub_rate() -> Size {
+    Size(16 << 20)
 }
 
 fn default_slow_operation() -> Span {
@@ -146,6 +175,12 @@ impl Checked for Config {
         if self.cache < Size(1 << 20) {
             return nonsense("cache", format!("{} is less than 1 MiB", self.cache));
         }
+        if self.scrub.every < Span(Duration::from_secs(60)) {
+            return nonsense("every", format!("{} is less than a minute", self.scrub.every));
+        }
+        if self.scrub.rate < Size(1 << 20) {
+            return nonsense("rate", format!("{} is less than 1 MiB", self.scrub.rate));
+        }
         if self.disks.is_empty() {
             return nonsense("disks", "a storage node needs at least one disk");
         }
@@ -189,6 +224,7 @@ mod tests {
             leave_on_stop: true,
             test_skip_sync: false,
             labels: Vec::new(),
+            scrub: ScrubConfig::default(),
             disks: vec![DiskConfig { id: 0, path: "data".into(), io: IoChoice::Auto }],
             metadata: vec![MetadataServer { id: 1, address: "127.0.0.1:1".into() }],
         }
@@ -211,6 +247,9 @@ mod tests {
         assert_eq!(key(Config { address: "0.0.0.0:4000".into(), ..sample() }), "address");
         assert_eq!(key(Config { telemetry_address: "x".into(), ..sample() }), "telemetry-address");
         assert_eq!(key(Config { cache: Size(9), ..sample() }), "cache");
+        let scrub = |every, rate| Config { scrub: ScrubConfig { every: Span(every), rate: Size(rate) }, ..sample() };
+        assert_eq!(key(scrub(Duration::from_secs(59), 1 << 20)), "every");
+        assert_eq!(key(scrub(Duration::from_secs(60), 1)), "rate");
         assert_eq!(key(Config { disks: Vec::new(), ..sample() }), "disks");
         let twice = [sample().disks, sample().disks].concat();
         assert_eq!(key(Config { disks: twice, ..sample() }), "disks");

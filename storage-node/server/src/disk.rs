@@ -5,7 +5,7 @@
 //!   asked for; of those that wait for a disk, a thread keeps many in flight where the disk can ([`ReadRound`]).
 //! * A checkpoint's slow part runs on a thread of its own; the thread of changes begins and ends it.
 
-use crate::chunk_store::{Attempt, CheckpointJob, ChunkStore, Later, Reader};
+use crate::chunk_store::{Attempt, CheckpointJob, ChunkStore, DamageTotals, Later, Reader};
 use crate::clock::now;
 use crate::metrics::{Metrics, add};
 use holdfast_journal::DirectoryDisk;
@@ -79,6 +79,7 @@ pub(crate) struct Disk {
     changes: Sender<Job>,
     reader: Reader<DirectoryDisk>,
     reads: Sender<ReadJob>,
+    checks: Sender<ReadJob>,
     in_place: InPlace,
     report: Report,
     metrics: Arc<Metrics>,
@@ -135,6 +136,10 @@ impl Disk {
         };
         let given = std::time::Instant::now();
         let mut later = None;
+        if matches!(command, LocalCommand::Check { .. }) {
+            let _ = self.checks.send(ReadJob { reader: self.reader.clone(), ticket, command, given, later });
+            return;
+        }
         if self.in_place.wants(&command) {
             let attempt = self.reader.attempt(&command);
             self.in_place.took(given.elapsed());
@@ -164,6 +169,12 @@ pub(crate) fn start(
         let thread = std::thread::Builder::new().name(format!("read-{n}"));
         threads.readers.push(thread.spawn(move || serve_reads(&queue, &report, &metrics))?);
     }
+    let (checks, queue) = channel();
+    {
+        let (report, metrics) = (Arc::clone(report), Arc::clone(metrics));
+        let thread = std::thread::Builder::new().name("scrub".into());
+        threads.readers.push(thread.spawn(move || serve_checks(&queue, &report, &metrics))?);
+    }
     for (id, store) in stores {
         let (changes, queue) = channel();
         let vitals = Arc::new(Vitals::default());
@@ -179,6 +190,7 @@ pub(crate) fn start(
             changes: changes.clone(),
             reader: store.reader(),
             reads: reads.clone(),
+            checks: checks.clone(),
             in_place: InPlace::default(),
             report: Arc::clone(report),
             metrics: Arc::clone(metrics),
@@ -194,6 +206,7 @@ pub(crate) fn start(
             checkpoint: None,
             last_checkpoint: now(),
             low: false,
+            damage: DamageTotals::default(),
             told: false,
         };
         let thread = std::thread::Builder::new().name(format!("disk-{}", id.0)).spawn(move || writer.run(&queue))?;
@@ -230,6 +243,18 @@ fn ended(
         tracing::warn!(%error, ?command, "local read failed");
     }
     report(vec![Input::LocalDone { ticket, result }]);
+}
+
+/// Chunks that are read whole, one at a time and on a thread of their own: no reader waits behind one, and a disk has 256 KiB of it to do at
+/// the most.
+fn serve_checks(queue: &Receiver<ReadJob>, report: &Report, metrics: &Metrics) {
+    for ReadJob { reader, ticket, command, given, .. } in queue {
+        let result = reader.serve(&command);
+        if let Ok(LocalOutcome::Checked { found: Some(found) }) = &result {
+            add(&metrics.counters.scrub_bytes, found.bytes);
+        }
+        ended(report, metrics, given, (ticket, &command), result);
+    }
 }
 
 fn serve_reads(queue: &Mutex<Receiver<ReadJob>>, report: &Report, metrics: &Metrics) {
@@ -305,6 +330,8 @@ struct Writer {
     checkpoint: Option<JoinHandle<()>>,
     last_checkpoint: Instant,
     low: bool,
+    /// What was counted of the store's damage.
+    damage: DamageTotals,
     /// The failure was logged.
     told: bool,
 }
@@ -343,6 +370,7 @@ impl Writer {
             if due {
                 chores_at = now() + CHORES;
                 self.look_at_space();
+                self.count_damage();
             }
             let old = due && now().since(self.last_checkpoint) > CHECKPOINT_AFTER && self.store.is_dirty();
             if self.checkpoint.is_none() && (old || self.store.wants_checkpoint()) {
@@ -377,6 +405,17 @@ impl Writer {
         if !std::mem::replace(&mut self.told, true) {
             let reason = self.store.fault().unwrap_or_default();
             tracing::error!(disk = %self.id, reason, "disk failed; it leaves its views");
+        }
+    }
+
+    fn count_damage(&mut self) {
+        let now = self.store.reader().damage_totals();
+        let before = std::mem::replace(&mut self.damage, now);
+        if now != before {
+            let (found, repaired) = (now.found - before.found, now.repaired - before.repaired);
+            add(&self.metrics.counters.blocks_damaged, found);
+            add(&self.metrics.counters.blocks_repaired, repaired);
+            tracing::warn!(disk = %self.id, found, repaired, "damaged blocks; look at the disk if this goes on");
         }
     }
 

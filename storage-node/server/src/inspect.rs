@@ -4,14 +4,17 @@
 //! worked on, so that a check takes one reader's share of the disks and no more.
 
 use crate::chunk_store::Reader;
+use crate::clock::now;
 use crate::disk::Disk;
+use crate::owner::Owner;
 use holdfast_journal::DirectoryDisk;
 use holdfast_rpc::{PeerIdentity, Responder, Role};
+use holdfast_storage_core::Input;
 use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOutcome};
 use holdfast_types::{DiskId, Incarnation, NodeId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest, ChunkFacts};
 use holdfast_wire::codec;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// Chunks listed in one answer at the most.
 const CHUNKS_MAX: u32 = 1000;
@@ -21,6 +24,7 @@ pub(crate) struct Inspector {
     node: NodeId,
     disks: Vec<(DiskId, Incarnation, Reader<DirectoryDisk>)>,
     turn: Mutex<()>,
+    owner: OnceLock<Weak<Owner>>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -31,8 +35,25 @@ impl Inspector {
             node,
             disks: disks.iter().map(|disk| (disk.id, disk.incarnation, disk.reader())).collect(),
             turn: Mutex::new(()),
+            owner: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
         }
+    }
+
+    /// The core's owner, once there is one.
+    pub fn knows(&self, owner: Weak<Owner>) {
+        // Set once, when the node is put together.
+        let _ = self.owner.set(owner);
+    }
+
+    fn scrubs(&self, begin: bool) -> AdminAnswer {
+        let Some(owner) = self.owner.get().and_then(Weak::upgrade) else {
+            return AdminAnswer::Refused("the node is starting or stopping".into());
+        };
+        if begin {
+            owner.submit([Input::ScrubNow]);
+        }
+        AdminAnswer::Scrubs(owner.look(|core| core.scrubs(now())))
     }
 
     /// Answers later, from a thread that may wait. Administrators only.
@@ -69,6 +90,8 @@ impl Inspector {
                     Err(error) => AdminAnswer::Refused(format!("{member}: {error}")),
                 }
             }
+            AdminRequest::ScrubNow => self.scrubs(true),
+            AdminRequest::ScrubStatus => self.scrubs(false),
             AdminRequest::ServerStatus | AdminRequest::CheckBegin | AdminRequest::CheckPoll { .. } => {
                 AdminAnswer::Refused("a metadata server answers this".into())
             }

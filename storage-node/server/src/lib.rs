@@ -17,6 +17,7 @@ mod metrics;
 mod owner;
 mod peers;
 mod run;
+mod scrub_file;
 mod servers_file;
 mod service;
 mod shell;

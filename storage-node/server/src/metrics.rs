@@ -12,6 +12,7 @@ use holdfast_telemetry::http::Health;
 use holdfast_telemetry::metrics::{self, Counter, Gauge, Registry, Times};
 use holdfast_telemetry::slow::SlowLog;
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp};
+use holdfast_wire::group::ScrubResult;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -46,6 +47,11 @@ counters! {
     reads_in_place, "Reads among them whose bytes were in memory, answered without a hand-over to another thread";
     local_failures, "Changes and reads that a disk failed or refused";
     checkpoints, "Checkpoints ended";
+    blocks_damaged, "Blocks of 4 KiB found not to have their checksums, or not to be readable";
+    blocks_repaired, "Damaged blocks replaced by what another member has";
+    scrub_bytes, "Bytes read to be compared with their checksums";
+    scrubs, "Scrubs of groups ended, those of other primaries on disks of this node included";
+    scrub_differences, "Chunks that a scrub found not to be the same on all members";
     messages, "Messages from other nodes";
 }
 
@@ -226,6 +232,12 @@ impl Journeys {
             journey.to_disk.get_or_insert_with(Instant::now);
             self.tickets.insert(ticket, id);
         }
+    }
+
+    /// A scrub has ended.
+    pub fn scrubbed(&self, result: &ScrubResult) {
+        add(&self.metrics.counters.scrubs, 1);
+        add(&self.metrics.counters.scrub_differences, result.different);
     }
 
     /// The core answers.

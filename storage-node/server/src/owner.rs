@@ -120,6 +120,11 @@ impl Owner {
         work.done = true;
     }
 
+    /// Looks at the core, between two inputs.
+    pub fn look<T>(&self, at: impl FnOnce(&StorageCore) -> T) -> T {
+        at(&self.machine.lock().unwrap_or_else(PoisonError::into_inner).core)
+    }
+
     /// Becomes true when a panic has ended the core's life.
     pub fn dead(&self) -> watch::Receiver<bool> {
         self.dead.subscribe()

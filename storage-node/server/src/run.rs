@@ -17,6 +17,7 @@ use crate::inspect::Inspector;
 use crate::metrics::{Journeys, Metrics};
 use crate::owner::Owner;
 use crate::peers::Peers;
+use crate::scrub_file::ScrubFile;
 use crate::servers_file::ServersFile;
 use crate::service::{Requests, Service};
 use crate::shell::{Shell, Standing};
@@ -41,6 +42,8 @@ use tokio::task::JoinSet;
 const TICK: Duration = Duration::from_millis(50);
 /// How often requests whose callers left are looked for, in ticks.
 const CANCELLED_TICKS: u64 = 10;
+/// How often the times of scrubs are written down, if there are new ones.
+const SCRUBS_KEPT: Duration = Duration::from_secs(2);
 /// How long answers under way may take at a stop.
 const GRACE: Duration = Duration::from_millis(500);
 /// How long a planned stop waits for the leader to hear of it, and then to take the node out of its views.
@@ -225,6 +228,7 @@ struct Node {
     standing: Arc<Standing>,
     fetching: Arc<AtomicBool>,
     inspector: Arc<Inspector>,
+    scrubs: Arc<ScrubFile>,
     threads: Threads,
 }
 
@@ -249,6 +253,8 @@ impl Node {
                 }
             })
         };
+        let directories = config.disks.iter().map(|disk| (disk.disk_id(), disk.path.clone()));
+        let scrubs = Arc::new(ScrubFile::open(directories.collect()));
         let (disks, threads) = disk::start(stores, &report, &metrics)?;
         let inspector = Arc::new(Inspector::new(config.node_id(), &disks));
         let kept = ServersFile::new(config.disks.iter().map(|disk| disk.path.clone()).collect());
@@ -270,7 +276,12 @@ impl Node {
                 disks: lives,
                 seed: prng::mix(config.id ^ now().0 ^ u64::from(std::process::id()) << 32),
                 mutations: Mutations::default(),
-                limits: Limits::default(),
+                limits: Limits {
+                    scrub_every: config.scrub.every.0,
+                    scrub_rate: config.scrub.rate.0,
+                    ..Limits::default()
+                },
+                scrubbed: scrubs.kept(),
             },
             groups,
             now(),
@@ -287,11 +298,13 @@ impl Node {
                 runtime: tokio::runtime::Handle::current(),
                 fetching: Arc::clone(&fetching),
                 journeys: Journeys::new(Arc::clone(&metrics)),
+                scrubs: Arc::clone(&scrubs),
             };
             Owner::new(core, shell, owner)
         });
         late.set(Arc::downgrade(&owner)).expect("set once");
-        Ok(Self { owner, requests, metrics, control, standing, fetching, inspector, threads })
+        inspector.knows(Arc::downgrade(&owner));
+        Ok(Self { owner, requests, metrics, control, standing, fetching, inspector, scrubs, threads })
     }
 
     /// Beats, ticks and follows the map until told to stop; then leaves the views.
@@ -318,6 +331,7 @@ impl Node {
         tasks.spawn(Arc::clone(&beat).run());
         tasks.spawn(beat.follow_map());
         tasks.spawn(tick(Arc::clone(&self.owner), Arc::clone(&self.requests)));
+        tasks.spawn(keep_scrubs(Arc::clone(&self.scrubs)));
         let mut dead = self.owner.dead();
         let mut ready = Some(ready);
         loop {
@@ -355,13 +369,29 @@ impl Node {
 
     /// Ends threads and connections, with a last checkpoint of each disk.
     async fn end(self) {
-        let Self { owner, control, threads, .. } = self;
+        let Self { owner, control, scrubs, threads, .. } = self;
         owner.close();
         control.close().await;
-        let joined = tokio::task::spawn_blocking(move || threads.join()).await;
+        let joined = tokio::task::spawn_blocking(move || {
+            scrubs.flush();
+            threads.join();
+        })
+        .await;
         if joined.is_err() {
             tracing::error!("a disk's thread panicked");
         }
+    }
+}
+
+/// Writes down what is to be kept of scrubs.
+async fn keep_scrubs(scrubs: Arc<ScrubFile>) {
+    let mut ticks = tokio::time::interval(SCRUBS_KEPT);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let scrubs = Arc::clone(&scrubs);
+        // A disk that hangs holds up nobody else, and a panic was logged.
+        let _ = tokio::task::spawn_blocking(move || scrubs.flush()).await;
     }
 }
 

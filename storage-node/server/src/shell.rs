@@ -5,10 +5,12 @@ use crate::disk::{Disk, Vitals};
 use crate::metrics::Journeys;
 use crate::owner::Owner;
 use crate::peers::Peers;
+use crate::scrub_file::ScrubFile;
 use crate::service::Requests;
 use holdfast_storage_core::local::LocalError;
-use holdfast_storage_core::{Effect, Input};
+use holdfast_storage_core::{Effect, Input, Scrubbed};
 use holdfast_types::{DiskId, Incarnation, MapVersion, MemberId, NodeId};
+use holdfast_wire::group::ScrubResult;
 use holdfast_wire::map::{ClusterMap, MapUpdate};
 use holdfast_wire::metadata::{MetadataError, Request, Response};
 use std::collections::BTreeMap;
@@ -51,6 +53,7 @@ pub(crate) struct Shell {
     /// A question for the map is under way.
     pub fetching: Arc<AtomicBool>,
     pub journeys: Journeys,
+    pub scrubs: Arc<ScrubFile>,
 }
 
 impl Shell {
@@ -96,6 +99,13 @@ impl Shell {
                 self.standing.acknowledged.fetch_max(version.0, Ordering::Relaxed);
                 self.standing.news.notify_one();
             }
+            Effect::ScrubNoted(noted) => {
+                self.scrubs.note(&noted);
+                if let Some(result) = noted.result {
+                    self.journeys.scrubbed(&result);
+                    say_scrubbed(&noted, &result);
+                }
+            }
             Effect::SessionEnded(session) => self.requests.end_session(session),
             Effect::DiskFailed { disk } => {
                 if let Some(disk) = self.disks.get(&disk) {
@@ -126,6 +136,18 @@ impl Shell {
     pub fn close(&mut self) {
         self.disks.clear();
         self.peers.close();
+    }
+}
+
+/// A line for each scrub that has ended, on every node that has the group in sync.
+fn say_scrubbed(noted: &Scrubbed, result: &ScrubResult) {
+    let (group, disk) = (noted.group.0, noted.disk.0);
+    let ScrubResult { chunks, bytes, bad, repaired, different, equalized } = *result;
+    if result.is_clean() {
+        tracing::info!(group, disk, chunks, bytes, bad, repaired, different, equalized, "scrub ended");
+    } else {
+        let advice = "scrub ended, and not all is well: see admin scrub and docs/operations.md";
+        tracing::error!(group, disk, chunks, bytes, bad, repaired, different, equalized, "{advice}");
     }
 }
 

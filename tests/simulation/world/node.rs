@@ -8,14 +8,14 @@ use holdfast_journal::MemoryDisk;
 use holdfast_journal::memory::Loss;
 use holdfast_sim::{Actor, Latency};
 use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOp, LocalOutcome, Ticket};
-use holdfast_storage_core::{Config, Effect, Input, StorageCore};
+use holdfast_storage_core::{Config, Effect, Input, Scrubbed, StorageCore};
 use holdfast_storage_server::chunk_store::{CheckpointJob, ChunkStore, DiskIdentity, StoreOptions};
 use holdfast_store::MemoryTable;
 use holdfast_types::prng::mix;
-use holdfast_types::{ClusterId, DiskId, GroupId, Incarnation, MapVersion, NodeId, SessionId};
+use holdfast_types::{ChunkKey, ClusterId, DiskId, GroupId, Incarnation, MapVersion, NodeId, SessionId};
 use holdfast_wire::chunk::ChunkAnswer;
 use holdfast_wire::metadata::Request;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,10 @@ pub(super) struct Node {
     pub(super) table: MemoryTable,
     pub(super) life: Option<Life>,
     starts: u64,
+    /// What its lives have noted of scrubs.
+    noted: BTreeMap<GroupId, Scrubbed>,
+    /// Chunks of which blocks were damaged here.
+    pub(super) rotten: BTreeSet<(GroupId, ChunkKey)>,
 }
 
 /// What a process holds.
@@ -65,7 +69,16 @@ enum Peer {
 impl Node {
     pub(super) fn new(id: u64, actor: Actor, seed: u64) -> Self {
         let disk = MemoryDisk::new(mix(seed ^ mix(id + 100)));
-        Self { id: NodeId(id), actor, disk, table: MemoryTable::new(), life: None, starts: 0 }
+        Self {
+            id: NodeId(id),
+            actor,
+            disk,
+            table: MemoryTable::new(),
+            life: None,
+            starts: 0,
+            noted: BTreeMap::new(),
+            rotten: BTreeSet::new(),
+        }
     }
 }
 
@@ -91,7 +104,7 @@ impl Sim {
             Err(error) => return self.fail(format!("{id} cannot open its disk: {error}")),
         };
         self.stats.torn += u64::from(store.found_torn());
-        if let Err(reason) = super::replicas::scrub(&store) {
+        if let Err(reason) = super::replicas::scrub(&store, &node.rotten) {
             return self.fail(format!("{id}, just started: {reason}"));
         }
         let incarnation = store.incarnation();
@@ -101,6 +114,7 @@ impl Sim {
             seed: mix(self.seed ^ mix(id.0 ^ (node.starts << 8))),
             mutations: Mutation::storage(self.setup.planted),
             limits: self.setup.storage_limits.clone(),
+            scrubbed: node.noted.values().copied().collect(),
         };
         let groups = store.groups().into_iter().map(|group| (DISK, group)).collect();
         node.life = Some(Life {
@@ -130,6 +144,7 @@ impl Sim {
     pub(super) fn crash_node(&mut self, at: usize, loss: Loss) {
         let Some(mut life) = self.nodes[at].life.take() else { return };
         self.stats.discarded += life.core.discarded();
+        self.stats.repairs += life.store.reader().damage_totals().repaired;
         if loss == Loss::Power {
             self.nodes[at].disk.crash_at_operation(self.prng.between(1, 10));
         }
@@ -225,6 +240,10 @@ impl Sim {
                     life.requests.remove(&id);
                 }
             }
+            Effect::ScrubNoted(noted) => {
+                self.stats.scrubs += u64::from(noted.result.is_some());
+                self.nodes[at].noted.insert(noted.group, noted);
+            }
             Effect::DiskFailed { .. } => {
                 life.failed = true;
                 self.fail(format!("the disk of {} failed, and nobody broke it", self.nodes[at].id));
@@ -276,7 +295,11 @@ impl Sim {
     ) {
         let Some(life) = &mut self.nodes[at].life else { return };
         let result = early.unwrap_or_else(|| life.store.reader().serve(&command));
-        if result == Err(LocalError::BadBlock) {
+        let rotten = match &command {
+            LocalCommand::Read { group, chunk, .. } => self.nodes[at].rotten.contains(&(*group, *chunk)),
+            _ => false,
+        };
+        if result == Err(LocalError::BadBlock) && !rotten {
             return self.fail(format!("{}: a block is bad, and nobody damaged it: {command:?}", self.nodes[at].id));
         }
         self.node_input(at, Input::LocalDone { ticket, result });

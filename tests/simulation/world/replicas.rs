@@ -5,26 +5,30 @@ use super::node::DISK;
 use holdfast_journal::MemoryDisk;
 use holdfast_storage_core::local::{ChunkSummary, KeyRange, LocalCommand, LocalOutcome};
 use holdfast_storage_server::chunk_store::ChunkStore;
-use holdfast_types::{GroupId, MemberId};
+use holdfast_types::{ChunkKey, GroupId, MemberId};
 use holdfast_wire::map::ClusterMap;
+use std::collections::BTreeSet;
 
 /// Chunks asked for at once.
 const LIST_MAX: u32 = 10_000;
 /// Bytes at either end of a chunk that scripts write to, at the most.
 const ENDS_BYTES: u32 = 64 << 10;
 
-fn list(store: &ChunkStore<MemoryDisk>, group: GroupId) -> Result<Vec<ChunkSummary>, String> {
+pub(super) fn list(store: &ChunkStore<MemoryDisk>, group: GroupId) -> Result<Vec<ChunkSummary>, String> {
     match store.reader().serve(&LocalCommand::List { group, range: KeyRange::ALL, limit: LIST_MAX }) {
         Ok(LocalOutcome::Chunks { chunks }) => Ok(chunks),
         other => Err(format!("{group} cannot be listed: {other:?}")),
     }
 }
 
-/// Every block of every chunk has its sum: no crash leaves a torn block.
-pub(super) fn scrub(store: &ChunkStore<MemoryDisk>) -> Result<(), String> {
+/// Every block of every chunk has its sum: no crash leaves a torn block. Chunks that were damaged on purpose are left out.
+pub(super) fn scrub(store: &ChunkStore<MemoryDisk>, rotten: &BTreeSet<(GroupId, ChunkKey)>) -> Result<(), String> {
     for state in store.groups() {
         for found in list(store, state.group)? {
             let (group, chunk) = (state.group, found.chunk);
+            if rotten.contains(&(group, chunk)) {
+                continue;
+            }
             // Scripts write to both ends of a chunk; between them is nothing.
             for offset in [0, found.length.saturating_sub(ENDS_BYTES)] {
                 let read = LocalCommand::Read { group, chunk, offset, length: ENDS_BYTES };
@@ -84,7 +88,12 @@ impl Sim {
         }
         for node in &self.nodes {
             if let Some(life) = &node.life {
-                scrub(&life.store).map_err(|reason| format!("{} at the end: {reason}", node.id))?;
+                // What a node holds of groups that it left is scrubbed by nobody.
+                let member = |group: GroupId| {
+                    map.view(group).is_some_and(|view| view.in_sync.iter().any(|member| member.node == node.id))
+                };
+                let left = node.rotten.iter().filter(|(group, _)| !member(*group)).copied().collect();
+                scrub(&life.store, &left).map_err(|reason| format!("{} at the end: {reason}", node.id))?;
             }
         }
         Ok(())

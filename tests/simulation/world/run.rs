@@ -9,7 +9,7 @@ use super::{AUDITOR, Local, Phase, Sim, Totals};
 use holdfast_metadata_core::invariants;
 use holdfast_sim::WorldTime;
 use holdfast_store::{KeyRange, View};
-use holdfast_types::ShardId;
+use holdfast_types::{GroupId, ShardId};
 use std::any::Any;
 use std::cell::RefCell;
 use std::panic::AssertUnwindSafe;
@@ -160,10 +160,25 @@ impl Sim {
                 }
             }
             Phase::Audit if self.clients[AUDITOR].mounts > 0 && self.is_left() => self.phase = Phase::Settling,
-            Phase::Settling => return Ok(self.degraded().is_none() && self.is_at_home()?),
+            Phase::Settling => return Ok(self.degraded().is_none() && self.is_at_home()? && self.is_scrubbed()),
             Phase::Healed | Phase::Audit => {}
         }
         Ok(false)
+    }
+
+    /// Every group was scrubbed from its beginning to its end since nothing is damaged any more.
+    fn is_scrubbed(&self) -> bool {
+        let Some(map) = self.leaders_map() else { return false };
+        // A scrub that ended so long after the last damage began after it, too.
+        let healed = WorldTime::after_start(self.setup.hostile) + self.setup.storage_limits.scrub_every;
+        map.views.iter().enumerate().all(|(number, view)| {
+            let node = &self.nodes[view.primary.node.0 as usize - 1];
+            let Some(life) = &node.life else { return false };
+            let scrubs = life.core.scrubs(self.world.local_now(node.actor));
+            let of_group = scrubs.into_iter().find(|scrub| scrub.group == GroupId(number as u32));
+            let since = self.world.now().since(healed).as_secs();
+            of_group.is_some_and(|scrub| scrub.last.is_some_and(|(ago, _)| ago + 1 < since))
+        })
     }
 
     fn check_cores(&self) -> Result<(), String> {
@@ -260,8 +275,10 @@ impl Sim {
         for counters in self.server_counters() {
             self.totals.add_server(&counters);
         }
-        self.stats.discarded +=
-            self.nodes.iter().filter_map(|n| n.life.as_ref()).map(|l| l.core.discarded()).sum::<u64>();
+        for life in self.nodes.iter().filter_map(|node| node.life.as_ref()) {
+            self.stats.discarded += life.core.discarded();
+            self.stats.repairs += life.store.reader().damage_totals().repaired;
+        }
         self.stats.calls = self.record.calls.iter().filter(|call| call.returned.is_some()).count() as u64;
         self.stats.entries = self.truth[1].entries.len() as u64;
         self.stats.seconds = self.world.now().0 / 1_000_000_000;

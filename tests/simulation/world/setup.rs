@@ -33,11 +33,13 @@ pub enum Mutation {
     PromotionNotCounted,
     /// See `storage::Mutations::counts_reused`.
     CountsReused,
+    /// See `storage::Mutations::repair_dropped`.
+    RepairDropped,
 }
 
 impl Mutation {
     /// All of them, with the names that `--mutation` takes.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 13] = [
         (Self::SkipLogFsync, "skip-log-fsync"),
         (Self::VoteNotPersisted, "vote-not-persisted"),
         (Self::AnswerBeforeCommit, "answer-before-commit"),
@@ -50,6 +52,7 @@ impl Mutation {
         (Self::OtherIncarnationAccepted, "other-incarnation-accepted"),
         (Self::PromotionNotCounted, "promotion-not-counted"),
         (Self::CountsReused, "counts-reused"),
+        (Self::RepairDropped, "repair-dropped"),
     ];
 
     /// The one with a name.
@@ -82,11 +85,18 @@ impl Mutation {
             other_incarnation_accepted: is(Self::OtherIncarnationAccepted),
             promotion_not_counted: is(Self::PromotionNotCounted),
             counts_reused: is(Self::CountsReused),
+            repair_dropped: is(Self::RepairDropped),
+            // Found by the random worlds of `storage-node/core`, too rarely here.
+            copy_not_held: false,
         }
     }
 
     pub(super) fn store(planted: Option<Self>) -> chunk_store::Mutations {
-        chunk_store::Mutations { overwrite_before_durable: planted == Some(Self::OverwriteBeforeDurable) }
+        let is = |mutation| planted == Some(mutation);
+        chunk_store::Mutations {
+            overwrite_before_durable: is(Self::OverwriteBeforeDurable),
+            ..chunk_store::Mutations::default()
+        }
     }
 }
 
@@ -174,6 +184,8 @@ impl Setup {
             held_items: prng.between(4, 64) as usize,
             resyncs: prng.between(1, 8) as usize,
             copies: prng.between(1, 8) as usize,
+            scrub_every: Duration::from_secs(prng.between(4, 20)),
+            scrub_rate: 1 << 30,
             ..storage::Limits::default()
         };
         let (slots, hostile) = (prng.between(2, 5), prng.between(30, 50));

@@ -40,6 +40,12 @@ pub struct Stats {
     pub removals_asked: u64,
     /// Chunks removed from nodes that their groups had left.
     pub discarded: u64,
+    /// Blocks damaged.
+    pub damaged: u64,
+    /// Blocks put right with another member's bytes.
+    pub repairs: u64,
+    /// Scrubs of groups ended, as members were told.
+    pub scrubs: u64,
     /// Virtual seconds.
     pub seconds: u64,
 }
@@ -111,6 +117,9 @@ impl Totals {
             (&mut mine.values, theirs.values),
             (&mut mine.removals_asked, theirs.removals_asked),
             (&mut mine.discarded, theirs.discarded),
+            (&mut mine.damaged, theirs.damaged),
+            (&mut mine.repairs, theirs.repairs),
+            (&mut mine.scrubs, theirs.scrubs),
             (&mut mine.seconds, theirs.seconds),
             (&mut self.seeds, other.seeds),
             (&mut self.elections, other.elections),
@@ -130,7 +139,7 @@ impl Totals {
     }
 
     /// What must have happened in enough seeds, and whether it did. In words for people.
-    pub fn coverage(&self) -> [(&'static str, u64); 23] {
+    pub fn coverage(&self) -> [(&'static str, u64); 26] {
         [
             ("elections", self.elections),
             ("leader changes with a proposal in flight", self.lost_in_flight),
@@ -155,6 +164,9 @@ impl Totals {
             ("homes of groups moved", self.rehomed),
             ("chunks removed where their group had left", self.stats.discarded),
             ("nodes to go for good", self.stats.removals_asked),
+            ("blocks damaged", self.stats.damaged),
+            ("repairs of damaged blocks", self.stats.repairs),
+            ("scrubs of groups", self.stats.scrubs),
         ]
     }
 

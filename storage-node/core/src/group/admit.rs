@@ -265,7 +265,8 @@ impl Primary {
         while at < self.waiting.len() && self.may_number(base, ctx) {
             let Wanted::Change(change, span) = &self.waiting[at].wanted else { break };
             let grows = matches!(change, Change::Write { .. });
-            let blocked = span.keys().is_some_and(|keys| self.held.range(keys.first..=keys.last).next().is_some());
+            let held = span.keys().is_some_and(|keys| self.held.range(keys.first..=keys.last).next().is_some());
+            let blocked = held && !ctx.config.mutations.copy_not_held;
             if blocked || self.waiting[at].lookup != Lookup::Done {
                 self.look_up(base, ctx, at);
                 at += 1;

@@ -1,6 +1,8 @@
 //! What a group's state machine knows whatever its role: who it is, in which view, and what its disk is doing.
 
 use crate::book::Ctx;
+use crate::group::checkup::Checkups;
+use crate::group::scrub::Exam;
 use crate::local::{LocalCommand, LocalOp, Ticket};
 use bytes::Bytes;
 use holdfast_types::{ChunkKey, GroupId, MemberId, OpCount, OpNumber, Sequence, SessionId};
@@ -33,6 +35,16 @@ pub(crate) enum Tag {
     CopyRead(MemberId, ChunkKey, u32),
     /// Chunks of a copy that nobody needs.
     DiscardList,
+    /// A chunk that is read whole.
+    Check(ChunkKey),
+    /// Blocks that are put right.
+    Mend(ChunkKey),
+    /// A chunk that is taken over from another member.
+    Adopt(ChunkKey),
+    /// Blocks for another member.
+    Fetch(MemberId, u64, ChunkKey),
+    /// Chunks to be read for a scrub.
+    ExamList,
     /// This member's chunks, for a comparison.
     CompareList,
     /// Block sums of this member's chunk, for a comparison.
@@ -42,7 +54,7 @@ pub(crate) enum Tag {
 impl Tag {
     fn is_apply(self) -> bool {
         match self {
-            Self::Own(_) | Self::Item(_) | Self::Old => true,
+            Self::Own(_) | Self::Item(_) | Self::Mend(_) | Self::Adopt(_) | Self::Old => true,
             Self::Read(_)
             | Self::Contended(..)
             | Self::OwnChanges
@@ -51,6 +63,9 @@ impl Tag {
             | Self::CopySums(..)
             | Self::CopyRead(..)
             | Self::DiscardList
+            | Self::Check(_)
+            | Self::Fetch(..)
+            | Self::ExamList
             | Self::CompareList
             | Self::CompareSums(_) => false,
         }
@@ -72,12 +87,15 @@ pub(crate) struct Base {
     tickets: BTreeMap<Ticket, Tag>,
     /// `Apply`s under way, of this era and of older ones.
     pub(crate) applying: usize,
+    pub(crate) checkups: Checkups,
+    pub(crate) exam: Option<Exam>,
 }
 
 impl Base {
     pub(crate) fn new(group: GroupId, me: MemberId, last: OpNumber, settled: OpNumber) -> Self {
         let view = View { epoch: 0.into(), primary: me, in_sync: Vec::new(), syncing: Vec::new() };
-        Self { group, me, view, last, settled, tickets: BTreeMap::new(), applying: 0 }
+        let (tickets, checkups) = (BTreeMap::new(), Checkups::default());
+        Self { group, me, view, last, settled, tickets, applying: 0, checkups, exam: None }
     }
 
     /// Gives a command to the disk.
@@ -113,6 +131,8 @@ impl Base {
             keep
         });
         assert_eq!(self.tickets.len(), self.applying, "changes under way are counted");
+        self.checkups.clear();
+        self.exam = None;
     }
 
     /// A command of this kind is under way.

@@ -7,10 +7,12 @@
 use crate::book::Ctx;
 use crate::change;
 use crate::group::base::{Base, Tag};
+use crate::group::checkup::Examined;
 use crate::group::compare::Comparison;
 use crate::local::{Change, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome};
 use bytes::Bytes;
-use holdfast_types::{Instant, MemberId, OpNumber, SessionId};
+use holdfast_types::limits::BLOCK_BYTES;
+use holdfast_types::{ChunkKey, Instant, MemberId, OpNumber, SessionId};
 use holdfast_wire::group::{CHANGED_RANGES_MAX, GroupBody, Origin};
 use holdfast_wire::metadata::Request;
 use std::collections::{BTreeMap, VecDeque};
@@ -49,8 +51,8 @@ pub(crate) struct Member {
     received: u64,
     /// Every position up to here is durable.
     durable: u64,
-    /// Given and not counted in `durable`: position, and whether it is durable.
-    given: VecDeque<(u64, bool)>,
+    /// Given and not counted in `durable`: position, whether it is durable, and the chunk that it changes if it is one.
+    given: VecDeque<(u64, bool, Option<ChunkKey>)>,
     held: BTreeMap<u64, Held>,
     /// The disk refused a change: this member cannot go on in this epoch.
     stuck: bool,
@@ -179,10 +181,11 @@ impl Member {
         let mutations = ctx.config.mutations;
         if mutations.counts_reused && origin.session != SessionId::NONE && number.count <= base.last.count {
             // "Seen before": but it was another epoch's operation of that count.
-            self.given.push_back((position, true));
+            self.given.push_back((position, true, None));
             return self.count_durable(base, ctx);
         }
-        self.given.push_back((position, false));
+        let chunk = change.keys().map(|keys| keys.first);
+        self.given.push_back((position, false, chunk));
         let op = LocalOp { group: base.group, number, settled: base.settled, origin, change };
         base.apply(ctx, op, Tag::Item(position));
     }
@@ -195,8 +198,12 @@ impl Member {
         position: u64,
         result: Result<(), LocalError>,
     ) {
-        if result.is_err() {
+        if let Err(error) = result {
             self.stuck = true;
+            let item = self.given.iter().find(|item| item.0 == position);
+            if let (LocalError::BadBlock, Some(chunk)) = (error, item.and_then(|item| item.2)) {
+                base.check(ctx, chunk);
+            }
             return self.say_persisted(base, ctx, false);
         }
         if let Some(item) = self.given.iter_mut().find(|item| item.0 == position) {
@@ -205,9 +212,26 @@ impl Member {
         self.count_durable(base, ctx);
     }
 
+    /// A chunk was read whole. Blocks of it that nobody has as they should be here are given up by a member that is caught up anyway: as long as
+    /// they are bad, each change of a part of one ends the catching up before the copy that would replace it has come.
+    ///
+    /// Sound, because this member is not in sync, is not made so on this stream, and finds its zeros to differ on the next one.
+    pub(crate) fn examined(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, examined: &Examined) {
+        if !self.stuck || !base.view.syncing.contains(&base.me) {
+            return;
+        }
+        for block in &examined.left {
+            let (chunk, length) = (examined.chunk, BLOCK_BYTES as u32);
+            let change = Change::Zero { chunk, offset: block * length, length };
+            let (group, number, settled) = (base.group, base.last, base.settled);
+            let op = LocalOp { group, number, settled, origin: Origin::MEMBERS, change };
+            base.apply(ctx, op, Tag::Old);
+        }
+    }
+
     fn count_durable(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
         let before = self.durable;
-        while let Some((position, true)) = self.given.front() {
+        while let Some((position, true, _)) = self.given.front() {
             self.durable = *position;
             self.given.pop_front();
         }
@@ -267,7 +291,7 @@ impl Member {
 
     /// What is given to the disk lies between what is durable and what was received; what is held back lies beyond a gap.
     pub(crate) fn in_order(&self) -> bool {
-        let given = self.given.iter().all(|(at, _)| *at > self.durable && *at <= self.received);
+        let given = self.given.iter().all(|(at, ..)| *at > self.durable && *at <= self.received);
         let held = self.held.keys().all(|at| *at > self.received + 1);
         self.durable <= self.received && given && held
     }

@@ -9,7 +9,9 @@
 //! * An epoch is entered once, and never one below.
 
 pub(crate) mod admit;
+pub(crate) mod adopt;
 pub(crate) mod base;
+pub(crate) mod checkup;
 pub(crate) mod compare;
 pub(crate) mod discard;
 pub(crate) mod member;
@@ -17,6 +19,7 @@ pub(crate) mod primary;
 pub(crate) mod read;
 pub(crate) mod reconcile;
 pub(crate) mod repair;
+pub(crate) mod scrub;
 pub(crate) mod stream;
 pub(crate) mod watch;
 
@@ -24,9 +27,10 @@ use crate::book::Ctx;
 use crate::local::{LocalError, LocalOutcome, Ticket};
 use base::{Base, Tag};
 use bytes::Bytes;
+use checkup::Examined;
 use holdfast_types::{Epoch, GroupId, Instant, MemberId, NodeId, OpNumber};
 use holdfast_wire::chunk::{ChunkRequest, Refusal};
-use holdfast_wire::group::{GroupBody, GroupMessage};
+use holdfast_wire::group::{GroupBody, GroupMessage, ScrubResult};
 use holdfast_wire::map::View;
 use member::Member;
 use primary::{Phase, Primary};
@@ -182,6 +186,19 @@ impl Group {
             return;
         }
         ctx.book.active.insert(self.base.group);
+        let body = match (&self.role, body) {
+            (Role::Member(_) | Role::Primary(_), GroupBody::Fetch { id, chunk, blocks }) => {
+                return self.base.fetch(ctx, from, id, chunk, blocks);
+            }
+            (Role::Member(_) | Role::Primary(_), GroupBody::Fetched { id, chunk, blocks }) => {
+                if let Role::Primary(primary) = &mut self.role {
+                    primary.adopt_fetched(&mut self.base, ctx, (from, id), &blocks, payload.clone());
+                }
+                let examined = self.base.fetched(ctx, from, (id, chunk), &blocks, payload);
+                return self.examined(ctx, examined);
+            }
+            (_, body) => body,
+        };
         match &mut self.role {
             Role::Outside | Role::Failed => {}
             Role::Member(_) if from != self.base.view.primary => {}
@@ -201,6 +218,23 @@ impl Group {
             return self.discard_listed(ctx, result);
         }
         let base = &mut self.base;
+        match (tag, &self.role) {
+            (_, Role::Outside | Role::Failed) => {}
+            (Tag::Check(chunk), _) => {
+                let examined = base.checked(ctx, chunk, result);
+                return self.examined(ctx, examined);
+            }
+            (Tag::Mend(chunk), _) => {
+                base.placed(ctx, chunk);
+                return self.drained(ctx);
+            }
+            (Tag::Fetch(to, id, chunk), _) => return base.answer_fetch(ctx, (to, id, chunk), result),
+            (Tag::ExamList, _) => {
+                base.exam_listed(result);
+                return self.step_exam(ctx);
+            }
+            (_, Role::Member(_) | Role::Primary(_)) => {}
+        }
         match &mut self.role {
             Role::Outside | Role::Failed => {}
             Role::Member(member) => {
@@ -222,6 +256,7 @@ impl Group {
                         primary.looked_up(base, ctx, (session, sequence), result);
                     }
                     Tag::OwnChanges => primary.own_changes(base, ctx, result),
+                    Tag::Adopt(chunk) => primary.adopted(base, ctx, chunk, result.map(drop)),
                     Tag::RepairList(member) => primary.listed(base, ctx, member, result),
                     Tag::CopySums(member, chunk) => primary.summed(base, ctx, (member, chunk), result),
                     Tag::CopyRead(member, chunk, from) => primary.copied(base, ctx, (member, chunk, from), result),
@@ -233,13 +268,69 @@ impl Group {
         }
     }
 
+    /// The disk has finished a change.
+    fn drained(&mut self, ctx: &mut Ctx<'_>) {
+        match &mut self.role {
+            Role::Outside | Role::Failed => {}
+            Role::Member(member) => member.drained(&mut self.base, ctx),
+            Role::Primary(primary) => primary.drained(&mut self.base, ctx),
+        }
+    }
+
+    /// Chunks were read whole, and put right as far as that could be done.
+    fn examined(&mut self, ctx: &mut Ctx<'_>, examined: impl IntoIterator<Item = Examined>) {
+        for examined in examined {
+            self.base.exam_goes_on(&examined);
+            match &mut self.role {
+                Role::Outside | Role::Failed => {}
+                Role::Member(member) => member.examined(&mut self.base, ctx, &examined),
+                Role::Primary(primary) => primary.examined(&mut self.base, ctx, &examined),
+            }
+        }
+        self.step_exam(ctx);
+    }
+
+    /// Goes on with what is read for a scrub.
+    fn step_exam(&mut self, ctx: &mut Ctx<'_>) {
+        let Some((id, through, chunks)) = self.base.step_exam(ctx) else { return };
+        let base = &mut self.base;
+        match &mut self.role {
+            Role::Outside | Role::Failed => {}
+            Role::Member(_) => {
+                base.send(ctx, base.view.primary, GroupBody::Checked { id, through, chunks }, Bytes::new());
+            }
+            Role::Primary(primary) => primary.member_checked(base, ctx, base.me, (id, through), chunks),
+        }
+    }
+
+    /// Begins a scrub, if this is a primary that serves.
+    pub(crate) fn begin_scrub(&mut self, ctx: &mut Ctx<'_>) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.begin_scrub();
+            ctx.book.active.insert(self.base.group);
+        }
+    }
+
+    /// A scrub of it could begin, or goes on.
+    pub(crate) fn scrub(&self) -> (bool, Option<ScrubResult>) {
+        match &self.role {
+            Role::Primary(primary) => (primary.is_serving(), primary.run.as_ref().map(|run| run.result)),
+            Role::Outside | Role::Member(_) | Role::Failed => (false, None),
+        }
+    }
+
     /// Time passed. Returns whether the group wants the next tick as well.
     pub(crate) fn tick(&mut self, ctx: &mut Ctx<'_>, slept: bool) -> bool {
+        if matches!(self.role, Role::Member(_) | Role::Primary(_)) {
+            let examined = self.base.tick_checkups(ctx);
+            self.examined(ctx, examined);
+        }
+        let reads = !self.base.checkups.is_empty() || self.base.exam.is_some();
         match &mut self.role {
             Role::Outside => self.discard(ctx),
             Role::Failed => false,
-            Role::Member(member) => member.tick(&self.base, ctx),
-            Role::Primary(primary) => primary.tick(&mut self.base, ctx, slept),
+            Role::Member(member) => member.tick(&self.base, ctx) || reads,
+            Role::Primary(primary) => primary.tick(&mut self.base, ctx, slept) || reads,
         }
     }
 
@@ -284,8 +375,13 @@ fn to_member(member: &mut Member, base: &mut Base, ctx: &mut Ctx<'_>, body: Grou
         GroupBody::Confirm { round } => {
             base.send(ctx, base.view.primary, GroupBody::Confirmed { round }, Bytes::new());
         }
+        GroupBody::Check { id, range } => base.examine(ctx, id, range),
+        GroupBody::Scrubbed(result) => base.scrubbed(ctx, result),
         GroupBody::Here
         | GroupBody::Stale
+        | GroupBody::Fetch { .. }
+        | GroupBody::Fetched { .. }
+        | GroupBody::Checked { .. }
         | GroupBody::Persisted { .. }
         | GroupBody::Report { .. }
         | GroupBody::Differences { .. }
@@ -320,11 +416,16 @@ fn to_primary(primary: &mut Primary, base: &mut Base, ctx: &mut Ctx<'_>, from: M
             primary.differences(base, ctx, from, (stream, id), through, chunks);
         }
         GroupBody::Confirmed { round } => primary.confirmed(base, ctx, from, round),
+        GroupBody::Checked { id, through, chunks } => primary.member_checked(base, ctx, from, (id, through), chunks),
         GroupBody::Stale
         | GroupBody::Operation { .. }
         | GroupBody::Idle { .. }
         | GroupBody::Query { .. }
         | GroupBody::Compare { .. }
+        | GroupBody::Fetch { .. }
+        | GroupBody::Fetched { .. }
+        | GroupBody::Check { .. }
+        | GroupBody::Scrubbed(_)
         | GroupBody::Confirm { .. } => {}
     }
 }

@@ -14,10 +14,12 @@
 use crate::api::Mutations;
 use crate::book::Ctx;
 use crate::group::admit::{Known, Waiting};
+use crate::group::adopt::Adoption;
 use crate::group::base::{Base, Tag};
 use crate::group::read::Reads;
 use crate::group::reconcile::Query;
 use crate::group::repair::Repair;
+use crate::group::scrub::Run;
 use crate::group::stream::{Ack, StreamOut};
 use crate::local::{Change, LocalError, LocalOp, Origin};
 use crate::span::Span;
@@ -89,8 +91,12 @@ pub(crate) struct Primary {
     pub(crate) sessions: BTreeMap<SessionId, Known>,
     /// Fences, and the count up to which each waits for operations.
     pub(crate) fences: Vec<(MapVersion, OpCount)>,
-    /// This disk's copy is damaged: somebody else should be primary.
+    /// This disk's copy is damaged, and nobody had what it should be: somebody else should be primary.
     pub(crate) aside: bool,
+    /// A chunk that is being taken over while reconciling.
+    pub(crate) adoption: Option<Adoption>,
+    /// A scrub under way.
+    pub(crate) run: Option<Run>,
     /// Disks that were in sync in the view before (for one of the mutations only).
     pub(crate) known_before: Vec<MemberId>,
 }
@@ -120,6 +126,8 @@ impl Primary {
             sessions: BTreeMap::new(),
             fences: Vec::new(),
             aside: false,
+            adoption: None,
+            run: None,
             known_before: Vec::new(),
         }
     }
@@ -175,6 +183,8 @@ impl Primary {
         self.evictions.clear();
         self.here.clear();
         self.nudged.clear();
+        self.adoption = None;
+        self.run = None;
         ctx.book.resyncs.remove(&base.group);
     }
 
@@ -233,8 +243,7 @@ impl Primary {
             Err(error) => {
                 let uncertain = || Refusal::NotServing { reason: format!("done or not: {error}") };
                 op.failed = Some(if op.again { uncertain() } else { refusal(error) });
-                self.aside |= error == LocalError::BadBlock;
-                // The others may have it, this disk has not: they are made like this one, in the same epoch.
+                // The others may have it, this disk has not: they are made like this one, in the same epoch. A damaged block is put right then.
                 self.reconcile(base, ctx);
                 return;
             }

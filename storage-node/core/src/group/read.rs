@@ -10,6 +10,7 @@
 use crate::book::Ctx;
 use crate::group::admit::{Waiting, Wanted};
 use crate::group::base::{Base, Tag};
+use crate::group::checkup::Examined;
 use crate::group::primary::{Primary, refusal};
 use crate::local::{KeyRange, LocalCommand, LocalError, LocalOutcome, Made};
 use crate::span::Span;
@@ -19,6 +20,9 @@ use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, Refusal};
 use holdfast_wire::group::GroupBody;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A read that finds a damaged block again after it was put right so often is refused.
+const MENDS_MAX: u32 = 3;
+
 /// A read under way.
 #[derive(Debug)]
 pub(crate) struct ReadOp {
@@ -27,6 +31,11 @@ pub(crate) struct ReadOp {
     span: Span,
     /// The round that must be confirmed.
     round: u64,
+    /// What the disk is asked.
+    command: LocalCommand,
+    /// The chunk that is put right first, and how often that was so.
+    damaged: Option<ChunkKey>,
+    tries: u32,
     /// What the disk said, and the operation that must be committed.
     outcome: Option<(ChunkAnswer, Bytes, OpCount)>,
     pub(crate) expires: Instant,
@@ -84,7 +93,9 @@ impl Primary {
         let round = self.reads.started + 1;
         self.reads.wanted = round;
         let (id, session, expires) = (waiting.id, waiting.origin.session, waiting.expires);
-        self.reads.open.insert(key, ReadOp { id, session, span, round, outcome: None, expires });
+        let asked = command.clone();
+        let read = ReadOp { id, session, span, round, command: asked, damaged: None, tries: 0, outcome: None, expires };
+        self.reads.open.insert(key, read);
         base.local(ctx, command, Tag::Read(key));
         if self.reads.started == self.reads.confirmed {
             self.start_round(base, ctx);
@@ -138,8 +149,17 @@ impl Primary {
         key: u64,
         result: Result<LocalOutcome, LocalError>,
     ) {
-        self.aside |= result == Err(LocalError::BadBlock);
         let Some(read) = self.reads.open.get_mut(&key) else { return };
+        if let (Err(LocalError::BadBlock), LocalCommand::Read { chunk, .. }) = (&result, &read.command)
+            && read.tries < MENDS_MAX
+        {
+            // Another member has it. Whoever asked waits, and learns nothing of it.
+            let chunk = *chunk;
+            read.tries += 1;
+            read.damaged = Some(chunk);
+            return base.check(ctx, chunk);
+        }
+        self.aside |= result == Err(LocalError::BadBlock);
         let (answer, bytes) = match result {
             Ok(LocalOutcome::Data { bytes, sums }) => (ChunkAnswer::Data { sums }, bytes),
             Ok(LocalOutcome::Highest { found }) => (ChunkAnswer::Highest { found }, Bytes::new()),
@@ -156,6 +176,25 @@ impl Primary {
         let touching = self.ops.iter().rev().find(|(_, op)| op.span.overlaps(&read.span));
         read.outcome = Some((answer, bytes, touching.map_or(OpCount(0), |(count, _)| *count)));
         self.poll_reads(base, ctx);
+    }
+
+    /// A chunk was put right, or could not be: reads that waited for that are made again, or somebody else has to make them.
+    pub(crate) fn examined(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, examined: &Examined) {
+        let (chunk, sound) = (examined.chunk, examined.left.is_empty());
+        let waiting = self.reads.open.iter().filter(|(_, read)| read.damaged == Some(chunk)).map(|(key, _)| *key);
+        for key in waiting.collect::<Vec<_>>() {
+            let Some(read) = self.reads.open.get_mut(&key) else { continue };
+            read.damaged = None;
+            if sound {
+                base.local(ctx, read.command.clone(), Tag::Read(key));
+            } else {
+                read.tries = MENDS_MAX;
+                self.read_done(base, ctx, key, Err(LocalError::BadBlock));
+            }
+        }
+        let copied = self.repairs.values().any(|repair| repair.wanted(chunk).is_some());
+        self.aside |= !sound && copied && !self.adopt(base, ctx, chunk);
+        self.tick_repairs(base, ctx);
     }
 
     /// Answers the reads that nothing holds back any more.

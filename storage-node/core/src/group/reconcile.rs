@@ -45,6 +45,8 @@ impl Primary {
     /// Begins, or begins again. Operations that have a number keep it and are answered at the end.
     pub(crate) fn reconcile(&mut self, base: &mut Base, ctx: &mut Ctx<'_>) {
         base.forget(|_| true);
+        base.checkups.clear();
+        base.exam = None;
         self.look_up_again();
         let reason = Refusal::NotServing { reason: "reconciling".into() };
         self.refuse_reads(ctx, &reason);

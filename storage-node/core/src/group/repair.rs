@@ -75,6 +75,24 @@ impl Repair {
         Self { ranges: ranges.into(), step, todo, copying, next_id: 1 }
     }
 
+    /// A chunk is copied as a whole: its sums are equal, and its bytes are not.
+    pub(crate) fn whole(chunk: ChunkKey, length: u32) -> Self {
+        let mut repair = Self::new(Vec::new());
+        repair.todo.push_back(Difference { chunk, length, sums: Vec::new(), contenders: Vec::new() });
+        repair
+    }
+
+    /// What the member has of a chunk that is to be copied.
+    pub(crate) fn wanted(&self, chunk: ChunkKey) -> Option<&Difference> {
+        self.todo.iter().find(|difference| difference.chunk == chunk)
+    }
+
+    /// What was said of these keys is over.
+    pub(crate) fn compare_again(&mut self, keys: KeyRange) {
+        self.todo.retain(|difference| !keys.contains(difference.chunk));
+        self.ranges.push_back(keys);
+    }
+
     /// Everything was compared, and copies were put on the stream.
     pub(crate) fn is_done(&self) -> bool {
         self.ranges.is_empty() && self.todo.is_empty() && self.copying.is_empty()
@@ -112,6 +130,9 @@ impl Primary {
         if repair.is_done() {
             self.repaired(base, ctx);
             self.maybe_promote(base, ctx, member);
+            if self.is_serving() && base.view.in_sync.contains(&member) {
+                self.repairs.remove(&member);
+            }
         }
     }
 
@@ -203,6 +224,10 @@ impl Primary {
                 Wanted::Change(_, span) => span.touches(chunk),
                 Wanted::Read(_) => false,
             };
+            if base.checkups.is_open(chunk) || base.checkups.failed_lately(chunk, ctx) {
+                postponed.push_back(theirs);
+                continue;
+            }
             if changes_go_on && self.waiting.iter().any(wanted) {
                 // A change of it waits already and can go on: it goes first, or copies could keep it waiting for ever.
                 postponed.push_back(theirs);
@@ -242,7 +267,9 @@ impl Primary {
         let Some(copying) = self.repairs.get_mut(&member).and_then(|repair| repair.copying.get_mut(&chunk)) else {
             return;
         };
-        let Ok(LocalOutcome::Sums { found }) = result else { return self.cannot_copy(base, ctx, member, chunk) };
+        let Ok(LocalOutcome::Sums { found }) = result else {
+            return self.cannot_copy(base, ctx, member, chunk);
+        };
         let ChunkSums { length, sums, contenders } = found.unwrap_or_default();
         let mut runs = BTreeMap::new();
         for (from, run) in differing_runs(length, &sums, &copying.theirs) {
@@ -286,7 +313,9 @@ impl Primary {
         }
         // In the primary's order: after every operation that it has given to this stream.
         let number = base.number(OpCount(self.next_count.0 - 1));
-        for change in copy_of(chunk, *length, runs, contenders, &copying.theirs) {
+        let dropped = ctx.config.mutations.repair_dropped && base.view.in_sync.contains(&member);
+        let copies = if dropped { Vec::new() } else { copy_of(chunk, *length, runs, contenders, &copying.theirs) };
+        for change in copies {
             stream.push(base, ctx, number, Origin::MEMBERS, &change, false);
         }
         repair.copying.remove(&chunk);
@@ -295,9 +324,10 @@ impl Primary {
         self.step_repair(base, ctx, member);
     }
 
-    /// This disk's copy cannot be read: somebody else has to be primary. Tried again until then.
+    /// This disk's copy cannot be read. It is put right first; when nobody has what it should be, somebody else has to be primary, and it is
+    /// tried again until then.
     fn cannot_copy(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, member: MemberId, chunk: ChunkKey) {
-        self.aside = true;
+        base.check(ctx, chunk);
         if let Some(repair) = self.repairs.get_mut(&member)
             && let Some(copying) = repair.copying.remove(&chunk)
         {
@@ -357,7 +387,11 @@ fn copy_of(
         let there = theirs.length > 0 || !theirs.contenders.is_empty();
         return there.then_some(Change::DeleteChunk { chunk }).into_iter().collect();
     }
-    if !contenders.is_empty() || !theirs.contenders.is_empty() {
+    // The block that is cut in two may be the damaged one: then it is replaced whole, before anybody looks at what it keeps.
+    let in_two = |(offset, read): (&u32, &Run)| {
+        theirs.length > length && read.1.as_ref().is_some_and(|(bytes, _)| *offset + bytes.len() as u32 == length)
+    };
+    if !contenders.is_empty() || !theirs.contenders.is_empty() || runs.last_key_value().is_some_and(in_two) {
         let runs = read.map(|(offset, bytes, sums)| local::Run { offset, sums: sums.clone(), bytes: bytes.clone() });
         return vec![Change::Copy { chunk, length, runs: runs.collect(), contenders: contenders.clone() }];
     }
@@ -434,7 +468,8 @@ mod tests {
         let nobody = Contenders::default();
         let (long, shown) = (theirs(9000, &[]), Difference { contenders: vec![contender], ..theirs(9000, &[]) });
         let of_lengths = |changes: Vec<Change>| changes.iter().map(Change::bytes).collect::<Vec<_>>();
-        assert_eq!(of_lengths(copy(8292, &runs, &nobody, &long)), [0, 4096, 100], "cut and written one by one");
+        assert_eq!(of_lengths(copy(8292, &runs, &nobody, &long)), [4196], "the block that is cut in two is replaced");
+        assert_eq!(of_lengths(copy(8500, &runs, &nobody, &long)), [0, 4096, 100], "cut and written one by one");
         for (ours, theirs) in [(&contended, &long), (&nobody, &shown), (&contended, &shown)] {
             assert_eq!(of_lengths(copy(8292, &runs, ours, theirs)), [4196]);
         }

@@ -24,7 +24,9 @@ impl Primary {
             stream.tick(base, ctx);
         }
         self.tick_repairs(base, ctx);
+        self.tick_adoption(base, ctx);
         self.tick_rounds(base, ctx);
+        self.tick_scrub(base, ctx);
         self.pump(base, ctx);
         self.resyncs(base, ctx);
         for member in self.promoting.keys().copied().collect::<Vec<_>>() {
@@ -42,6 +44,7 @@ impl Primary {
             && self.waiting_reads.is_empty()
             && self.reads.open.is_empty()
             && self.repairs.is_empty()
+            && self.run.is_none()
             && self.promoting.is_empty()
             && base.view.syncing.is_empty()
             && !self.aside

@@ -35,7 +35,8 @@ fn map(groups: u32) -> ClusterMap {
 
 fn core(limits: Limits) -> StorageCore {
     let disks = vec![(DISK, Incarnation(4))];
-    let config = Config { node: NodeId(1), disks, seed: 0, mutations: Mutations::default(), limits };
+    let (mutations, scrubbed) = (Mutations::default(), Vec::new());
+    let config = Config { node: NodeId(1), disks, seed: 0, mutations, limits, scrubbed };
     StorageCore::new(config, Vec::new(), NOW)
 }
 
@@ -131,7 +132,8 @@ fn nothing_is_served_before_the_first_map() {
 #[test]
 fn another_life_of_the_disk_serves_nothing() {
     let disks = vec![(DISK, Incarnation(5))];
-    let config = Config { node: NodeId(1), disks, seed: 0, mutations: Mutations::default(), limits: Limits::default() };
+    let (mutations, limits, scrubbed) = (Mutations::default(), Limits::default(), Vec::new());
+    let config = Config { node: NodeId(1), disks, seed: 0, mutations, limits, scrubbed };
     let mut core = StorageCore::new(config, Vec::new(), NOW);
     step(&mut core, Input::Map(MapUpdate::Full(Box::new(map(1)))));
     let (op, payload) = write(0, b"x");

@@ -4,6 +4,7 @@ mod authority;
 mod checks;
 mod client;
 mod discard;
+mod mends;
 mod random;
 mod scenarios;
 mod store;

@@ -1,7 +1,9 @@
 //! Worlds from seeds: faults, then healing, then everything that was acknowledged is there, on every member.
 
 use super::world::World;
-use crate::api::Mutations;
+use crate::api::{Input, Mutations};
+use holdfast_types::{GroupId, NodeId};
+use holdfast_wire::map::View;
 
 /// One world with three clients and some twenty faults. Panics on a broken promise; the seed replays it.
 fn world(seed: u64, mutations: Mutations) -> World {
@@ -12,11 +14,52 @@ fn world(seed: u64, mutations: Mutations) -> World {
     world.run(300);
     for _ in 0..20 {
         fault(&mut world);
+        if rot(&mut world, (seed % 4) as usize) {
+            // A damaged block is a copy less of it: that the others are lost as well, before it was found, is more than is survived.
+            (0..4).for_each(|node| world.step(node, Input::ScrubNow));
+            for _ in 0..100 {
+                world.run(if damage(&world) > 0 { 50 } else { 0 });
+            }
+        }
         let pause = world.prng.between(50, 2500);
         world.run(pause);
     }
     world.settle();
+    for node in 0..world.nodes.len() {
+        world.step(node, Input::ScrubNow);
+    }
+    world.until("all damage is put right", 60_000, |w| damage(w) == 0);
+    world.check_replicas();
     world
+}
+
+/// Blocks of a group that is whole go bad on one node, always the same one: others have them. Says whether any did.
+fn rot(world: &mut World, node: usize) -> bool {
+    let me = NodeId(node as u64 + 1);
+    let whole = |view: &View| view.in_sync.len() == 3 && view.in_sync.iter().any(|member| member.node == me);
+    let group = GroupId(world.prng.below(4) as u32);
+    if !world.is_up(node) || !world.authority.map.view(group).is_some_and(whole) {
+        return false;
+    }
+    let before = world.rotten;
+    let chunks: Vec<_> = world.nodes[node].store.chunks(group).into_iter().collect();
+    for (chunk, content) in chunks {
+        if world.prng.chance(1, 3) {
+            let block = world.prng.below(content.len().div_ceil(4096) as u64) as u32;
+            world.nodes[node].store.damaged.insert((group, chunk, block));
+            world.rotten += 1;
+        }
+    }
+    world.rotten > before
+}
+
+/// Damaged blocks of members in sync.
+fn damage(world: &World) -> usize {
+    let of = |(group, view): (usize, &View)| -> usize {
+        let stores = view.in_sync.iter().map(|member| &world.nodes[member.node.0 as usize - 1].store);
+        stores.map(|store| store.damaged.iter().filter(|damaged| damaged.0.0 as usize == group).count()).sum()
+    };
+    world.authority.map.views.iter().enumerate().map(of).sum()
 }
 
 fn fault(world: &mut World) {
@@ -87,21 +130,30 @@ fn number(name: &str, default: u64) -> u64 {
 fn nothing_acknowledged_is_lost_and_replicas_agree_whatever_fails() {
     let (seeds, from) = (number("SEEDS", 60), number("FROM", 0));
     let (mut acknowledged, mut view_changes, mut lost, mut fenced) = (0, 0, 0, 0);
+    let (mut rotten, mut mended) = (0, 0);
     for seed in from..from + seeds {
         let done = std::panic::catch_unwind(|| {
             let world = world(seed, Mutations::default());
-            (world.acknowledged, world.authority.view_changes, world.lost, world.fenced)
+            let mended: usize = world.nodes.iter().map(|node| node.store.mended).sum();
+            (world.acknowledged, world.authority.view_changes, world.lost, world.fenced, world.rotten, mended as u64)
         });
         let Ok(done) = done else { panic!("seed {seed} fails; replay with SEEDS=1 FROM={seed}") };
         acknowledged += done.0;
         view_changes += done.1;
         lost += done.2;
         fenced += done.3;
+        rotten += done.4;
+        mended += done.5;
     }
     println!(
-        "{seeds} seeds: {acknowledged} changes acknowledged, {view_changes} view changes, {lost} messages lost, {fenced} fences"
+        "{seeds} seeds: {acknowledged} changes acknowledged, {view_changes} view changes, {lost} messages lost, {fenced} fences, \
+         {rotten} blocks damaged, {mended} put right in place"
     );
-    let lively = acknowledged > 100 * seeds && view_changes > 10 * seeds && lost > 10 * seeds && 2 * fenced > seeds;
+    let lively = acknowledged > 100 * seeds
+        && view_changes > 10 * seeds
+        && lost > 10 * seeds
+        && 2 * fenced > seeds
+        && mended > seeds;
     assert!(lively, "the worlds were too quiet");
 }
 
@@ -119,6 +171,8 @@ fn every_deliberate_bug_is_found_within_200_seeds() {
         ("another incarnation accepted", Mutations { other_incarnation_accepted: true, ..none }),
         ("promotion not counted while asked for", Mutations { promotion_not_counted: true, ..none }),
         ("counts reused across epochs", Mutations { counts_reused: true, ..none }),
+        ("what a scrub finds is not put right", Mutations { repair_dropped: true, ..none }),
+        ("a copy is taken while its chunk changes", Mutations { copy_not_held: true, ..none }),
     ];
     for (name, mutations) in bugs {
         let seed = found(mutations);

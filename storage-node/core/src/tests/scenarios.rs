@@ -7,10 +7,10 @@ use crate::local::KeyRange;
 use holdfast_types::{ChunkIndex, ChunkKey, Epoch, Generation, GroupId, MapVersion, Sequence, SnapshotNumber, Term};
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 
-const G: GroupId = GroupId(0);
+pub(super) const G: GroupId = GroupId(0);
 
 /// A world of one group, with one client that does only what it is told.
-fn quiet(seed: u64, nodes: usize, replicas: u32, mutations: Mutations) -> World {
+pub(super) fn quiet(seed: u64, nodes: usize, replicas: u32, mutations: Mutations) -> World {
     let mut world = World::new(seed, nodes, 1, replicas, mutations);
     let client = world.client(8);
     world.clients[client].manual = true;
@@ -27,12 +27,12 @@ fn write(world: &mut World, index: u64, offset: u32, length: u32) {
     world.send(0, out);
 }
 
-fn written(world: &mut World, index: u64, offset: u32, length: u32) {
+pub(super) fn written(world: &mut World, index: u64, offset: u32, length: u32) {
     write(world, index, offset, length);
     world.until("the write is acknowledged", 20_000, |w| w.clients[0].is_idle());
 }
 
-fn read(world: &mut World, index: u64) {
+pub(super) fn read(world: &mut World, index: u64) {
     let mut out: Vec<Outgoing> = Vec::new();
     let chunk = world.clients[0].chunk(index);
     let now = world.now;
@@ -42,16 +42,16 @@ fn read(world: &mut World, index: u64) {
     world.until("the read is answered", 20_000, |w| w.clients[0].is_idle());
 }
 
-fn primary(world: &World) -> usize {
+pub(super) fn primary(world: &World) -> usize {
     world.authority.map.views[0].primary.node.0 as usize - 1
 }
 
-fn backups(world: &World) -> Vec<usize> {
+pub(super) fn backups(world: &World) -> Vec<usize> {
     let view = &world.authority.map.views[0];
     view.in_sync.iter().filter(|m| **m != view.primary).map(|m| m.node.0 as usize - 1).collect()
 }
 
-fn in_sync(world: &World) -> usize {
+pub(super) fn in_sync(world: &World) -> usize {
     world.authority.map.views[0].in_sync.len()
 }
 

@@ -1,8 +1,8 @@
 //! A store in memory: what was given, what is durable, what a crash leaves.
 
 use crate::local::{
-    Change, ChunkSummary, ChunkSums, Contenders, GroupState, KeyRange, LocalCommand, LocalError, LocalOp, LocalOutcome,
-    Ticket,
+    Change, Checked, ChunkSummary, ChunkSums, Contenders, GroupState, KeyRange, LocalCommand, LocalError, LocalOp,
+    LocalOutcome, Ticket,
 };
 use bytes::Bytes;
 use holdfast_types::checksum::{crc32, piece_sums};
@@ -31,6 +31,24 @@ pub(crate) struct FakeStore {
     others: BTreeMap<Ticket, LocalCommand>,
     /// `Apply`s to refuse with `NoSpace` from now on.
     pub(crate) no_space: usize,
+    /// Blocks that do not have their sums any more. The model goes on holding what they should be.
+    pub(crate) damaged: BTreeSet<(GroupId, ChunkKey, u32)>,
+    /// Those that were put right.
+    pub(crate) mended: usize,
+}
+
+/// Blocks that a change of a chunk writes: whole, or as a part.
+fn written(change: &Change) -> Vec<(u32, bool)> {
+    let blocks = |offset: u32, length: usize| {
+        let (from, to, block) = (offset as usize, offset as usize + length, BLOCK);
+        (from / block..to.div_ceil(block)).map(move |at| (at as u32, from <= at * block && to >= (at + 1) * block))
+    };
+    match change {
+        Change::Write { offset, bytes, .. } => blocks(*offset, bytes.len()).collect(),
+        Change::Zero { offset, length, .. } => blocks(*offset, *length as usize).collect(),
+        Change::Copy { runs, .. } => runs.iter().flat_map(|run| blocks(run.offset, run.bytes.len())).collect(),
+        _ => Vec::new(),
+    }
 }
 
 pub(crate) fn sums(content: &[u8]) -> Vec<u32> {
@@ -42,8 +60,7 @@ pub(crate) fn sums(content: &[u8]) -> Vec<u32> {
     content.chunks(BLOCK).map(sum).collect()
 }
 
-fn digest(content: &[u8], contenders: &Contenders) -> u32 {
-    let sums = sums(content);
+fn digest(sums: &[u32], contenders: &Contenders) -> u32 {
     crc32(&sums.iter().flat_map(|sum| sum.to_le_bytes()).chain(contenders.summed()).collect::<Vec<u8>>())
 }
 
@@ -87,7 +104,8 @@ pub(crate) fn apply(chunks: &mut BTreeMap<ChunkKey, Vec<u8>>, change: &Change) {
             }
             assert_eq!(content.len(), *length as usize, "a copy is as long as it says");
         }
-        Change::Mark => {}
+        // What a damaged block was is what the model holds: see `FakeStore::damaged`.
+        Change::Mend { .. } | Change::Mark => {}
     }
 }
 
@@ -109,7 +127,7 @@ fn note(all: &mut BTreeMap<ChunkKey, Contenders>, op: &LocalOp) {
             all.retain(|chunk, _| !keys.contains(*chunk));
         }
         Change::Copy { chunk, contenders, .. } => drop(all.insert(*chunk, contenders.clone())),
-        Change::Mark => {}
+        Change::Mend { .. } | Change::Mark => {}
     }
     all.retain(|_, contenders| !contenders.is_empty());
 }
@@ -154,7 +172,15 @@ impl FakeStore {
     /// Finishes a command; `Apply`s of its group that were given before are finished first. Returns what is reported, in order.
     pub(crate) fn finish(&mut self, ticket: Ticket) -> Vec<(Ticket, Result<LocalOutcome, LocalError>)> {
         if let Some(command) = self.others.remove(&ticket) {
-            return vec![(ticket, Ok(self.answer(&command)))];
+            let bad = match &command {
+                LocalCommand::Read { group, chunk, offset, length } if *length > 0 => {
+                    let blocks = offset / BLOCK as u32..=(offset + length - 1) / BLOCK as u32;
+                    self.damaged_in(*group, *chunk).any(|block| blocks.contains(&block))
+                }
+                _ => false,
+            };
+            let result = if bad { Err(LocalError::BadBlock) } else { Ok(self.answer(&command)) };
+            return vec![(ticket, result)];
         }
         let mut done = Vec::new();
         let group = self.given.iter().find(|(_, queue)| queue.iter().any(|(t, _)| *t == ticket)).map(|(g, _)| *g);
@@ -162,7 +188,9 @@ impl FakeStore {
         while let Some((first, command)) = self.given.get_mut(&group).and_then(VecDeque::pop_front) {
             if let LocalCommand::Apply(op) = command {
                 let fails = self.no_space > 0 && matches!(op.change, Change::Write { .. } | Change::Copy { .. });
-                if fails {
+                if self.meets_damage(&op) {
+                    done.push((first, Err(LocalError::BadBlock)));
+                } else if fails {
                     self.no_space -= 1;
                     done.push((first, Err(LocalError::NoSpace)));
                 } else {
@@ -177,6 +205,42 @@ impl FakeStore {
         done
     }
 
+    fn damaged_in(&self, group: GroupId, chunk: ChunkKey) -> impl Iterator<Item = u32> + '_ {
+        self.damaged.iter().filter(move |damaged| (damaged.0, damaged.1) == (group, chunk)).map(|damaged| damaged.2)
+    }
+
+    /// A part of a damaged block would have to be kept.
+    fn meets_damage(&self, op: &LocalOp) -> bool {
+        let Some(chunk) = op.change.keys().map(|keys| keys.first) else { return false };
+        let length = self.content(op.group, chunk).len();
+        let whole = |(at, whole): (u32, bool)| whole || at as usize * BLOCK >= length;
+        let cut = match op.change {
+            Change::Cut { length, .. } => Some((length / BLOCK as u32, length.is_multiple_of(BLOCK as u32))),
+            _ => None,
+        };
+        let touched: Vec<(u32, bool)> = written(&op.change).into_iter().chain(cut).collect();
+        let bad = |block: u32| touched.iter().any(|touched| touched.0 == block && !whole(*touched));
+        self.damaged_in(op.group, chunk).any(bad)
+    }
+
+    fn heal(&mut self, op: &LocalOp) {
+        if let Change::Mend { chunk, blocks } = &op.change {
+            for (block, bytes) in blocks {
+                let sums = sums(self.content(op.group, *chunk));
+                let fits = sums.get(*block as usize) == Some(&crc32(bytes));
+                self.mended += usize::from(fits && self.damaged.remove(&(op.group, *chunk, *block)));
+            }
+        }
+        let Some(keys) = op.change.keys() else { return };
+        let touched = written(&op.change);
+        let contents = self.groups.get(&op.group).map(|stored| &stored.chunks);
+        self.damaged.retain(|(group, chunk, block)| {
+            let gone = || contents.and_then(|all| all.get(chunk)).is_none_or(|c| c.len() <= *block as usize * BLOCK);
+            let mine = *group == op.group && keys.contains(*chunk);
+            !(mine && (touched.iter().any(|touched| touched.0 == *block) || gone()))
+        });
+    }
+
     fn apply(&mut self, op: LocalOp) {
         let stored = self.groups.entry(op.group).or_default();
         assert!(op.number >= stored.last, "{} given after {}", op.number, stored.last);
@@ -189,6 +253,16 @@ impl FakeStore {
         stored.unsettled.retain(|(number, _)| *number > settled);
         apply(&mut stored.chunks, &op.change);
         note(&mut stored.contenders, &op);
+        self.heal(&op);
+    }
+
+    /// Sums as other members are told.
+    fn reported(&self, group: GroupId, chunk: ChunkKey) -> Vec<u32> {
+        let mut sums = sums(self.content(group, chunk));
+        for block in self.damaged_in(group, chunk) {
+            sums[block as usize] = !sums[block as usize];
+        }
+        sums
     }
 
     fn answer(&self, command: &LocalCommand) -> LocalOutcome {
@@ -208,7 +282,7 @@ impl FakeStore {
                     chunk,
                     length: self.content(*group, chunk).len() as u32,
                     number: OpNumber::default(),
-                    digest: digest(self.content(*group, chunk), &self.contenders(*group, chunk)),
+                    digest: digest(&self.reported(*group, chunk), &self.contenders(*group, chunk)),
                 };
                 let stored = stored(group);
                 let held = stored.chunks.range(range.first..=range.last).filter(|(_, c)| !c.is_empty());
@@ -222,10 +296,26 @@ impl FakeStore {
                 let contenders = self.contenders(*group, *chunk);
                 let length = content.len() as u32;
                 let there = !content.is_empty() || !contenders.is_empty();
-                LocalOutcome::Sums { found: there.then(|| ChunkSums { length, sums: sums(content), contenders }) }
+                LocalOutcome::Sums {
+                    found: there.then(|| ChunkSums { length, sums: self.reported(*group, *chunk), contenders }),
+                }
             }
             LocalCommand::Contended { group, chunk, session, sequence } => {
                 LocalOutcome::Contended { made: self.contenders(*group, *chunk).made(*session, *sequence) }
+            }
+            LocalCommand::Check { group, chunk } => LocalOutcome::Checked { found: self.check(*group, *chunk) },
+            LocalCommand::Blocks { group, chunk, blocks } => {
+                let content = self.content(*group, *chunk);
+                let whole = |at: u32| {
+                    let from = at as usize * BLOCK;
+                    let part = content.get(from..content.len().min(from + BLOCK)).filter(|part| !part.is_empty())?;
+                    let mut bytes = part.to_vec();
+                    bytes.resize(BLOCK, 0);
+                    Some((at, Bytes::from(bytes)))
+                };
+                let sound = |at: &u32| !self.damaged.contains(&(*group, *chunk, *at));
+                let blocks = blocks.iter().copied().filter(sound).filter_map(whole).collect();
+                LocalOutcome::Blocks { blocks }
             }
             LocalCommand::Highest { group, volume, inode, generation, from } => {
                 let keys = KeyRange::tail(*volume, *inode, *generation, *from);
@@ -248,6 +338,20 @@ impl FakeStore {
                 LocalOutcome::Changes { changed: above.map(|(_, keys)| *keys).collect() }
             }
         }
+    }
+
+    fn check(&self, group: GroupId, chunk: ChunkKey) -> Option<Checked> {
+        let (content, contenders) = (self.content(group, chunk), self.contenders(group, chunk));
+        if content.is_empty() && contenders.is_empty() {
+            return None;
+        }
+        let should = sums(content);
+        let bad: Vec<(u32, u32)> = self.damaged_in(group, chunk).map(|at| (at, should[at as usize])).collect();
+        let digest = digest(&self.reported(group, chunk), &contenders);
+        // Any function of the content will do.
+        let mut hash = [0; 32];
+        hash[..4].copy_from_slice(&crc32(content).to_le_bytes());
+        Some(Checked { length: content.len() as u32, digest, hash, bad, bytes: content.len() as u64 })
     }
 
     /// The power fails: of what was given, a prefix of each group happened.

@@ -3,7 +3,7 @@
 use super::authority::{Authority, DISK};
 use super::client::{Client, Outgoing};
 use super::store::FakeStore;
-use crate::api::{Config, Effect, Input, Limits, Mutations};
+use crate::api::{Config, Effect, Input, Limits, Mutations, Scrubbed};
 use crate::local::Ticket;
 use crate::node::StorageCore;
 use bytes::Bytes;
@@ -51,6 +51,8 @@ pub(crate) struct Node {
     heard_map: bool,
     /// What the core says it has acknowledged.
     pub(crate) told: u64,
+    /// What it says of scrubs.
+    pub(crate) noted: BTreeMap<GroupId, Scrubbed>,
 }
 
 pub(crate) struct World {
@@ -82,6 +84,7 @@ pub(crate) struct World {
     next_probe: u64,
     /// Bytes of operations sent from node to node.
     pub(crate) moved: usize,
+    pub(crate) rotten: u64,
 }
 
 impl World {
@@ -108,6 +111,7 @@ impl World {
             probes: BTreeMap::new(),
             next_probe: 0,
             moved: 0,
+            rotten: 0,
         };
         for index in 0..nodes {
             world.nodes.push(Node {
@@ -120,6 +124,7 @@ impl World {
                 disk_hangs: false,
                 heard_map: false,
                 told: 0,
+                noted: BTreeMap::new(),
             });
             world.start(index);
         }
@@ -141,12 +146,14 @@ impl World {
         let node = &mut self.nodes[index];
         assert!(node.core.is_none());
         node.incarnation += 1;
+        let scrubbed = node.noted.values().copied().collect();
         let config = Config {
             node: NodeId(index as u64 + 1),
             disks: vec![(DISK, Incarnation(node.incarnation))],
             seed,
             mutations: self.mutations,
             limits: Limits { resyncs: 2, held_items: 8, window_ops: 16, ..Limits::default() },
+            scrubbed,
         };
         let states = node.store.states().into_iter().map(|state| (DISK, state)).collect();
         node.core = Some(StorageCore::new(config, states, at(self.now)));
@@ -315,6 +322,7 @@ impl World {
             }
             Effect::FetchMap { .. } => self.later_map(index),
             Effect::Acknowledged(version) => self.nodes[index].told = version.0,
+            Effect::ScrubNoted(noted) => drop(self.nodes[index].noted.insert(noted.group, noted)),
             Effect::SessionEnded(_) => {}
             Effect::DiskFailed { .. } => panic!("no disk fails here"),
         }

@@ -2,7 +2,7 @@
 //!
 //! Not durable: a restart finds them again, by the next read or scrub.
 
-use holdfast_storage_core::local::Change;
+use holdfast_storage_core::local::{Change, LocalOp, Origin};
 use holdfast_types::limits::BLOCK_BYTES;
 use holdfast_types::{ChunkKey, GroupId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,11 +10,21 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 pub(crate) struct Damage {
     blocks: BTreeMap<(GroupId, ChunkKey), BTreeSet<u32>>,
+    totals: DamageTotals,
+}
+
+/// Blocks of a store, since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DamageTotals {
+    /// Found not to have their sums, or not to be readable.
+    pub found: u64,
+    /// Replaced by what another member had.
+    pub repaired: u64,
 }
 
 impl Damage {
     pub fn add(&mut self, group: GroupId, chunk: ChunkKey, block: u32) {
-        self.blocks.entry((group, chunk)).or_default().insert(block);
+        self.totals.found += u64::from(self.blocks.entry((group, chunk)).or_default().insert(block));
     }
 
     /// Makes the sums of damaged blocks differ from everybody's.
@@ -27,17 +37,28 @@ impl Damage {
     }
 
     /// A change was made: the blocks that it covers are whole again (one that it covered in part was verified).
-    pub fn heal(&mut self, group: GroupId, change: &Change) {
+    pub fn heal(&mut self, op: &LocalOp) {
         if self.blocks.is_empty() {
             return;
         }
-        let Some(keys) = change.keys() else { return };
+        let Some(keys) = op.change.keys() else { return };
+        let mut healed = 0;
         self.blocks.retain(|(of, chunk), blocks| {
-            if *of == group && keys.contains(*chunk) {
-                blocks.retain(|block| !replaces(change, *block));
+            if *of == op.group && keys.contains(*chunk) {
+                healed += blocks.len();
+                blocks.retain(|block| !replaces(&op.change, *block));
+                healed -= blocks.len();
             }
             !blocks.is_empty()
         });
+        // What members do among themselves are repairs; what clients do heals by chance.
+        if op.origin == Origin::MEMBERS {
+            self.totals.repaired += healed as u64;
+        }
+    }
+
+    pub fn totals(&self) -> DamageTotals {
+        self.totals
     }
 
     /// How many, for metrics.
@@ -59,6 +80,7 @@ fn replaces(change: &Change, at: u32) -> bool {
         Change::Copy { length, runs, .. } => {
             at >= length.div_ceil(block) || runs.iter().any(|run| touches(run.offset, run.bytes.len()))
         }
+        Change::Mend { blocks, .. } => blocks.iter().any(|(block, _)| *block == at),
         Change::Delete { .. } | Change::DeleteChunk { .. } | Change::DeleteVolume { .. } => true,
         Change::Mark => false,
     }

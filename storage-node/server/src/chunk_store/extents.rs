@@ -55,7 +55,7 @@ pub(crate) struct GrowthLimits {
     pub reserve_bytes: u64,
 }
 
-fn name(id: u32) -> String {
+pub(crate) fn name(id: u32) -> String {
     format!("extent-{id:08x}")
 }
 

@@ -28,6 +28,7 @@
 //!   process left in the page cache would otherwise be put in place before they are safe.
 //! * *A failure is final*: after a failed write, sync or commit every call fails until the store is opened again.
 
+mod check;
 mod checkpoint;
 mod damage;
 mod error;
@@ -46,6 +47,7 @@ mod stage;
 pub(crate) mod tests;
 
 pub use checkpoint::CheckpointJob;
+pub use damage::DamageTotals;
 pub use error::OpenError;
 pub use identity::DiskIdentity;
 pub use options::{Mutations, StoreOptions};
@@ -56,8 +58,8 @@ use extents::Files;
 use holdfast_journal::{Disk, Journal};
 use holdfast_storage_core::local::{GroupState, LocalError, LocalOp};
 use holdfast_store::Table;
-use holdfast_types::Incarnation;
 use holdfast_types::limits::BLOCK_BYTES;
+use holdfast_types::{ChunkKey, GroupId, Incarnation};
 use stage::{StageError, Staged, Writer};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -131,6 +133,12 @@ impl<D: Disk> ChunkStore<D> {
             complete: true,
         };
         self.writer.groups.iter().map(state).collect()
+    }
+
+    /// Where the blocks of a chunk lie that were written: number within the chunk, name of the file, and position in it. For tests that damage
+    /// them.
+    pub fn places(&self, group: GroupId, chunk: &ChunkKey) -> Vec<(u32, String, u64)> {
+        self.reader().places(group, chunk)
     }
 
     /// A handle for reading; any number, from any thread.
@@ -220,7 +228,7 @@ impl<D: Disk> ChunkStore<D> {
         let mut damage = self.shared.damage.lock().unwrap_or_else(PoisonError::into_inner);
         for (op, result) in ops.iter().zip(results.iter_mut()).skip(*durable).filter(|(_, result)| result.is_ok()) {
             match committed {
-                Ok(()) => damage.heal(op.group, &op.change),
+                Ok(()) => damage.heal(op),
                 Err(error) => *result = Err(error),
             }
         }

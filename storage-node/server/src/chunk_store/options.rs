@@ -32,6 +32,8 @@ pub struct StoreOptions {
 pub struct Mutations {
     /// Bytes in place are overwritten before their record is durable.
     pub overwrite_before_durable: bool,
+    /// A damaged block is replaced by whatever comes, also when it was written anew meanwhile.
+    pub mend_unchecked: bool,
 }
 
 impl StoreOptions {

@@ -29,7 +29,7 @@ const ALLOCATED_CHUNKS_MAX: usize = 512;
 
 /// Reads a store from any thread. Cheap to clone.
 pub struct Reader<D: Disk> {
-    shared: Arc<Shared<D>>,
+    pub(super) shared: Arc<Shared<D>>,
 }
 
 impl<D: Disk> Clone for Reader<D> {
@@ -116,7 +116,7 @@ struct UnderWay<D: Disk> {
 }
 
 /// Why one attempt did not give an answer.
-enum Miss {
+pub(super) enum Miss {
     /// A block does not have its sum, or cannot be read.
     Block(u32),
     /// The index failed or lies.
@@ -165,6 +165,8 @@ impl<D: Disk> Reader<D> {
                 let range = keys::of_content(b'c', group, (volume, inode, generation), from);
                 self.or_fail(self.allocated(group, range, upto))
             }
+            LocalCommand::Check { group, chunk } => self.or_fail(self.check(group, chunk)),
+            LocalCommand::Blocks { group, chunk, ref blocks } => self.blocks(group, chunk, blocks),
             LocalCommand::ChangesAbove { group, number } => self.or_fail(self.changes_above(group, number)),
         }
     }
@@ -172,6 +174,11 @@ impl<D: Disk> Reader<D> {
     /// How many reads are worth collecting for one [`Reader::serve_later`].
     pub fn reads_at_once(&self) -> usize {
         self.shared.disk.reads_at_once()
+    }
+
+    /// Damage that was found and repaired since the store was opened.
+    pub fn damage_totals(&self) -> super::DamageTotals {
+        self.shared.damage.lock().unwrap_or_else(PoisonError::into_inner).totals()
     }
 
     /// How many blocks are known to be damaged.
@@ -267,7 +274,13 @@ impl<D: Disk> Reader<D> {
         });
     }
 
-    fn read(&self, group: GroupId, chunk: ChunkKey, offset: u32, length: u32) -> Result<LocalOutcome, LocalError> {
+    pub(super) fn read(
+        &self,
+        group: GroupId,
+        chunk: ChunkKey,
+        offset: u32,
+        length: u32,
+    ) -> Result<LocalOutcome, LocalError> {
         let Later { plan, mut buffer, pieces, .. } = self.later(group, chunk, offset, length)?;
         let read = |piece: &Piece<D>| piece.file.read_at(&mut buffer[piece.within.clone()], piece.offset).is_ok();
         let whole = pieces.iter().all(read);
@@ -366,7 +379,7 @@ impl<D: Disk> Reader<D> {
     }
 
     /// Sums as other members are told: those of damaged blocks differ from everybody's.
-    fn reported_sums(
+    pub(super) fn reported_sums(
         &self,
         view: &dyn View,
         group: GroupId,
@@ -440,7 +453,7 @@ impl<D: Disk> Reader<D> {
     }
 }
 
-fn chunk_row(view: &dyn View, group: GroupId, chunk: &ChunkKey) -> Result<Option<ChunkRow>, Miss> {
+pub(super) fn chunk_row(view: &dyn View, group: GroupId, chunk: &ChunkKey) -> Result<Option<ChunkRow>, Miss> {
     let key = keys::chunk(group, chunk);
     let row = view.get(&key)?.map(|value| ChunkRow::decode(&key, &value)).transpose()?;
     match row {
@@ -450,7 +463,7 @@ fn chunk_row(view: &dyn View, group: GroupId, chunk: &ChunkKey) -> Result<Option
 }
 
 /// Sums of blocks as stored; none for those never written.
-fn stored_sums(
+pub(super) fn stored_sums(
     view: &dyn View,
     group: GroupId,
     chunk: &ChunkKey,

@@ -85,7 +85,8 @@ impl<D: Disk + Clone> ChunkStore<D> {
         };
         let staged = Staged::default();
         let inline_bytes_max = options.inline_bytes_max;
-        let writer = Writer { table, extents, free, groups, touched, staged, inline_bytes_max };
+        let mend_unchecked = options.mutations.mend_unchecked;
+        let writer = Writer { table, extents, free, groups, touched, staged, inline_bytes_max, mend_unchecked };
         let incarnation = life.incarnation.next();
         let (syncing, checkpoint, begun) = (Vec::new(), 0, 0);
         let mut store =

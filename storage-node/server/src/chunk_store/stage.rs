@@ -88,6 +88,8 @@ pub(crate) struct Writer<D: Disk> {
     pub touched: BTreeMap<GroupId, BTreeMap<OpNumber, Vec<KeyRange>>>,
     pub staged: Staged,
     pub inline_bytes_max: usize,
+    /// One of the mutations.
+    pub mend_unchecked: bool,
 }
 
 /// Sums rows of one chunk, read when needed.
@@ -191,8 +193,34 @@ impl<D: Disk> Writer<D> {
             Change::Copy { chunk, length, runs, contenders } => {
                 self.draft_copy(op, *chunk, *length, (runs, contenders), draft)
             }
+            Change::Mend { chunk, blocks } => self.draft_mend(op.group, *chunk, blocks, draft),
             Change::Mark => Ok(()),
         }
+    }
+
+    /// Blocks are put where they lie, if they are what should be there: bytes that were written since have another sum.
+    fn draft_mend(
+        &mut self,
+        group: GroupId,
+        chunk: ChunkKey,
+        blocks: &[(u32, Bytes)],
+        draft: &mut Draft,
+    ) -> Result<(), StageError> {
+        let Some(row) = self.chunk_row(group, &chunk)? else { return Ok(()) };
+        let mut sums = self.sums(group, chunk);
+        let mut pieces = Vec::with_capacity(blocks.len());
+        for (at, bytes) in blocks.iter().filter(|(at, bytes)| bytes.len() == BLOCK && row.extent_of(*at).is_some()) {
+            let stored = sums.get(*at)?;
+            if self.mend_unchecked && stored.is_some() {
+                sums.set(*at, crc32(bytes))?;
+            } else if stored != Some(crc32(bytes)) {
+                continue;
+            }
+            pieces.push(Piece { at: *at, bytes: bytes.clone() });
+        }
+        draft.rows = sums.into_rows();
+        draft.places = layout::place(&row.extents, &pieces);
+        Ok(())
     }
 
     fn draft_write(

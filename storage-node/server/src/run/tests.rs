@@ -172,6 +172,7 @@ fn config(home: &Path, node: u64, metadata: &str) -> Config {
         leave_on_stop: true,
         test_skip_sync: false,
         labels: Vec::new(),
+        scrub: crate::config::ScrubConfig::default(),
         disks: vec![DiskConfig { id: 1, path: home.join("data"), io: IoChoice::Auto }],
         metadata: vec![MetadataServer { id: 1, address: metadata.into() }],
     }

@@ -82,7 +82,7 @@ fn what_was_acknowledged_survives_a_power_loss_at_any_call_and_nothing_is_torn()
 
 #[test]
 fn bytes_overwritten_before_their_record_is_durable_are_noticed() {
-    let mutations = Mutations { overwrite_before_durable: true };
+    let mutations = Mutations { overwrite_before_durable: true, ..Mutations::default() };
     let caught = (0..200).find_map(|seed| lives(seed, 12, mutations).err());
     assert!(caught.is_some(), "200 seeds did not notice");
 }

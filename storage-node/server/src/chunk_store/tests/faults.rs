@@ -1,6 +1,8 @@
 //! Full disks, failed syncs, rotten blocks, lost files, strangers.
 
+use super::super::Mutations;
 use super::*;
+use holdfast_storage_core::local::Checked;
 
 fn fill(store: &mut Store, from: u64) -> u64 {
     let mut count = from;
@@ -69,6 +71,100 @@ fn a_rotten_block_is_never_served_merged_or_hidden_and_is_healed_by_a_whole_one(
     assert_eq!(store.apply(&[op(0, 4, write(chunk(2, 0), 4096, vec![0xab; 4096]))]), [Ok(())]);
     assert_eq!(list(&store, 0)[0].digest, sound);
     assert_eq!(read(&store, 0, chunk(2, 0), 5_000, 2).unwrap(), vec![0xab; 2]);
+}
+
+fn check(store: &Store, chunk: ChunkKey) -> Checked {
+    match store.reader().serve(&LocalCommand::Check { group: GroupId(0), chunk }) {
+        Ok(LocalOutcome::Checked { found: Some(found) }) => found,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn mend(count: u64, chunk: ChunkKey, blocks: &[(u32, Vec<u8>)]) -> LocalOp {
+    let blocks = blocks.iter().map(|(block, bytes)| (*block, Bytes::from(bytes.clone()))).collect();
+    LocalOp { origin: Origin::MEMBERS, ..op(0, count, Change::Mend { chunk, blocks }) }
+}
+
+#[test]
+fn a_check_finds_every_bad_block_and_a_mend_puts_back_what_was_there_and_nothing_else() {
+    let (disk, table, mut store) = fresh(1);
+    let bytes = [vec![1; 4096], vec![0xab; 4096], vec![3; 4096], vec![0xcd; 4096], vec![5; 100]].concat();
+    store.apply(&[op(0, 1, write(chunk(2, 0), 0, bytes.clone()))]);
+    let sound = check(&store, chunk(2, 0));
+    assert_eq!((sound.length, sound.bad.len(), sound.bytes), (16_484, 0, 20_480));
+    assert_eq!(sound.digest, list(&store, 0)[0].digest);
+    for rotten in [vec![0xab; 4096], vec![0xcd; 4096]] {
+        disk.flip_bit("extent-00000000", extent_of(&disk, &rotten)).unwrap();
+    }
+    let found = check(&store, chunk(2, 0));
+    let sum = |bytes: &[u8]| holdfast_types::checksum::crc32(bytes);
+    assert_eq!(found.bad, [(1, sum(&bytes[4096..8192])), (3, sum(&bytes[12_288..16_384]))]);
+    assert_ne!(found.digest, sound.digest, "a comparison with another member must show it");
+    let command = LocalCommand::Blocks { group: GroupId(0), chunk: chunk(2, 0), blocks: vec![1, 2, 4, 9] };
+    let Ok(LocalOutcome::Blocks { blocks }) = store.reader().serve(&command) else { panic!("blocks") };
+    let whole = [vec![5; 100], vec![0; 3996]].concat();
+    assert_eq!(blocks, [(2, vec![3; 4096].into()), (4, whole.into())], "what is bad is not given away");
+
+    // Not what was there, beyond the end, of an absent chunk: nothing comes of it.
+    let wrong =
+        [mend(1, chunk(2, 0), &[(1, vec![7; 4096]), (9, vec![7; 4096])]), mend(1, chunk(5, 0), &[(0, vec![0; 4096])])];
+    assert_eq!(store.apply(&wrong), [Ok(()), Ok(())]);
+    assert_eq!(check(&store, chunk(2, 0)).bad.len(), 2);
+    assert_eq!(store.apply(&[mend(1, chunk(2, 0), &[(1, vec![0xab; 4096]), (3, vec![0xcd; 4096])])]), [Ok(())]);
+    assert_eq!(check(&store, chunk(2, 0)), sound);
+    assert_eq!(read(&store, 0, chunk(2, 0), 0, 1 << 20).unwrap(), bytes);
+    // The first attempt healed nothing, but what it named was no longer remembered as bad: it was found once more.
+    let totals = store.reader().damage_totals();
+    assert!(totals.found >= 2 && totals.repaired >= 2, "{totals:?}");
+    drop(store);
+    let store = open(&disk, &table).expect("opens");
+    assert_eq!(check(&store, chunk(2, 0)), sound, "the same after a replay");
+}
+
+#[test]
+fn an_old_block_never_lands_on_a_newer_write() {
+    let (_disk, _table, mut store) = fresh(1);
+    store.apply(&[op(0, 1, write(chunk(2, 0), 0, vec![1; 12_288]))]);
+    let old = mend(2, chunk(2, 0), &[(1, vec![1; 4096])]);
+    // In one batch, in two, and after the block was cut away or became a hole.
+    let done = store.apply(&[op(0, 2, write(chunk(2, 0), 4096, vec![2; 4096])), old.clone()]);
+    assert_eq!(done, [Ok(()), Ok(())]);
+    assert_eq!(read(&store, 0, chunk(2, 0), 4096, 4096).unwrap(), vec![2; 4096]);
+    assert_eq!(store.apply(std::slice::from_ref(&old)), [Ok(())]);
+    assert_eq!(read(&store, 0, chunk(2, 0), 4096, 4096).unwrap(), vec![2; 4096]);
+    store.apply(&[
+        op(0, 3, Change::Zero { chunk: chunk(2, 0), offset: 4096, length: 4096 }),
+        LocalOp { number: number(3), ..old.clone() },
+    ]);
+    assert_eq!(read(&store, 0, chunk(2, 0), 4096, 4096).unwrap(), vec![0; 4096]);
+    store.apply(&[op(0, 4, Change::Cut { chunk: chunk(2, 0), length: 100 }), LocalOp { number: number(4), ..old }]);
+    assert_eq!(read(&store, 0, chunk(2, 0), 0, 1 << 20).unwrap(), vec![1; 100]);
+    assert!(check(&store, chunk(2, 0)).bad.is_empty());
+}
+
+/// The same with a store that does not look at the sum: the test above would see it.
+#[test]
+fn a_repair_that_is_not_compared_with_its_sum_does_land_on_a_newer_write() {
+    let mutations = Mutations { mend_unchecked: true, ..Mutations::default() };
+    let options = StoreOptions { mutations, ..StoreOptions::for_simulation() };
+    let table = Arc::new(MemoryTable::new());
+    let mut store = ChunkStore::open(MemoryDisk::new(1), table, OWNER, options).expect("opens");
+    store.apply(&[op(0, 1, write(chunk(2, 0), 0, vec![2; 8192]))]);
+    store.apply(&[mend(1, chunk(2, 0), &[(1, vec![1; 4096])])]);
+    assert_eq!(read(&store, 0, chunk(2, 0), 4096, 4096).unwrap(), vec![1; 4096]);
+}
+
+#[test]
+fn the_hash_of_a_chunk_is_that_of_its_bytes_and_holes_are_zeros() {
+    let (_disk, _table, mut store) = fresh(1);
+    store.apply(&[
+        op(0, 1, write(chunk(2, 0), 0, [vec![0; 4096], vec![1; 4096]].concat())),
+        op(0, 2, write(chunk(3, 0), 4096, vec![1; 4096])),
+        op(0, 3, write(chunk(4, 0), 4096, vec![2; 4096])),
+    ]);
+    let hash = |inode| check(&store, chunk(inode, 0)).hash;
+    assert_eq!(hash(2), hash(3), "a hole and written zeros are the same");
+    assert_ne!(hash(2), hash(4));
 }
 
 #[test]

@@ -52,7 +52,8 @@ impl Model {
                 }
                 content.resize(*length as usize, 0);
             }
-            Change::Mark => {}
+            // Blocks that are what they should be stay what they are.
+            Change::Mend { .. } | Change::Mark => {}
         }
         self.chunks.retain(|_, content| !content.is_empty());
         self.note(op);
@@ -80,7 +81,8 @@ impl Model {
             Change::Copy { chunk, contenders, .. } => {
                 self.contenders.insert((group, *chunk), contenders.clone());
             }
-            Change::Mark => {}
+            // Blocks that are what they should be stay what they are.
+            Change::Mend { .. } | Change::Mark => {}
         }
         self.contenders.retain(|_, contenders| !contenders.is_empty());
     }
