@@ -160,7 +160,13 @@ impl Primary {
             return base.check(ctx, chunk);
         }
         self.aside |= result == Err(LocalError::BadBlock);
+        // Whoever is away may have the bytes: that is worth waiting for. Only when all are here it is known that nobody has them.
+        let some_away = base.view.members().count() < ctx.map.replicas as usize;
         let (answer, bytes) = match result {
+            Err(LocalError::BadBlock) if some_away => {
+                let reason = "a block is damaged here, and a member that may have its bytes is away".into();
+                (ChunkAnswer::Refused(Refusal::NotServing { reason }), Bytes::new())
+            }
             Ok(LocalOutcome::Data { bytes, sums }) => (ChunkAnswer::Data { sums }, bytes),
             Ok(LocalOutcome::Highest { found }) => (ChunkAnswer::Highest { found }, Bytes::new()),
             Ok(LocalOutcome::Allocated { ranges, through }) => {
