@@ -111,7 +111,14 @@ impl Cluster {
         if row.place == StoragePlace::Gone {
             return invalid(format!("storage node {node} is gone for good; a new one needs an id that was never used"));
         }
-        let others = self.nodes.iter().filter(|(id, row)| **id != node && row.place == StoragePlace::In).count();
+        if matches!(row.place, StoragePlace::Leaving { .. }) && place == StoragePlace::Draining {
+            return invalid(format!("storage node {node} is being removed, which empties it as well"));
+        }
+        // Nodes that are away hold nothing for anybody; but one that is away itself may go though others are, too.
+        let there = |other: &NodeRow| other.record.alive || !row.record.alive;
+        let in_use =
+            |(id, other): &(&NodeId, &NodeRow)| **id != node && other.place == StoragePlace::In && there(other);
+        let others = self.nodes.iter().filter(in_use).count();
         let successor = match place {
             StoragePlace::In => return Ok(self.put_place(txn, node, place)),
             StoragePlace::Gone => return invalid("a storage node is gone when nothing is left on it".into()),

@@ -15,7 +15,7 @@ use crate::core::MetadataCore;
 use crate::tables::cluster::{GroupRow, NodeRow};
 use holdfast_types::{DiskId, Incarnation, MemberId, NodeId};
 use holdfast_wire::admin::{RebuildStatus, StoragePlace};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// How often moves are looked for.
@@ -24,8 +24,9 @@ const PLAN_TICKS: u64 = ticks(Duration::from_secs(1));
 const STEADY_TICKS: u64 = ticks(Duration::from_secs(10));
 /// Moves of one command, at the most.
 const MOVES_AT_ONCE: usize = 256;
-/// A disk with less than this part of it free takes nothing new.
-const FREE_PART: u64 = 20;
+/// A disk with less than this part of it free takes nothing new: well before its own mark (a twentieth), since what is under way to it
+/// comes on top.
+const FREE_PART: u64 = 8;
 /// Looks back for the speed of what is under way.
 const SPEED_TICKS: u64 = ticks(Duration::from_secs(60));
 
@@ -68,8 +69,7 @@ impl MetadataCore {
         for (node, row) in self.cluster.machine.present() {
             places.extend(row.record.disks.iter().map(|disk| (*node, disk.id)));
         }
-        // Disks that their node does not name any more, and groups do.
-        places.extend(self.cluster_lead.rebuild.away.keys().filter(|place| pool.contains(&place.0)));
+        places.extend(self.unnamed());
         places.sort_unstable();
         places.dedup();
         let mut away = BTreeMap::new();
@@ -85,6 +85,19 @@ impl MetadataCore {
             }
         }
         self.cluster_lead.rebuild.away = away;
+    }
+
+    /// Disks that groups live on and their node does not name, because it could not open them: a mount that is late, perhaps.
+    fn unnamed(&self) -> BTreeSet<Place> {
+        let machine = &self.cluster.machine;
+        let is_named = |place: &Place| {
+            let row = machine.nodes.get(&place.0);
+            row.is_none_or(|row| {
+                row.place == StoragePlace::Gone || row.record.disks.iter().any(|disk| disk.id == place.1)
+            })
+        };
+        let places = machine.groups.iter().flat_map(|row| row.homes.iter().chain(&row.leaving));
+        places.filter(|place| !is_named(place)).copied().collect()
     }
 
     fn out_ticks(&self) -> u64 {
@@ -141,6 +154,12 @@ impl MetadataCore {
                 let labels = row.record.labels.clone();
                 disks.push(Disk { place, capacity: disk.capacity, stand, labels });
             }
+        }
+        for place in self.unnamed() {
+            calm = false;
+            let stand = if self.is_given_up(place) { Stand::Out } else { Stand::Keeps };
+            let labels = self.cluster.machine.nodes[&place.0].record.labels.clone();
+            disks.push(Disk { place, capacity: 0, stand, labels });
         }
         (disks, calm)
     }
