@@ -303,6 +303,23 @@ fn damaged_bytes_are_never_returned() {
 }
 
 #[test]
+fn what_a_write_hears_of_lost_bytes_is_told_to_whoever_synchronizes_as_well() {
+    let mut world = World::new(7);
+    world.mount();
+    let (inode, handle) = world.create("a");
+    world.service.full = true;
+    world.write(handle, 0, vec![1; 4096]).expect("buffered");
+    world.run_for(Duration::from_secs(2));
+    world.service.full = false;
+    // The kernel makes several of one write(2); of this error it would make a short write, which is none to its caller.
+    assert_eq!(world.write(handle, 4096, vec![1; 4096]), Err(ClientError::NoSpace));
+    assert_eq!(world.write(handle, 4096, vec![1; 4096]), Err(ClientError::NoSpace));
+    world.write(handle, 4096, vec![1; 4096]).expect("who asks no further goes on");
+    assert_eq!(world.ask(Call::Fsync { inode, data_only: false }), Err(ClientError::NoSpace));
+    assert_eq!(world.ask(Call::Fsync { inode, data_only: false }), Ok(Reply::Done));
+}
+
+#[test]
 fn a_write_that_cannot_be_stored_is_reported_once() {
     let mut world = World::new(7);
     world.mount();
