@@ -66,8 +66,7 @@ impl MetadataCore {
     /// A node says that nobody listens where another was, which it knew with disks in these lives.
     pub(super) fn report_gone(&mut self, node: NodeId, lives: &[Life], reporter: NodeId) {
         let known = self.cluster.machine.nodes.get(&node);
-        let same =
-            known.is_some_and(|row| row.record.disks.iter().map(|d| (d.id, d.incarnation)).eq(lives.iter().copied()));
+        let same = known.is_some_and(|row| row.record.lives().eq(lives.iter().copied()));
         let from = self.cluster.machine.nodes.get(&reporter).is_some_and(|row| row.record.alive);
         // A reporter that knows of another life is of another time, and one that is gone itself says nothing.
         if !same || !from || reporter == node || self.cluster_lead.gone.has(reporter) {

@@ -10,7 +10,6 @@
 
 use super::Cluster;
 use super::map::Change;
-use super::placement::Place;
 use super::placement::moves::Placed;
 use crate::command::{Move, ViewStep, home};
 use crate::error::{Applied, Fail};
@@ -29,8 +28,7 @@ impl GroupRow {
 
     /// Whether every home holds all.
     pub(super) fn is_at_home(&self) -> bool {
-        let in_sync = |place: &Place| self.view.in_sync.iter().any(|member| home(*member) == *place);
-        self.homes.iter().all(in_sync)
+        self.placed().is_at_home()
     }
 
     /// Forgets old homes when they are not needed any more. Says whether it has.

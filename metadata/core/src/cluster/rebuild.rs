@@ -15,7 +15,7 @@ use crate::core::MetadataCore;
 use crate::tables::cluster::{GroupRow, NodeRow};
 use holdfast_types::{DiskId, Incarnation, MemberId, NodeId};
 use holdfast_wire::admin::{RebuildStatus, StoragePlace};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// How often moves are looked for.
@@ -65,15 +65,8 @@ impl MetadataCore {
             .filter(|node| self.is_silent(**node) && !leaving(**node) && !given_up(**node))
             .count();
         let believed = silent * 4 <= expected;
-        let mut places: Vec<Place> = Vec::new();
-        for (node, row) in self.cluster.machine.present() {
-            places.extend(row.record.disks.iter().map(|disk| (*node, disk.id)));
-        }
-        places.extend(self.unnamed());
-        places.sort_unstable();
-        places.dedup();
         let mut away = BTreeMap::new();
-        for place in places {
+        for place in self.places().into_keys() {
             let before = self.cluster_lead.rebuild.away.get(&place).copied();
             match self.disk_standing(place) {
                 Standing::Serves | Standing::OtherLife(_) => {}
@@ -87,17 +80,20 @@ impl MetadataCore {
         self.cluster_lead.rebuild.away = away;
     }
 
-    /// Disks that groups live on and their node does not name, because it could not open them: a mount that is late, perhaps.
-    fn unnamed(&self) -> BTreeSet<Place> {
+    /// Disks and their capacities: those that nodes name, and those that groups live on and their node does not name because it could not
+    /// open them (a mount that is late, perhaps), which have none.
+    fn places(&self) -> BTreeMap<Place, u64> {
         let machine = &self.cluster.machine;
-        let is_named = |place: &Place| {
-            let row = machine.nodes.get(&place.0);
-            row.is_none_or(|row| {
-                row.place == StoragePlace::Gone || row.record.disks.iter().any(|disk| disk.id == place.1)
-            })
-        };
-        let places = machine.groups.iter().flat_map(|row| row.homes.iter().chain(&row.leaving));
-        places.filter(|place| !is_named(place)).copied().collect()
+        let named = machine
+            .present()
+            .flat_map(|(node, row)| row.record.disks.iter().map(move |disk| ((*node, disk.id), disk.capacity)));
+        let mut places: BTreeMap<Place, u64> = named.collect();
+        for place in machine.groups.iter().flat_map(|row| row.homes.iter().chain(&row.leaving)) {
+            if !machine.is_gone(place.0) {
+                places.entry(*place).or_insert(0);
+            }
+        }
+        places
     }
 
     fn out_ticks(&self) -> u64 {
@@ -123,43 +119,35 @@ impl MetadataCore {
     /// What each disk is good for, and whether all that should be there is.
     fn disks(&self) -> (Vec<Disk>, bool) {
         let (mut disks, mut calm) = (Vec::new(), true);
-        for (node, row) in self.cluster.machine.present() {
-            let heard = self.cluster_lead.heard.get(node);
+        for (place, capacity) in self.places() {
+            let (node, disk) = place;
+            let Some(row) = self.cluster.machine.nodes.get(&node) else { continue };
+            let heard = self.cluster_lead.heard.get(&node);
             let steady = heard.is_some_and(|heard| !heard.leaving && self.ticks >= heard.lives_since + STEADY_TICKS);
-            for disk in &row.record.disks {
-                let place = (*node, disk.id);
-                let serves = matches!(self.disk_standing(place), Standing::Serves | Standing::OtherLife(_));
-                let full = heard.and_then(|heard| heard.disks.iter().find(|state| state.id == disk.id));
-                let full = full.is_some_and(|state| state.free < state.capacity / FREE_PART);
-                let emptied = match row.place {
-                    StoragePlace::In => false,
-                    StoragePlace::Draining | StoragePlace::Leaving { successor: None } => true,
-                    StoragePlace::Leaving { successor: Some(successor) } => {
-                        self.cluster.machine.nodes.contains_key(&successor)
-                    }
-                    StoragePlace::Gone => continue,
-                };
-                let removed = emptied && matches!(row.place, StoragePlace::Leaving { .. });
-                let stand = match (emptied, serves) {
-                    _ if self.is_given_up(place) => Stand::Out,
-                    (true, false) if removed && self.is_silent(*node) => Stand::Out,
-                    (true, _) => Stand::Draining,
-                    (false, true) if steady && !full && row.place == StoragePlace::In => Stand::In,
-                    (false, true) => Stand::Keeps,
-                    (false, false) => {
-                        calm = false;
-                        Stand::Keeps
-                    }
-                };
-                let labels = row.record.labels.clone();
-                disks.push(Disk { place, capacity: disk.capacity, stand, labels });
-            }
-        }
-        for place in self.unnamed() {
-            calm = false;
-            let stand = if self.is_given_up(place) { Stand::Out } else { Stand::Keeps };
-            let labels = self.cluster.machine.nodes[&place.0].record.labels.clone();
-            disks.push(Disk { place, capacity: 0, stand, labels });
+            let serves = matches!(self.disk_standing(place), Standing::Serves | Standing::OtherLife(_));
+            let full = heard.and_then(|heard| heard.disks.iter().find(|state| state.id == disk));
+            let full = full.is_some_and(|state| state.free < state.capacity / FREE_PART);
+            let emptied = match row.place {
+                StoragePlace::In => false,
+                StoragePlace::Draining | StoragePlace::Leaving { successor: None } => true,
+                StoragePlace::Leaving { successor: Some(successor) } => {
+                    self.cluster.machine.nodes.contains_key(&successor)
+                }
+                StoragePlace::Gone => continue,
+            };
+            let removed = emptied && matches!(row.place, StoragePlace::Leaving { .. });
+            let stand = match (emptied, serves) {
+                _ if self.is_given_up(place) => Stand::Out,
+                (true, false) if removed && self.is_silent(node) => Stand::Out,
+                (true, _) => Stand::Draining,
+                (false, true) if steady && !full && row.place == StoragePlace::In => Stand::In,
+                (false, true) => Stand::Keeps,
+                (false, false) => {
+                    calm = false;
+                    Stand::Keeps
+                }
+            };
+            disks.push(Disk { place, capacity, stand, labels: row.record.labels.clone() });
         }
         (disks, calm)
     }

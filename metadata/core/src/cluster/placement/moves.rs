@@ -33,9 +33,14 @@ impl Placed<'_> {
         self.view.in_sync.iter().any(|member| home(*member) == place)
     }
 
-    /// Whether every home holds all, and nobody else does.
+    /// Whether every home holds all.
+    pub(crate) fn is_at_home(&self) -> bool {
+        self.homes.iter().all(|place| self.is_in_sync(*place))
+    }
+
+    /// Whether that is so, and nobody else holds anything.
     pub(crate) fn is_settled(&self) -> bool {
-        self.leaving.is_empty() && self.homes.iter().all(|place| self.is_in_sync(*place))
+        self.leaving.is_empty() && self.is_at_home()
     }
 
     /// Whether a home may move from one disk to another: no node holds a group twice, at no time.
