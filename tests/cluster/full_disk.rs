@@ -49,7 +49,10 @@ fn fill_storage(full: &[&str]) {
         std::fs::remove_file(at.join(format!("f{number}"))).expect("removing always works");
     }
     until("room again", LIMIT, || Ok(write(&at, 0)?)).expect("what was removed is room");
-    assert!(std::fs::read(at.join("f0")).expect("read") == content(0));
+    let read = std::fs::read(at.join("f0")).expect("read");
+    let differs = read.iter().zip(content(0)).enumerate().filter(|(_, (a, b))| **a != *b).map(|(at, _)| at);
+    let differs: Vec<usize> = differs.collect();
+    assert!(read == content(0), "{} bytes, different from {:?} to {:?}", read.len(), differs.first(), differs.last());
     cluster.wait_healthy(LIMIT).expect("whole");
     // What did not fit is still in no file's way.
     let _ = std::fs::remove_file(at.join(format!("f{acknowledged}")));

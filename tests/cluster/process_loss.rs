@@ -1,8 +1,7 @@
 //! `kill -9` of one process under load, started again later: no call fails, nothing acknowledged is lost.
 
-use holdfast_tests::load::Failover;
+use holdfast_tests::load::{Fault, fail_over};
 use holdfast_tests::{Cluster, Options, can_mount};
-use rustix::process::Signal;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -13,15 +12,8 @@ fn lose(label: &str, choose: impl FnOnce(&Cluster) -> String) {
         return;
     }
     let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
-    let mount = cluster.mount().expect("mounted");
-    let at = cluster.mounted(mount).path().to_path_buf();
     let victim = choose(&cluster);
-    let pid = cluster.server(&victim).expect("chosen from the cluster").pid().expect("it runs");
-    let work = cluster.folder().to_path_buf();
-    let run = Failover { mount: &at, work: &work, fault: format!("kill -9 {pid}"), heal_after_s: 15, duration_s: 25 };
-    run.run(label, || cluster.restart(&victim)).expect("no error, no loss, no hang");
-    cluster.wait_healthy(LIMIT).expect("whole again");
-    cluster.mounted(mount).unmount().expect("unmounts");
+    fail_over(label, &mut cluster, (&victim, Fault::Kill), (15, 25), |_| Ok(())).expect("no error, no loss, no hang");
 }
 
 #[test]
@@ -56,22 +48,14 @@ fn a_frozen_storage_node_is_taken_out_and_does_no_harm_when_it_wakes() {
         return;
     }
     let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
-    let mount = cluster.mount().expect("mounted");
-    let at = cluster.mounted(mount).path().to_path_buf();
-    let pid = cluster.server("storage-2").expect("ours").pid().expect("it runs");
-    let work = cluster.folder().to_path_buf();
-    let run =
-        Failover { mount: &at, work: &work, fault: format!("kill -STOP {pid}"), heal_after_s: 12, duration_s: 18 };
-    run.run(name, || {
+    fail_over(name, &mut cluster, ("storage-2", Fault::Freeze), (12, 18), |cluster| {
         // It was out while it slept, and what it still has to say is of an epoch that is over.
         let status = cluster.status()?;
         let groups = &status["groups"];
         anyhow::ensure!(groups["degraded"] == groups["total"] && groups["waiting"] == 0, "{status}");
-        cluster.server("storage-2")?.signal(Signal::CONT)
+        Ok(())
     })
     .expect("no error, no loss, no hang");
-    cluster.wait_healthy(LIMIT).expect("whole again");
-    cluster.mounted(mount).unmount().expect("unmounts");
     assert!(cluster.admin(&["fsck"]).expect("clean").contains("clean"));
 }
 

@@ -38,19 +38,22 @@ fn fsck(cluster: &Cluster) {
     assert_eq!(report["clean"], Value::Bool(true), "{report}");
 }
 
+fn content(number: u32) -> Vec<u8> {
+    (0..150_000u32).map(|byte| (byte.wrapping_mul(number + 7) >> 5) as u8).collect()
+}
+
 /// Files of known content, as many chunks as there are groups.
 fn write_files(at: &Path) {
     std::fs::create_dir(at.join("files")).expect("made");
     for number in 0..64u32 {
-        let content: Vec<u8> = (0..150_000u32).map(|byte| (byte.wrapping_mul(number + 7) >> 5) as u8).collect();
-        std::fs::write(at.join(format!("files/{number}")), content).expect("written");
+        std::fs::write(at.join(format!("files/{number}")), content(number)).expect("written");
     }
 }
 
 fn check_files(at: &Path) {
     for number in 0..64u32 {
-        let content: Vec<u8> = (0..150_000u32).map(|byte| (byte.wrapping_mul(number + 7) >> 5) as u8).collect();
-        assert!(std::fs::read(at.join(format!("files/{number}"))).expect("readable") == content, "file {number}");
+        let read = std::fs::read(at.join(format!("files/{number}"))).expect("readable");
+        assert!(read == content(number), "file {number}");
     }
 }
 

@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::Cluster;
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const BLOCK_BYTES: usize = 4096;
@@ -319,6 +321,68 @@ impl Failover<'_> {
         }
         Ok(result)
     }
+}
+
+/// What happens to a server, and is undone later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// `kill -9`; it is started again.
+    Kill,
+    /// `SIGSTOP`, as of a host that froze; it wakes.
+    Freeze,
+    /// A planned stop; it is started again.
+    Stop,
+}
+
+impl Fault {
+    fn signal(self) -> &'static str {
+        match self {
+            Self::Kill => "KILL",
+            Self::Freeze => "STOP",
+            Self::Stop => "TERM",
+        }
+    }
+
+    fn undo(self, cluster: &mut Cluster, victim: &str) -> Result<()> {
+        match self {
+            Self::Freeze => return cluster.server(victim)?.signal(Signal::CONT),
+            Self::Stop => drop(cluster.server(victim)?.wait_ended(WHOLE_AGAIN)?),
+            Self::Kill => {}
+        }
+        cluster.restart(victim)
+    }
+}
+
+/// Until a server that was stopped has ended, and until a cluster is whole again.
+const WHOLE_AGAIN: Duration = Duration::from_secs(60);
+
+/// What `failover.py` says of a fault of one server of a cluster, which is whole again and not mounted any more.
+///
+/// `times`: seconds from the start of the writers to the end of the fault, and to their end. `during` looks at the cluster just before
+/// the fault ends.
+///
+/// # Errors
+/// As [`Failover::run`]; when `during` finds something, or the cluster is not whole again.
+pub fn fail_over(
+    label: &str,
+    cluster: &mut Cluster,
+    (victim, fault): (&str, Fault),
+    (heal_after_s, duration_s): (u32, u32),
+    during: impl FnOnce(&Cluster) -> Result<()>,
+) -> Result<Value> {
+    let mount = cluster.mount()?;
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let pid = cluster.server(victim)?.pid().context("it runs")?;
+    let work = cluster.folder().to_path_buf();
+    let line = format!("kill -{} {pid}", fault.signal());
+    let run = Failover { mount: &at, work: &work, fault: line, heal_after_s, duration_s };
+    let result = run.run(label, || {
+        during(cluster)?;
+        fault.undo(cluster, victim)
+    })?;
+    cluster.wait_healthy(WHOLE_AGAIN)?;
+    cluster.mounted(mount).unmount()?;
+    Ok(result)
 }
 
 #[cfg(test)]

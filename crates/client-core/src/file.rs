@@ -161,8 +161,10 @@ pub(crate) struct File {
     pub changes: VecDeque<Change>,
     pub awaiting_trim: bool,
     pub syncs: Vec<Sync>,
-    /// Found since the last write, fsync or close.
+    /// Found since the last fsync or close.
     pub error: Option<ClientError>,
+    /// Writes that have heard of it.
+    pub writes_refused: u8,
     /// Appends that wait for their turn at the end of the file: while others may write there, too, the end is the service's to say.
     pub appends: Vec<(CallId, Call)>,
     /// Calls that wait for the changes to be done.
@@ -222,6 +224,7 @@ impl File {
             awaiting_trim: false,
             syncs: Vec::new(),
             error: None,
+            writes_refused: 0,
             appends: Vec::new(),
             parked: Vec::new(),
             closed_at: now,

@@ -66,6 +66,11 @@ impl Buffer {
     }
 }
 
+/// Writes that hear of bytes that were lost, until somebody synchronizes or closes the file and hears it, too. One is not enough: the
+/// kernel makes of one write(2) several, and of an error in their middle a short write, so that nobody learns of it. And not all: who
+/// neither synchronizes nor closes must be able to go on.
+const WRITES_REFUSED: u8 = 2;
+
 impl ClientCore {
     /// Counts what a file holds in the buffer.
     pub(crate) fn recount(&mut self, inode: InodeId) {
@@ -97,7 +102,10 @@ impl ClientCore {
         let (inode, append) = (open.inode, open.mode.append);
         let length = data.len() as u64;
         let file = self.files.get_mut(&inode).expect("a handle keeps its file");
-        if let Some(error) = file.error.take() {
+        if let Some(error) = file.error.clone()
+            && file.writes_refused < WRITES_REFUSED
+        {
+            file.writes_refused += 1;
             return self.complete(id, Err(error));
         }
         if self.config.read_only {
@@ -369,7 +377,7 @@ impl ClientCore {
         // A caller that was interrupted hears nothing any more, and who synchronizes all files need not be one that uses this one.
         let heard = told.iter().any(|sync| matches!(sync.waiter, Waiter::Call(id, _) if self.waits(id)));
         if !heard && let Some(file) = self.files.get_mut(&inode) {
-            file.error = Some(error.clone());
+            (file.error, file.writes_refused) = (Some(error.clone()), 0);
         }
         for sync in told {
             self.sync_done(sync.waiter, Err(error.clone()));

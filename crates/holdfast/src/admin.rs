@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 /// How long the cluster's leader may take to answer.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a server may take to leave.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one server may take to say how it is.
@@ -60,16 +60,20 @@ fn prefer_admin_certificate(file: &mut ClusterFile) {
     }
 }
 
-/// The servers on record.
-async fn records(cluster: &Cluster) -> Result<Vec<ServerRecord>> {
+/// How the cluster stands, as its leader says.
+pub async fn ask_status(cluster: &Cluster) -> Result<ClusterStatus> {
     match cluster.request(ShardId::CLUSTER, Request::Status, PATIENCE).await? {
-        Response::Status(status) => {
-            let known = status.metadata.iter().filter(|server| server.place != ServerPlace::Gone);
-            cluster.learn(&known.map(|server| (server.id, server.address.clone())).collect());
-            Ok(status.metadata)
-        }
+        Response::Status(status) => Ok(*status),
         other => bail!("the leader answered something else: {other:?}"),
     }
+}
+
+/// The servers on record.
+async fn records(cluster: &Cluster) -> Result<Vec<ServerRecord>> {
+    let status = ask_status(cluster).await?;
+    let known = status.metadata.iter().filter(|server| server.place != ServerPlace::Gone);
+    cluster.learn(&known.map(|server| (server.id, server.address.clone())).collect());
+    Ok(status.metadata)
 }
 
 async fn metadata(path: &Path, file: &ClusterFile, cluster: &Cluster, command: MetadataCommand) -> Result<ExitCode> {

@@ -1,19 +1,18 @@
 //! `holdfast admin storage`: storage nodes come, are emptied, and go; and what `admin status` says of them.
 
+use crate::admin::{PATIENCE, ask_status};
 use crate::cli::StorageCommand;
 use crate::layout;
 use anyhow::{Context, Result, bail};
 use holdfast_client::{Cluster, ClusterFile};
 use holdfast_types::{NodeId, ShardId};
-use holdfast_wire::admin::{ClusterStatus, RebuildStatus, StoragePlace, StorageStatus};
-use holdfast_wire::metadata::{Request, Response};
+use holdfast_wire::admin::{RebuildStatus, StoragePlace, StorageStatus};
+use holdfast_wire::metadata::Request;
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How long the cluster's leader may take to answer.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// How often progress is looked at, and told.
 const LOOK: Duration = Duration::from_millis(500);
 const TELL: u32 = 10;
@@ -23,7 +22,7 @@ pub async fn run(path: &Path, file: &ClusterFile, cluster: &Cluster, command: St
     let directory = std::path::absolute(path)?.parent().context("cluster.toml has a directory")?.to_path_buf();
     match command {
         StorageCommand::List => {
-            let status = status(cluster).await?;
+            let status = ask_status(cluster).await?;
             for node in status.storage.iter().map(StorageReport::of) {
                 println!("{}", node.line());
             }
@@ -48,13 +47,13 @@ pub async fn run(path: &Path, file: &ClusterFile, cluster: &Cluster, command: St
             }
         }
         StorageCommand::Remove { id, wait } => {
-            if !status(cluster).await?.storage_gone.contains(&NodeId(id)) {
+            if !ask_status(cluster).await?.storage_gone.contains(&NodeId(id)) {
                 place(cluster, id, StoragePlace::Leaving { successor: None }).await?;
             }
             if wait {
                 follow(cluster, id).await?;
             }
-            if status(cluster).await?.storage_gone.contains(&NodeId(id)) {
+            if ask_status(cluster).await?.storage_gone.contains(&NodeId(id)) {
                 layout::retire(&directory, "storage", id)?;
                 println!("storage node {id} is out, for good; its process may be stopped, and its directory may go");
             } else {
@@ -73,13 +72,6 @@ pub async fn run(path: &Path, file: &ClusterFile, cluster: &Cluster, command: St
     Ok(ExitCode::SUCCESS)
 }
 
-async fn status(cluster: &Cluster) -> Result<ClusterStatus> {
-    match cluster.request(ShardId::CLUSTER, Request::Status, PATIENCE).await? {
-        Response::Status(status) => Ok(*status),
-        other => bail!("the leader answered something else: {other:?}"),
-    }
-}
-
 async fn place(cluster: &Cluster, id: u64, place: StoragePlace) -> Result<()> {
     cluster.request(ShardId::CLUSTER, Request::PlaceStorage { node: NodeId(id), place }, PATIENCE).await?;
     Ok(())
@@ -87,7 +79,7 @@ async fn place(cluster: &Cluster, id: u64, place: StoragePlace) -> Result<()> {
 
 /// Writes a new node's directory, and says how to start it.
 async fn prepare(directory: &Path, (file, cluster): (&ClusterFile, &Cluster), id: u64, address: &str) -> Result<()> {
-    let known = status(cluster).await?;
+    let known = ask_status(cluster).await?;
     if known.storage.iter().any(|node| node.id.0 == id) || known.storage_gone.contains(&NodeId(id)) || id == 0 {
         bail!("storage node {id} is, or was, one of this cluster; take a number that was never used");
     }
@@ -105,7 +97,7 @@ async fn prepare(directory: &Path, (file, cluster): (&ClusterFile, &Cluster), id
 /// Waits until nothing is left on a node; tells how far it is.
 async fn follow(cluster: &Cluster, id: u64) -> Result<()> {
     for look in 0u32.. {
-        let status = status(cluster).await?;
+        let status = ask_status(cluster).await?;
         let Some(node) = status.storage.iter().find(|node| node.id.0 == id) else { return Ok(()) };
         let leaves = matches!(node.place, StoragePlace::Leaving { .. });
         if node.place == StoragePlace::In {

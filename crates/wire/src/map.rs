@@ -62,6 +62,13 @@ pub struct NodeRecord {
     pub alive: bool,
 }
 
+impl NodeRecord {
+    /// Its disks, each in the life it was last heard in.
+    pub fn lives(&self) -> impl Iterator<Item = (DiskId, Incarnation)> + '_ {
+        self.disks.iter().map(|disk| (disk.id, disk.incarnation))
+    }
+}
+
 /// What a live session may do, as storage nodes need to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionGrant {

@@ -294,7 +294,7 @@ impl<V: Volume> FileSystem<V> {
     /// A change that changes no byte is one all the same: its time is the file's, as on every local file system.
     fn touch(self: &Arc<Self>, reply: Reply, inode: InodeId) {
         let set = SetAttributes { mtime: Some(SetTime::Now), ..SetAttributes::default() };
-        self.ask(reply, Call::SetAttributes { inode, set }, |_, reply, _| reply.done());
+        self.ask_done(reply, Call::SetAttributes { inode, set });
     }
 
     /// Makes a file at least `end` bytes long. Not by setting its size, which would cut what another host appends meanwhile: its

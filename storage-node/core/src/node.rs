@@ -292,7 +292,7 @@ impl StorageCore {
         if !self.map.views.iter().any(|view| has(view, node) && has(view, me)) {
             return;
         }
-        let lives = record.disks.iter().map(|disk| (disk.id, disk.incarnation)).collect();
+        let lives = record.lives().collect();
         let told = self.book.refused.get(&node);
         if told.is_none_or(|told| now.since(*told) >= self.config.limits.resend) {
             self.book.refused.insert(node, now);

@@ -2,35 +2,14 @@
 //! stopped, and comes back. Each case several times, each time in a new cluster; the median of the longest stalls is what is kept.
 
 use anyhow::{Context, Result, bail};
-use holdfast_tests::load::Failover;
+use holdfast_tests::load::{Fault, fail_over};
 use holdfast_tests::{Cluster, Options};
-use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Seconds from the start of the writers to the moment when the server comes back, and to the end.
-const HEAL_AFTER_S: u32 = 14;
-const DURATION_S: u32 = 24;
-const WHOLE_AGAIN: Duration = Duration::from_secs(120);
+const TIMES: (u32, u32) = (14, 24);
 const WRITERS: [&str; 2] = ["append", "create"];
-
-/// What happens to a server.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    Kill,
-    Freeze,
-    Stop,
-}
-
-impl Fault {
-    fn signal(self) -> &'static str {
-        match self {
-            Self::Kill => "KILL",
-            Self::Freeze => "STOP",
-            Self::Stop => "TERM",
-        }
-    }
-}
 
 /// A case: its name, who it meets, what happens.
 struct Case {
@@ -108,24 +87,8 @@ fn main() -> Result<()> {
 /// One run in a new cluster. Whatever a writer saw that it should not is an error.
 fn one(case: &Case) -> Result<Value> {
     let mut cluster = Cluster::start(&Options::default())?;
-    let mount = cluster.mount()?;
-    let at = cluster.mounted(mount).path().to_path_buf();
     let victim = (case.victim)(&cluster)?;
-    let pid = cluster.server(&victim)?.pid().context("it runs")?;
-    let work = cluster.folder().to_path_buf();
-    let fault = format!("kill -{} {pid}", case.fault.signal());
-    let run = Failover { mount: &at, work: &work, fault, heal_after_s: HEAL_AFTER_S, duration_s: DURATION_S };
-    let result = run.run(case.name, || match case.fault {
-        Fault::Freeze => cluster.server(&victim)?.signal(Signal::CONT),
-        Fault::Stop => {
-            cluster.server(&victim)?.wait_ended(WHOLE_AGAIN)?;
-            cluster.restart(&victim)
-        }
-        Fault::Kill => cluster.restart(&victim),
-    })?;
-    cluster.wait_healthy(WHOLE_AGAIN)?;
-    cluster.mounted(mount).unmount()?;
-    Ok(result)
+    fail_over(case.name, &mut cluster, (&victim, case.fault), TIMES, |_| Ok(()))
 }
 
 /// For each writer the longest stall of each run and their median, and the longest while nothing had failed yet.

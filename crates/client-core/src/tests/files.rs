@@ -2,7 +2,7 @@
 
 use super::fake::Service;
 use super::world::{World, config, name};
-use crate::{Call, ClientError, Input, OpenMode, Reply, ZeroMode};
+use crate::{Call, ClientError, HandleId, Input, OpenMode, Reply, ZeroMode};
 use bytes::Bytes;
 use holdfast_types::prng::Prng;
 use holdfast_types::size::{KIB, MIB};
@@ -302,14 +302,32 @@ fn damaged_bytes_are_never_returned() {
     assert_eq!(world.read(handle, 0, 5000), Err(ClientError::Damaged));
 }
 
-#[test]
-fn a_write_that_cannot_be_stored_is_reported_once() {
+/// A file whose buffered bytes found no room, and nobody has heard of it yet.
+fn with_lost_bytes() -> (World, InodeId, HandleId) {
     let mut world = World::new(7);
     world.mount();
     let (inode, handle) = world.create("a");
     world.service.full = true;
     world.write(handle, 0, vec![1; 4096]).expect("buffered");
     world.run_for(Duration::from_secs(2));
+    (world, inode, handle)
+}
+
+#[test]
+fn what_a_write_hears_of_lost_bytes_is_told_to_whoever_synchronizes_as_well() {
+    let (mut world, inode, handle) = with_lost_bytes();
+    world.service.full = false;
+    // The kernel makes several of one write(2); of this error it would make a short write, which is none to its caller.
+    assert_eq!(world.write(handle, 4096, vec![1; 4096]), Err(ClientError::NoSpace));
+    assert_eq!(world.write(handle, 4096, vec![1; 4096]), Err(ClientError::NoSpace));
+    world.write(handle, 4096, vec![1; 4096]).expect("who asks no further goes on");
+    assert_eq!(world.ask(Call::Fsync { inode, data_only: false }), Err(ClientError::NoSpace));
+    assert_eq!(world.ask(Call::Fsync { inode, data_only: false }), Ok(Reply::Done));
+}
+
+#[test]
+fn a_write_that_cannot_be_stored_is_reported_once() {
+    let (mut world, inode, handle) = with_lost_bytes();
     assert_eq!(world.ask(Call::Flush { handle }), Err(ClientError::NoSpace));
     assert_eq!(world.ask(Call::Flush { handle }), Ok(Reply::Done));
     world.write(handle, 0, vec![2; 4096]).expect("buffered");

@@ -10,6 +10,7 @@ use crate::core::MetadataCore;
 use holdfast_types::limits::NODE_HEARTBEAT;
 use holdfast_types::{DiskId, Incarnation, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Heartbeats come this often, and a little late.
 const HEARTBEAT_TICKS: u64 = ticks(NODE_HEARTBEAT) + 2;
@@ -26,10 +27,16 @@ struct Report {
     since: Option<u64>,
 }
 
+/// For how long a node that was taken for gone and was not is judged by silence alone.
+const MISTAKEN_TICKS: u64 = ticks(Duration::from_secs(60));
+
 /// The leader's memory of them.
 #[derive(Debug, Default)]
 pub(super) struct Gone {
     reports: BTreeMap<NodeId, Report>,
+    /// Nodes that live and refuse their peers (a firewall, a wrong address): in these lives, and since when that is known. What is
+    /// reported of them must not take them in and out of their views for ever.
+    mistaken: BTreeMap<NodeId, (Vec<Life>, u64)>,
 }
 
 impl Gone {
@@ -41,12 +48,17 @@ impl Gone {
     /// A node is heard. True: what it says was on its way when its process ended. Otherwise it lives, and all reports of it are void.
     pub(super) fn is_late_word(&mut self, node: NodeId, lives: impl Iterator<Item = Life>, now: u64) -> bool {
         let Some(report) = self.reports.get(&node) else { return false };
-        let late =
-            report.since.is_some_and(|since| now < since + HEARTBEAT_TICKS) && lives.eq(report.lives.iter().copied());
-        if !late {
-            self.reports.remove(&node);
+        let same = lives.eq(report.lives.iter().copied());
+        if same && report.since.is_some_and(|since| now < since + HEARTBEAT_TICKS) {
+            return true;
         }
-        late
+        if let Some(report) = self.reports.remove(&node)
+            && same
+            && report.since.is_some()
+        {
+            self.mistaken.insert(node, (report.lives, now));
+        }
+        false
     }
 }
 
@@ -54,8 +66,7 @@ impl MetadataCore {
     /// A node says that nobody listens where another was, which it knew with disks in these lives.
     pub(super) fn report_gone(&mut self, node: NodeId, lives: &[Life], reporter: NodeId) {
         let known = self.cluster.machine.nodes.get(&node);
-        let same =
-            known.is_some_and(|row| row.record.disks.iter().map(|d| (d.id, d.incarnation)).eq(lives.iter().copied()));
+        let same = known.is_some_and(|row| row.record.lives().eq(lives.iter().copied()));
         let from = self.cluster.machine.nodes.get(&reporter).is_some_and(|row| row.record.alive);
         // A reporter that knows of another life is of another time, and one that is gone itself says nothing.
         if !same || !from || reporter == node || self.cluster_lead.gone.has(reporter) {
@@ -63,6 +74,10 @@ impl MetadataCore {
         }
         let silent = self.silent_for(node) > HEARTBEAT_TICKS;
         let now = self.ticks;
+        let mistaken = self.cluster_lead.gone.mistaken.get(&node);
+        if mistaken.is_some_and(|(of, since)| of == lives && now < since + MISTAKEN_TICKS) {
+            return;
+        }
         let report = self.cluster_lead.gone.reports.entry(node).or_default();
         if report.lives != lives {
             *report = Report { lives: lives.to_vec(), ..Report::default() };

@@ -10,7 +10,6 @@
 
 use super::Cluster;
 use super::map::Change;
-use super::placement::Place;
 use super::placement::moves::Placed;
 use crate::command::{Move, ViewStep, home};
 use crate::error::{Applied, Fail};
@@ -29,8 +28,7 @@ impl GroupRow {
 
     /// Whether every home holds all.
     pub(super) fn is_at_home(&self) -> bool {
-        let in_sync = |place: &Place| self.view.in_sync.iter().any(|member| home(*member) == *place);
-        self.homes.iter().all(in_sync)
+        self.placed().is_at_home()
     }
 
     /// Forgets old homes when they are not needed any more. Says whether it has.
@@ -111,7 +109,14 @@ impl Cluster {
         if row.place == StoragePlace::Gone {
             return invalid(format!("storage node {node} is gone for good; a new one needs an id that was never used"));
         }
-        let others = self.nodes.iter().filter(|(id, row)| **id != node && row.place == StoragePlace::In).count();
+        if matches!(row.place, StoragePlace::Leaving { .. }) && place == StoragePlace::Draining {
+            return invalid(format!("storage node {node} is being removed, which empties it as well"));
+        }
+        // Nodes that are away hold nothing for anybody; but one that is away itself may go though others are, too.
+        let there = |other: &NodeRow| other.record.alive || !row.record.alive;
+        let in_use =
+            |(id, other): &(&NodeId, &NodeRow)| **id != node && other.place == StoragePlace::In && there(other);
+        let others = self.nodes.iter().filter(in_use).count();
         let successor = match place {
             StoragePlace::In => return Ok(self.put_place(txn, node, place)),
             StoragePlace::Gone => return invalid("a storage node is gone when nothing is left on it".into()),

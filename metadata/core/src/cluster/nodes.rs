@@ -207,7 +207,7 @@ impl MetadataCore {
         for (number, row) in self.cluster.machine.groups.iter().enumerate() {
             let group = GroupId(number as u32);
             let steps = self.steps(group, row, &mut reforming, &mut unsure);
-            if super::views::next_view(&row.view, &steps, &row.homes).is_some() {
+            if !steps.is_empty() && super::views::next_view(&row.view, &steps, &row.homes).is_some() {
                 changes.push(ViewChange { group, epoch: row.view.epoch, steps });
             }
         }
@@ -307,11 +307,15 @@ impl MetadataCore {
     pub(super) fn may_evict(&mut self, group: GroupId, member: MemberId, reporter: MemberId) -> bool {
         let Some(row) = self.cluster.machine.groups.get(group.0 as usize) else { return false };
         let view = &row.view;
-        if !view.has(member) || !view.has(reporter) || member == reporter {
+        if !view.has(member) || !view.has(reporter) {
             return false;
         }
         let needed = self.cluster.machine.settings.min_in_sync as usize;
         let spared = view.syncing.contains(&member) || view.in_sync.len() > needed;
+        if member == reporter {
+            // A primary whose own copy is damaged asks for this of itself.
+            return spared && member == view.primary;
+        }
         if member != view.primary {
             return spared && reporter == view.primary;
         }

@@ -24,8 +24,9 @@ const PLAN_TICKS: u64 = ticks(Duration::from_secs(1));
 const STEADY_TICKS: u64 = ticks(Duration::from_secs(10));
 /// Moves of one command, at the most.
 const MOVES_AT_ONCE: usize = 256;
-/// A disk with less than this part of it free takes nothing new.
-const FREE_PART: u64 = 20;
+/// A disk with less than this part of it free takes nothing new: well before its own mark (a twentieth), since what is under way to it
+/// comes on top.
+const FREE_PART: u64 = 8;
 /// Looks back for the speed of what is under way.
 const SPEED_TICKS: u64 = ticks(Duration::from_secs(60));
 
@@ -64,16 +65,8 @@ impl MetadataCore {
             .filter(|node| self.is_silent(**node) && !leaving(**node) && !given_up(**node))
             .count();
         let believed = silent * 4 <= expected;
-        let mut places: Vec<Place> = Vec::new();
-        for (node, row) in self.cluster.machine.present() {
-            places.extend(row.record.disks.iter().map(|disk| (*node, disk.id)));
-        }
-        // Disks that their node does not name any more, and groups do.
-        places.extend(self.cluster_lead.rebuild.away.keys().filter(|place| pool.contains(&place.0)));
-        places.sort_unstable();
-        places.dedup();
         let mut away = BTreeMap::new();
-        for place in places {
+        for place in self.places().into_keys() {
             let before = self.cluster_lead.rebuild.away.get(&place).copied();
             match self.disk_standing(place) {
                 Standing::Serves | Standing::OtherLife(_) => {}
@@ -85,6 +78,22 @@ impl MetadataCore {
             }
         }
         self.cluster_lead.rebuild.away = away;
+    }
+
+    /// Disks and their capacities: those that nodes name, and those that groups live on and their node does not name because it could not
+    /// open them (a mount that is late, perhaps), which have none.
+    fn places(&self) -> BTreeMap<Place, u64> {
+        let machine = &self.cluster.machine;
+        let named = machine
+            .present()
+            .flat_map(|(node, row)| row.record.disks.iter().map(move |disk| ((*node, disk.id), disk.capacity)));
+        let mut places: BTreeMap<Place, u64> = named.collect();
+        for place in machine.groups.iter().flat_map(|row| row.homes.iter().chain(&row.leaving)) {
+            if !machine.is_gone(place.0) {
+                places.entry(*place).or_insert(0);
+            }
+        }
+        places
     }
 
     fn out_ticks(&self) -> u64 {
@@ -110,37 +119,35 @@ impl MetadataCore {
     /// What each disk is good for, and whether all that should be there is.
     fn disks(&self) -> (Vec<Disk>, bool) {
         let (mut disks, mut calm) = (Vec::new(), true);
-        for (node, row) in self.cluster.machine.present() {
-            let heard = self.cluster_lead.heard.get(node);
+        for (place, capacity) in self.places() {
+            let (node, disk) = place;
+            let Some(row) = self.cluster.machine.nodes.get(&node) else { continue };
+            let heard = self.cluster_lead.heard.get(&node);
             let steady = heard.is_some_and(|heard| !heard.leaving && self.ticks >= heard.lives_since + STEADY_TICKS);
-            for disk in &row.record.disks {
-                let place = (*node, disk.id);
-                let serves = matches!(self.disk_standing(place), Standing::Serves | Standing::OtherLife(_));
-                let full = heard.and_then(|heard| heard.disks.iter().find(|state| state.id == disk.id));
-                let full = full.is_some_and(|state| state.free < state.capacity / FREE_PART);
-                let emptied = match row.place {
-                    StoragePlace::In => false,
-                    StoragePlace::Draining | StoragePlace::Leaving { successor: None } => true,
-                    StoragePlace::Leaving { successor: Some(successor) } => {
-                        self.cluster.machine.nodes.contains_key(&successor)
-                    }
-                    StoragePlace::Gone => continue,
-                };
-                let removed = emptied && matches!(row.place, StoragePlace::Leaving { .. });
-                let stand = match (emptied, serves) {
-                    _ if self.is_given_up(place) => Stand::Out,
-                    (true, false) if removed && self.is_silent(*node) => Stand::Out,
-                    (true, _) => Stand::Draining,
-                    (false, true) if steady && !full && row.place == StoragePlace::In => Stand::In,
-                    (false, true) => Stand::Keeps,
-                    (false, false) => {
-                        calm = false;
-                        Stand::Keeps
-                    }
-                };
-                let labels = row.record.labels.clone();
-                disks.push(Disk { place, capacity: disk.capacity, stand, labels });
-            }
+            let serves = matches!(self.disk_standing(place), Standing::Serves | Standing::OtherLife(_));
+            let full = heard.and_then(|heard| heard.disks.iter().find(|state| state.id == disk));
+            let full = full.is_some_and(|state| state.free < state.capacity / FREE_PART);
+            let emptied = match row.place {
+                StoragePlace::In => false,
+                StoragePlace::Draining | StoragePlace::Leaving { successor: None } => true,
+                StoragePlace::Leaving { successor: Some(successor) } => {
+                    self.cluster.machine.nodes.contains_key(&successor)
+                }
+                StoragePlace::Gone => continue,
+            };
+            let removed = emptied && matches!(row.place, StoragePlace::Leaving { .. });
+            let stand = match (emptied, serves) {
+                _ if self.is_given_up(place) => Stand::Out,
+                (true, false) if removed && self.is_silent(node) => Stand::Out,
+                (true, _) => Stand::Draining,
+                (false, true) if steady && !full && row.place == StoragePlace::In => Stand::In,
+                (false, true) => Stand::Keeps,
+                (false, false) => {
+                    calm = false;
+                    Stand::Keeps
+                }
+            };
+            disks.push(Disk { place, capacity, stand, labels: row.record.labels.clone() });
         }
         (disks, calm)
     }

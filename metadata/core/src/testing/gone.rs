@@ -73,6 +73,10 @@ fn who_lives_is_not_out_for_long_on_anybodys_word() {
     assert_eq!(views_of(&world, 2), 0);
     world.run(3 * ticks(NODE_HEARTBEAT));
     assert_eq!(views_of(&world, 2), all);
+    // That is not done to it again and again: it lives.
+    [1, 3].into_iter().for_each(|reporter| report(&mut world, 2, 1, reporter));
+    world.run(SOON);
+    assert_eq!(views_of(&world, 2), all);
     // Somebody who is gone himself is not asked.
     world.storage.get_mut(&3).unwrap().alive = false;
     world.run(ticks(NODE_TTL) + 4 * SOON);

@@ -92,6 +92,8 @@ pub(crate) struct Storage {
     pub(crate) acknowledged: MapVersion,
     pub(crate) leaving: bool,
     pub(crate) failed: bool,
+    /// It could not open its disk, and does not name it.
+    pub(crate) diskless: bool,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) free: u64,
 }
@@ -105,6 +107,7 @@ impl Storage {
             acknowledged: MapVersion(0),
             leaving: false,
             failed: false,
+            diskless: false,
             labels: Vec::new(),
             free: 1 << 39,
         }
@@ -383,7 +386,7 @@ impl World {
                 address: format!("s{id}:1"),
                 labels: node.labels.clone(),
                 pid: id as u32,
-                disks: vec![disk],
+                disks: if node.diskless { Vec::new() } else { vec![disk] },
                 acknowledged: self.storage[&id].acknowledged,
                 leaving: node.leaving,
             };

@@ -170,6 +170,23 @@ fn a_failed_disk_and_one_that_is_gone_are_replaced_as_a_node_is() {
 }
 
 #[test]
+fn a_disk_that_its_node_cannot_open_for_a_while_is_waited_for() {
+    let mut world = pool(5);
+    let had = homes_on(&world, 4);
+    world.storage.get_mut(&4).unwrap().diskless = true;
+    work(&mut world, OUT_AFTER.as_secs() / 2);
+    assert_eq!((homes_on(&world, 4), rehomed(&world)), (had, 0), "a mount that is late is no loss");
+    world.storage.get_mut(&4).unwrap().diskless = false;
+    work(&mut world, 2 * OUT_AFTER.as_secs());
+    assert_eq!((homes_on(&world, 4), rehomed(&world)), (had, 0));
+    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    world.storage.get_mut(&4).unwrap().diskless = true;
+    work(&mut world, 3 * OUT_AFTER.as_secs());
+    assert_eq!(homes_on(&world, 4), 0);
+    world.check();
+}
+
+#[test]
 fn a_drained_node_serves_until_others_have_all() {
     let mut world = pool(5);
     let had = homes_on(&world, 2) as u64;

@@ -209,6 +209,14 @@ fn a_primary_may_have_a_backup_taken_out_while_enough_are_left() {
         ask(&mut world, reporter.node.0, evict);
     }
     assert_ne!(map(&world).views[1].primary, view.primary);
+    // A primary whose own copy is damaged leaves at its own wish, as long as it can be spared; a backup has no wishes.
+    let view = map(&world).views[2].clone();
+    let own = |member| Request::Evict { group: GroupId(2), epoch: view.epoch, member, reporter: member };
+    let backup = *view.in_sync.iter().find(|member| **member != view.primary).unwrap();
+    ask(&mut world, backup.node.0, own(backup));
+    assert_eq!(map(&world).views[2].epoch, view.epoch);
+    ask(&mut world, view.primary.node.0, own(view.primary));
+    assert!(!map(&world).views[2].in_sync.contains(&view.primary));
     world.check();
 }
 

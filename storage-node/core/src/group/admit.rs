@@ -276,6 +276,7 @@ impl Primary {
                 break;
             };
             if grows && self.is_low(base, ctx) {
+                self.streams.values_mut().for_each(|stream| stream.ask_whether_low(base, ctx));
                 ctx.book.bytes -= change.bytes();
                 ctx.refuse(id, Refusal::NoSpace);
             } else {

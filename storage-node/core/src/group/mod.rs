@@ -357,6 +357,7 @@ impl Group {
         if let Role::Primary(primary) = &mut self.role {
             primary.resign(&self.base, ctx, &Refusal::Io);
         }
+        ctx.book.discarding.remove(&self.base.group);
         self.role = Role::Failed;
     }
 }

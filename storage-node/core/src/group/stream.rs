@@ -165,6 +165,13 @@ impl StreamOut {
         base.send(ctx, self.member, GroupBody::Idle { stream: self.id, position: self.position }, Bytes::new());
     }
 
+    /// Asks a member whose disk was nearly full when it last spoke: where nothing grows any more, nothing else would make it speak.
+    pub(crate) fn ask_whether_low(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
+        if self.low && ctx.now.since(self.asked_at) >= ctx.config.limits.resend {
+            self.ask(base, ctx);
+        }
+    }
+
     /// Asks if it is time to, or if the member does not know what is settled.
     pub(crate) fn tick(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
         let late = !self.items.is_empty() && ctx.now.since(self.asked_at) >= ctx.config.limits.resend;

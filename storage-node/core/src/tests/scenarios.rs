@@ -2,7 +2,7 @@
 
 use super::client::Outgoing;
 use super::world::World;
-use crate::api::Mutations;
+use crate::api::{Input, Mutations};
 use crate::local::KeyRange;
 use holdfast_types::{ChunkIndex, ChunkKey, Epoch, Generation, GroupId, MapVersion, Sequence, SnapshotNumber, Term};
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
@@ -239,6 +239,22 @@ fn a_primary_without_peers_stops_when_the_metadata_leader_is_silent() {
     }
     world.unled.clear();
     read(&mut world, 0);
+    world.settle();
+}
+
+#[test]
+fn room_on_a_backup_is_found_out_where_nothing_but_refusals_happens() {
+    let mut world = quiet(14, 3, 3, Mutations::default());
+    let backup = backups(&world)[0];
+    let disk = world.authority.map.views[0].primary.disk;
+    world.step(backup, Input::Space { disk, low: true });
+    // It says so with the first write that it takes; the next is refused, and tried again and again.
+    written(&mut world, 0, 0, 4000);
+    write(&mut world, 0, 0, 4000);
+    world.run(2_000);
+    assert!(world.clients[0].refused > 0 && !world.clients[0].is_idle());
+    world.step(backup, Input::Space { disk, low: false });
+    world.until("the write is taken", 5_000, |w| w.clients[0].is_idle());
     world.settle();
 }
 

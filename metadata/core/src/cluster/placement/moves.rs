@@ -33,20 +33,28 @@ impl Placed<'_> {
         self.view.in_sync.iter().any(|member| home(*member) == place)
     }
 
-    /// Whether every home holds all, and nobody else does.
+    /// Whether every home holds all.
+    pub(crate) fn is_at_home(&self) -> bool {
+        self.homes.iter().all(|place| self.is_in_sync(*place))
+    }
+
+    /// Whether that is so, and nobody else holds anything.
     pub(crate) fn is_settled(&self) -> bool {
-        self.leaving.is_empty() && self.homes.iter().all(|place| self.is_in_sync(*place))
+        self.leaving.is_empty() && self.is_at_home()
     }
 
     /// Whether a home may move from one disk to another: no node holds a group twice, at no time.
     pub(crate) fn may_move(&self, from: Place, to: Place) -> bool {
         let others = self.homes.iter().filter(|place| **place != from);
+        // What is left behind on a disk that is no member serves nobody, and comes back after the homes if at all.
+        let member = |place: &Place| self.view.members().any(|member| home(member) == *place);
         let still = self.leaving.iter().filter(|place| **place != to);
+        let kept = still.clone().count();
         let serves = self.view.members().any(|member| home(member) == from);
         self.homes.contains(&from)
             && !self.homes.contains(&to)
-            && self.leaving.len() < LEAVING_MAX
-            && others.chain(still).all(|place| place.0 != to.0)
+            && kept < LEAVING_MAX
+            && others.chain(still.filter(|place| member(place))).all(|place| place.0 != to.0)
             && (!serves || from.0 != to.0)
     }
 }
@@ -142,7 +150,9 @@ impl Search<'_> {
                 }
                 let here = group.is_in_sync(*place);
                 settled &= here;
-                if !here && matches!(stand, Stand::In | Stand::Keeps) {
+                // Who is only silent for a while takes nothing from anybody: that must not hold up what is lost.
+                let copied = stand == Stand::In || group.view.syncing.iter().any(|member| home(*member) == *place);
+                if !here && copied && matches!(stand, Stand::In | Stand::Keeps) {
                     *self.taking.entry(place.0).or_default() += 1;
                     *self.giving.entry(group.view.primary.node).or_default() += 1;
                 }

@@ -268,6 +268,28 @@ fn nothing_moves_to_a_disk_that_is_away_and_finer_things_wait_for_it() {
     assert_eq!(to, [NodeId(3), NodeId(4)].into());
 }
 
+#[test]
+fn a_node_that_is_silent_does_not_hold_up_what_another_has_lost() {
+    let mut pool = Pool::new(racks(1..=6, 1, 1), 256, 3);
+    pool.stand(Stand::Out, |disk| disk.place.0 == NodeId(5));
+    pool.stand(Stand::Keeps, |disk| disk.place.0 == NodeId(6));
+    let views: Vec<View> = pool
+        .homes
+        .iter()
+        .map(|homes| {
+            let there = homes.iter().filter(|place| place.0.0 < 5);
+            let member = |place: &Place| MemberId { node: place.0, disk: place.1, incarnation: Incarnation(1) };
+            let in_sync: Vec<MemberId> = there.map(member).collect();
+            View { epoch: Epoch(1), primary: in_sync[0], in_sync, syncing: Vec::new() }
+        })
+        .collect();
+    let placed = |(homes, view)| Placed { homes, leaving: &[], view };
+    let homes = pool.homes.iter().map(Vec::as_slice);
+    let placed: Vec<Placed<'_>> = homes.zip(&views).map(placed).collect();
+    let plan = plan(&pool.topology(), &placed, PACE, false);
+    assert!(plan.lost > 100 && plan.moves.len() >= 3 * PACE.per_node as usize, "{plan:?}");
+}
+
 /// What the map weighs as it travels.
 fn print_map(pool: &Pool) {
     let node = |disk: &Disk| {

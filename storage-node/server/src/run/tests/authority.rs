@@ -169,6 +169,8 @@ impl State {
                 }
                 self.view(group)
             }
+            // Silence tells here.
+            Request::ReportGone { .. } => Response::Done,
             Request::LeaveViews { node } => {
                 for group in 0..self.map.views.len() {
                     let view = &self.map.views[group];
