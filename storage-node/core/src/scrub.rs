@@ -13,6 +13,14 @@ use std::time::Duration;
 
 /// Most bytes that a disk may be read ahead of its rate: what that gives in so long.
 const BURST: Duration = Duration::from_secs(1);
+/// A group that is not as it should be after its scrub, or could not be scrubbed, is looked at again after so long, or as often as every
+/// other if that is more often. By eye: what makes it whole takes minutes, and what nobody can make whole should be said, but not all the time.
+const AGAIN: Duration = Duration::from_secs(3600);
+
+/// How long after its scrub a group is due.
+fn pause_after(result: Option<ScrubResult>, every: Duration) -> Duration {
+    if result.is_none_or(|result| result.is_clean()) { every } else { every.min(AGAIN) }
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Schedule {
@@ -39,8 +47,8 @@ impl Scrubs {
     pub(crate) fn new(kept: &[Scrubbed], every: Duration, now: Instant) -> Self {
         let mut scrubs = Self { refilled: now, ..Self::default() };
         for Scrubbed { group, age, result, .. } in kept {
-            let schedule =
-                Schedule { last: result.map(|result| (now, *age, result)), due: now + every.saturating_sub(*age) };
+            let due = now + pause_after(*result, every).saturating_sub(*age);
+            let schedule = Schedule { last: result.map(|result| (now, *age, result)), due };
             let known = scrubs.groups.entry(*group).or_insert(schedule);
             // A group that was on two disks of this node: the newer word counts.
             if known.due < schedule.due {
@@ -77,8 +85,15 @@ impl Scrubs {
     pub(crate) fn ended(&mut self, group: GroupId, result: ScrubResult, every: Duration, now: Instant) {
         // One that was under way when everything was to be scrubbed is not what was asked for.
         let again = self.running == Some(group) && self.asked.is_some_and(|asked| asked >= self.began);
-        let due = if again { now } else { now + every };
+        let due = if again { now } else { now + pause_after(Some(result), every) };
         self.groups.insert(group, Schedule { last: Some((now, Duration::ZERO, result)), due });
+    }
+
+    /// A scrub of the group could not be brought to its end.
+    pub(crate) fn put_off(&mut self, group: GroupId, every: Duration, now: Instant) {
+        if let Some(schedule) = self.groups.get_mut(&group) {
+            schedule.due = now + every.min(AGAIN);
+        }
     }
 
     /// The group that this node scrubs as its primary.

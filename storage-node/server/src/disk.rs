@@ -169,13 +169,13 @@ pub(crate) fn start(
         let thread = std::thread::Builder::new().name(format!("read-{n}"));
         threads.readers.push(thread.spawn(move || serve_reads(&queue, &report, &metrics))?);
     }
-    let (checks, queue) = channel();
-    {
-        let (report, metrics) = (Arc::clone(report), Arc::clone(metrics));
-        let thread = std::thread::Builder::new().name("scrub".into());
-        threads.readers.push(thread.spawn(move || serve_checks(&queue, &report, &metrics))?);
-    }
     for (id, store) in stores {
+        let (checks, queue) = channel();
+        {
+            let (report, metrics) = (Arc::clone(report), Arc::clone(metrics));
+            let thread = std::thread::Builder::new().name(format!("scrub-{}", id.0));
+            threads.readers.push(thread.spawn(move || serve_checks(&queue, &report, &metrics))?);
+        }
         let (changes, queue) = channel();
         let vitals = Arc::new(Vitals::default());
         if let Ok(space) = store.space() {
@@ -190,7 +190,7 @@ pub(crate) fn start(
             changes: changes.clone(),
             reader: store.reader(),
             reads: reads.clone(),
-            checks: checks.clone(),
+            checks,
             in_place: InPlace::default(),
             report: Arc::clone(report),
             metrics: Arc::clone(metrics),
@@ -245,7 +245,7 @@ fn ended(
     report(vec![Input::LocalDone { ticket, result }]);
 }
 
-/// Chunks that are read whole, one at a time and on a thread of their own: no reader waits behind one, and a disk has 256 KiB of it to do at
+/// Chunks of a disk that are read whole, one at a time and on a thread of their own: no reader waits behind one, and a disk has 256 KiB of it to do at
 /// the most.
 fn serve_checks(queue: &Receiver<ReadJob>, report: &Report, metrics: &Metrics) {
     for ReadJob { reader, ticket, command, given, .. } in queue {

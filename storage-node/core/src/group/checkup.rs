@@ -44,6 +44,8 @@ struct Checkup {
     wanted: Vec<(u32, u32)>,
     /// Who was not asked yet; the next one last.
     sources: Vec<MemberId>,
+    /// One of those that were asked said nothing.
+    silent: bool,
     /// What was found, of the last look.
     found: Option<Checked>,
     bytes: u64,
@@ -63,6 +65,8 @@ pub(crate) struct Examined {
     /// Blocks that were bad, and those that still are.
     pub(crate) bad: u32,
     pub(crate) left: Vec<u32>,
+    /// A member that may have them did not answer.
+    pub(crate) unsure: bool,
     /// Bytes read.
     pub(crate) bytes: u64,
     /// The chunk, if it is there.
@@ -106,8 +110,8 @@ impl Base {
         let (mut sources, in_sync): (Vec<MemberId>, Vec<MemberId>) =
             (others(&self.view.syncing), others(&self.view.in_sync));
         sources.extend(in_sync);
-        let checkup =
-            Checkup { stage: Stage::Reading, looks: 0, bad: 0, wanted: Vec::new(), sources, found: None, bytes: 0 };
+        let (stage, wanted, found) = (Stage::Reading, Vec::new(), None);
+        let checkup = Checkup { stage, looks: 0, bad: 0, wanted, sources, silent: false, found, bytes: 0 };
         self.checkups.open.insert(chunk, checkup);
         self.look(ctx, chunk);
     }
@@ -219,14 +223,14 @@ impl Base {
     }
 
     fn examined(&mut self, ctx: &mut Ctx<'_>, chunk: ChunkKey) -> Option<Examined> {
-        let Checkup { bad, wanted, found, bytes, .. } = self.checkups.open.remove(&chunk)?;
+        let Checkup { bad, wanted, silent: unsure, found, bytes, .. } = self.checkups.open.remove(&chunk)?;
         let left: Vec<u32> = wanted.iter().map(|(block, _)| *block).collect();
         if !left.is_empty() {
             self.checkups.failed.insert(chunk, ctx.now);
         } else {
             self.checkups.failed.remove(&chunk);
         }
-        Some(Examined { chunk, bad: bad.max(left.len() as u32), left, bytes, found })
+        Some(Examined { chunk, bad: bad.max(left.len() as u32), left, unsure, bytes, found })
     }
 
     /// Asks again, and somebody else after a while.
@@ -239,6 +243,7 @@ impl Base {
         for (chunk, checkup) in &mut self.checkups.open {
             let Stage::Asking { source, id, asked_at, since } = &mut checkup.stage else { continue };
             if ctx.now.since(*since) >= patience {
+                checkup.silent = true;
                 given_up.push(*chunk);
             } else if ctx.now.since(*asked_at) >= resend {
                 *asked_at = ctx.now;

@@ -36,7 +36,7 @@ impl Member {
         range: KeyRange,
         chunks: &[ChunkDigest],
     ) {
-        self.turn_to(base, stream);
+        self.join(base, ctx, stream);
         if !self.takes(stream) || base.has(Tag::Old) || self.is_answering(id) {
             return;
         }

@@ -15,7 +15,7 @@ use holdfast_types::limits::BLOCK_BYTES;
 use holdfast_types::{ChunkKey, Instant, MemberId, OpNumber, SessionId};
 use holdfast_wire::group::{CHANGED_RANGES_MAX, GroupBody, Origin};
 use holdfast_wire::metadata::Request;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 #[derive(Debug)]
 struct Held {
@@ -59,7 +59,12 @@ pub(crate) struct Member {
     /// A query that is to be answered.
     query: Option<u64>,
     pub(crate) comparison: Option<Comparison>,
+    /// Damaged blocks that nobody has as they should be here.
+    hopeless: BTreeSet<(ChunkKey, u32)>,
 }
+
+/// Most of them that are remembered. By eye: the others are found again.
+const HOPELESS_MAX: usize = 1024;
 
 impl Member {
     /// A member that enters an epoch now.
@@ -135,9 +140,28 @@ impl Member {
         }
     }
 
+    /// Turns to a stream that does not begin with a query. A member that was in one before was dropped, and everything it has will be compared:
+    /// what it has lost for good it gives up first, as zeros. As long as such a block is bad, each change of a part of it ends the catching
+    /// up before the copy that would replace it has come.
+    ///
+    /// Sound, because a member whose promotion was asked for is never dropped, so that this one is not made in sync before it was compared.
+    pub(crate) fn join(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, stream: u64) {
+        if stream <= self.stream {
+            return;
+        }
+        self.turn_to(base, stream);
+        for (chunk, block) in std::mem::take(&mut self.hopeless) {
+            let length = BLOCK_BYTES as u32;
+            let change = Change::Zero { chunk, offset: block * length, length };
+            let (group, number, settled) = (base.group, base.last, base.settled);
+            let op = LocalOp { group, number, settled, origin: Origin::MEMBERS, change };
+            base.apply(ctx, op, Tag::Old);
+        }
+    }
+
     /// An item of the stream.
     pub(crate) fn operation(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, item: Arrived) {
-        self.turn_to(base, item.stream);
+        self.join(base, ctx, item.stream);
         if item.stream < self.stream {
             return;
         }
@@ -212,20 +236,12 @@ impl Member {
         self.count_durable(base, ctx);
     }
 
-    /// A chunk was read whole. Blocks of it that nobody has as they should be here are given up by a member that is caught up anyway: as long as
-    /// they are bad, each change of a part of one ends the catching up before the copy that would replace it has come.
-    ///
-    /// Sound, because this member is not in sync, is not made so on this stream, and finds its zeros to differ on the next one.
-    pub(crate) fn examined(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, examined: &Examined) {
-        if !self.stuck || !base.view.syncing.contains(&base.me) {
-            return;
-        }
-        for block in &examined.left {
-            let (chunk, length) = (examined.chunk, BLOCK_BYTES as u32);
-            let change = Change::Zero { chunk, offset: block * length, length };
-            let (group, number, settled) = (base.group, base.last, base.settled);
-            let op = LocalOp { group, number, settled, origin: Origin::MEMBERS, change };
-            base.apply(ctx, op, Tag::Old);
+    /// A chunk was read whole.
+    pub(crate) fn examined(&mut self, base: &Base, examined: &Examined) {
+        let chunk = examined.chunk;
+        self.hopeless.retain(|(of, _)| *of != chunk);
+        if self.stuck && base.view.syncing.contains(&base.me) && self.hopeless.len() < HOPELESS_MAX {
+            self.hopeless.extend(examined.left.iter().map(|block| (chunk, *block)));
         }
     }
 
@@ -245,7 +261,7 @@ impl Member {
         if stream == 0 {
             return;
         }
-        self.turn_to(base, stream);
+        self.join(base, ctx, stream);
         if stream == self.stream {
             self.say_persisted(base, ctx, position > self.received);
         }
@@ -263,6 +279,10 @@ impl Member {
 
     /// A new primary asks what may differ here.
     pub(crate) fn query(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, stream: u64) {
+        if stream > self.stream {
+            // Not everything is compared on it.
+            self.hopeless.clear();
+        }
         self.turn_to(base, stream);
         if stream == self.stream && self.received == 0 {
             self.query = Some(stream);

@@ -283,7 +283,7 @@ impl Group {
             self.base.exam_goes_on(&examined);
             match &mut self.role {
                 Role::Outside | Role::Failed => {}
-                Role::Member(member) => member.examined(&mut self.base, ctx, &examined),
+                Role::Member(member) => member.examined(&self.base, &examined),
                 Role::Primary(primary) => primary.examined(&mut self.base, ctx, &examined),
             }
         }
@@ -306,7 +306,7 @@ impl Group {
     /// Begins a scrub, if this is a primary that serves.
     pub(crate) fn begin_scrub(&mut self, ctx: &mut Ctx<'_>) {
         if let Role::Primary(primary) = &mut self.role {
-            primary.begin_scrub();
+            primary.begin_scrub(ctx.now);
             ctx.book.active.insert(self.base.group);
         }
     }

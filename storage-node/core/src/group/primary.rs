@@ -14,7 +14,7 @@
 use crate::api::Mutations;
 use crate::book::Ctx;
 use crate::group::admit::{Known, Waiting};
-use crate::group::adopt::Adoption;
+use crate::group::adopt::Adoptions;
 use crate::group::base::{Base, Tag};
 use crate::group::read::Reads;
 use crate::group::reconcile::Query;
@@ -93,8 +93,8 @@ pub(crate) struct Primary {
     pub(crate) fences: Vec<(MapVersion, OpCount)>,
     /// This disk's copy is damaged, and nobody had what it should be: somebody else should be primary.
     pub(crate) aside: bool,
-    /// A chunk that is being taken over while reconciling.
-    pub(crate) adoption: Option<Adoption>,
+    /// What is taken over while reconciling.
+    pub(crate) adoptions: Adoptions,
     /// A scrub under way.
     pub(crate) run: Option<Run>,
     /// Disks that were in sync in the view before (for one of the mutations only).
@@ -126,7 +126,7 @@ impl Primary {
             sessions: BTreeMap::new(),
             fences: Vec::new(),
             aside: false,
-            adoption: None,
+            adoptions: Adoptions::default(),
             run: None,
             known_before: Vec::new(),
         }
@@ -157,6 +157,7 @@ impl Primary {
         assert!(self.is_serving(), "only a serving primary carries on");
         self.refuse_unnumbered(base, ctx);
         self.forget_members(base, ctx);
+        self.adoptions = Adoptions::default();
         let open = std::mem::take(&mut self.ops);
         self.index.clear();
         self.window_bytes = 0;
@@ -183,7 +184,7 @@ impl Primary {
         self.evictions.clear();
         self.here.clear();
         self.nudged.clear();
-        self.adoption = None;
+        self.adoptions.end();
         self.run = None;
         ctx.book.resyncs.remove(&base.group);
     }

@@ -15,13 +15,19 @@ use crate::group::primary::{Primary, refusal};
 use crate::local::{KeyRange, LocalCommand, LocalError, LocalOutcome, Made};
 use crate::span::Span;
 use bytes::Bytes;
+use holdfast_types::limits::BLOCK_BYTES;
 use holdfast_types::{ChunkKey, Instant, MemberId, OpCount, SessionId};
 use holdfast_wire::chunk::{ChunkAnswer, ChunkOp, Refusal};
 use holdfast_wire::group::GroupBody;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// A read that finds a damaged block again after it was put right so often is refused.
 const MENDS_MAX: u32 = 3;
+/// So long a read waits for a member that is away and may have what is damaged here. By eye: a host that starts again is back by then.
+const AWAY_MAX: Duration = Duration::from_secs(600);
+/// Most chunks of which it is remembered how long that has gone on; reads of others wait. By eye.
+const AWAY_CHUNKS_MAX: usize = 4096;
 
 /// A read under way.
 #[derive(Debug)]
@@ -54,6 +60,8 @@ pub(crate) struct Reads {
     /// When that round began, and when it was last asked.
     pub(crate) since: Instant,
     asked_at: Instant,
+    /// Chunks with blocks that only members that are away can have, and since when that is known.
+    away: BTreeMap<ChunkKey, Instant>,
 }
 
 impl Primary {
@@ -159,13 +167,10 @@ impl Primary {
             read.damaged = Some(chunk);
             return base.check(ctx, chunk);
         }
-        self.aside |= result == Err(LocalError::BadBlock);
-        // Whoever is away may have the bytes: that is worth waiting for. Only when all are here it is known that nobody has them.
-        let some_away = base.view.members().count() < ctx.map.replicas as usize;
         let (answer, bytes) = match result {
-            Err(LocalError::BadBlock) if some_away => {
-                let reason = "a block is damaged here, and a member that may have its bytes is away".into();
-                (ChunkAnswer::Refused(Refusal::NotServing { reason }), Bytes::new())
+            Err(LocalError::BadBlock) => {
+                self.aside = true;
+                (ChunkAnswer::Refused(Refusal::BadBlock), Bytes::new())
             }
             Ok(LocalOutcome::Data { bytes, sums }) => (ChunkAnswer::Data { sums }, bytes),
             Ok(LocalOutcome::Highest { found }) => (ChunkAnswer::Highest { found }, Bytes::new()),
@@ -184,23 +189,52 @@ impl Primary {
         self.poll_reads(base, ctx);
     }
 
-    /// A chunk was put right, or could not be: reads that waited for that are made again, or somebody else has to make them.
+    /// A chunk was put right, or could not be: reads that waited for that are made again, unless it is in vain.
     pub(crate) fn examined(&mut self, base: &mut Base, ctx: &mut Ctx<'_>, examined: &Examined) {
         let (chunk, sound) = (examined.chunk, examined.left.is_empty());
+        let worth_waiting = self.worth_waiting(base, ctx, examined);
+        let lost = |span: &Span| {
+            let block = |block: &u32| {
+                let (from, length) = (block * BLOCK_BYTES as u32, BLOCK_BYTES as u32);
+                span.overlaps(&Span::Bytes { chunk, from, to: from + length })
+            };
+            examined.left.iter().any(block)
+        };
         let waiting = self.reads.open.iter().filter(|(_, read)| read.damaged == Some(chunk)).map(|(key, _)| *key);
         for key in waiting.collect::<Vec<_>>() {
             let Some(read) = self.reads.open.get_mut(&key) else { continue };
             read.damaged = None;
-            if sound {
+            if !lost(&read.span) {
                 base.local(ctx, read.command.clone(), Tag::Read(key));
+            } else if worth_waiting {
+                let reason = "a block is damaged here, and a member that may have its bytes is away".into();
+                let answer = ChunkAnswer::Refused(Refusal::NotServing { reason });
+                read.outcome = Some((answer, Bytes::new(), OpCount(0)));
+                self.aside = true;
             } else {
                 read.tries = MENDS_MAX;
                 self.read_done(base, ctx, key, Err(LocalError::BadBlock));
             }
         }
+        self.poll_reads(base, ctx);
         let copied = self.repairs.values().any(|repair| repair.wanted(chunk).is_some());
         self.aside |= !sound && copied && !self.adopt(base, ctx, chunk);
         self.tick_repairs(base, ctx);
+    }
+
+    /// Blocks are left that nobody here has. Whoever is away, or does not answer, may have them, and is waited for; not for ever, as it may
+    /// never come back.
+    fn worth_waiting(&mut self, base: &Base, ctx: &Ctx<'_>, examined: &Examined) -> bool {
+        let some_away = examined.unsure || base.view.members().count() < ctx.map.replicas as usize;
+        let away = &mut self.reads.away;
+        if examined.left.is_empty() || !some_away {
+            away.remove(&examined.chunk);
+            return false;
+        }
+        if away.len() >= AWAY_CHUNKS_MAX {
+            return true;
+        }
+        ctx.now.since(*away.entry(examined.chunk).or_insert(ctx.now)) < AWAY_MAX
     }
 
     /// Answers the reads that nothing holds back any more.

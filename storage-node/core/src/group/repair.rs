@@ -87,12 +87,6 @@ impl Repair {
         self.todo.iter().find(|difference| difference.chunk == chunk)
     }
 
-    /// What was said of these keys is over.
-    pub(crate) fn compare_again(&mut self, keys: KeyRange) {
-        self.todo.retain(|difference| !keys.contains(difference.chunk));
-        self.ranges.push_back(keys);
-    }
-
     /// Everything was compared, and copies were put on the stream.
     pub(crate) fn is_done(&self) -> bool {
         self.ranges.is_empty() && self.todo.is_empty() && self.copying.is_empty()

@@ -30,7 +30,7 @@ use std::time::Duration;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Looks at a chunk that is another at each, before it is left to the next scrub.
 const LOOKS_MAX: u32 = 20;
-/// A run that waits for an answer for so long is over. By eye: a hundred times what reading 64 MiB takes.
+/// A run that has learned nothing for so long gives way to other groups'. By eye: a hundred times what reading 64 MiB takes.
 const SILENT_MAX: Duration = Duration::from_secs(600);
 
 /// Chunks that this member reads for a scrub.
@@ -56,6 +56,8 @@ pub(crate) struct Run {
     suspects: VecDeque<Suspect>,
     /// Nothing is asked before.
     not_before: Instant,
+    /// When it began, or last learned something.
+    learned: Instant,
     next_id: u64,
     pub(crate) result: ScrubResult,
 }
@@ -65,7 +67,6 @@ struct Question {
     id: u64,
     range: KeyRange,
     asked_at: Instant,
-    since: Instant,
     missing: BTreeSet<MemberId>,
     answers: BTreeMap<MemberId, (ChunkKey, Vec<CheckedChunk>)>,
 }
@@ -146,20 +147,23 @@ impl Base {
 
 impl Primary {
     /// Begins a scrub.
-    pub(crate) fn begin_scrub(&mut self) {
-        self.run = Some(Run { rest: Some(KeyRange::ALL), next_id: 1, ..Run::default() });
+    pub(crate) fn begin_scrub(&mut self, now: Instant) {
+        self.run = Some(Run { rest: Some(KeyRange::ALL), next_id: 1, learned: now, ..Run::default() });
     }
 
     /// Asks what is to be asked next, asks again, and ends.
     pub(crate) fn tick_scrub(&mut self, base: &mut Base, ctx: &mut Ctx<'_>) {
-        if !self.is_serving() {
+        let serving = self.is_serving();
+        let Some(run) = &mut self.run else { return };
+        if ctx.now.since(run.learned) >= SILENT_MAX {
+            self.run = None;
+            return ctx.book.scrubs.put_off(base.group, ctx.config.limits.scrub_every, ctx.now);
+        }
+        if !serving {
             return;
         }
-        let Some(run) = &mut self.run else { return };
         if let Some(question) = &mut run.question {
-            if ctx.now.since(question.since) >= SILENT_MAX {
-                self.run = None;
-            } else if ctx.now.since(question.asked_at) >= ctx.config.limits.ask_again {
+            if ctx.now.since(question.asked_at) >= ctx.config.limits.ask_again {
                 question.asked_at = ctx.now;
                 let (id, range, missing) = (question.id, question.range, question.missing.clone());
                 ask_all(base, ctx, &missing, (id, range));
@@ -186,7 +190,7 @@ impl Primary {
         let missing: BTreeSet<MemberId> = base.view.in_sync.iter().copied().collect();
         ask_all(base, ctx, &missing, (id, range));
         let answers = BTreeMap::new();
-        run.question = Some(Question { id, range, asked_at: ctx.now, since: ctx.now, missing, answers });
+        run.question = Some(Question { id, range, asked_at: ctx.now, missing, answers });
     }
 
     fn end_scrub(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
@@ -215,6 +219,7 @@ impl Primary {
             return;
         }
         question.answers.insert(from, (through, chunks));
+        run.learned = ctx.now;
         if !question.missing.is_empty() {
             return;
         }
@@ -270,9 +275,10 @@ impl Run {
     fn count(&mut self, answers: &Answers, through: ChunkKey) {
         let all = answers.values().flat_map(|(_, chunks)| chunks);
         for chunk in all.filter(|chunk| chunk.chunk <= through) {
-            self.result.bytes += chunk.bytes;
-            self.result.bad += u64::from(chunk.bad);
-            self.result.repaired += u64::from(chunk.bad.saturating_sub(chunk.left));
+            let add = |to: &mut u64, more: u64| *to = to.saturating_add(more); // A peer's word.
+            add(&mut self.result.bytes, chunk.bytes);
+            add(&mut self.result.bad, u64::from(chunk.bad));
+            add(&mut self.result.repaired, u64::from(chunk.bad.saturating_sub(chunk.left)));
         }
     }
 

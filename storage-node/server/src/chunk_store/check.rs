@@ -70,6 +70,7 @@ impl<D: Disk> Reader<D> {
             at += run.max(1);
         }
         found.hash = *hash.finalize().as_bytes();
+        self.shared.damage.lock().unwrap_or_else(PoisonError::into_inner).only(group, chunk, &found.bad);
         let sums = self.reported_sums(self.shared.table.as_ref(), group, chunk, &row)?;
         let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).chain(row.contenders.summed()).collect();
         found.digest = crc32(&bytes);

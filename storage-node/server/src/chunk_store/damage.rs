@@ -27,6 +27,16 @@ impl Damage {
         self.totals.found += u64::from(self.blocks.entry((group, chunk)).or_default().insert(block));
     }
 
+    /// A chunk was read whole, and these blocks of it are damaged. One that is not any more could not be read for a while.
+    pub fn only(&mut self, group: GroupId, chunk: ChunkKey, bad: &[(u32, u32)]) {
+        if let Some(blocks) = self.blocks.get_mut(&(group, chunk)) {
+            blocks.retain(|block| bad.iter().any(|(found, _)| found == block));
+            if blocks.is_empty() {
+                self.blocks.remove(&(group, chunk));
+            }
+        }
+    }
+
     /// Makes the sums of damaged blocks differ from everybody's.
     pub fn report(&self, group: GroupId, chunk: ChunkKey, sums: &mut [u32]) {
         for block in self.blocks.get(&(group, chunk)).into_iter().flatten() {
