@@ -492,3 +492,15 @@ fn a_promise_is_held_against_its_test() {
     assert_eq!(rows["P3"].1, ["a.rs::b", "c.rs::d"]);
     assert!(rows["P9"].1.is_empty());
 }
+
+#[test]
+fn every_test_program_is_run_by_a_suite() {
+    let read = |path: &str| std::fs::read_to_string(repository().join(path)).expect("read");
+    let (manifest, suites) = (read("tests/Cargo.toml"), read("xtask/src/suites.rs"));
+    let names = manifest.split("[[test]]").skip(1).filter_map(|part| part.split('"').nth(1));
+    let run = |name: &str| {
+        suites.contains(&format!("suite_of(\"{name}\"")) || suites.contains(&format!("\"--test\", \"{name}\""))
+    };
+    let idle: Vec<&str> = names.filter(|name| !run(name)).collect();
+    assert!(idle.is_empty(), "tests/Cargo.toml: {idle:?}: a test that nobody runs; name it in xtask/src/suites.rs");
+}

@@ -71,6 +71,9 @@ fn a_file_may_be_as_long_as_an_offset_can_say_and_not_a_byte_longer() {
         assert_eq!(bytes_at(&file, END / 2, 4096), [0; 4096], "a hole is larger than any cluster");
         assert_eq!(bytes_at(&file, END - 8, 8), b"\0\0\0\x001234");
     });
+    // Two of them are more bytes than the volume's total could count in 64 bits.
+    open(&up.mount().join("g")).set_len(END).expect("one more");
+    std::fs::remove_file(up.mount().join("g")).expect("removed");
     let file = open(&up.mount().join("f"));
     file.set_len(END - 2).expect("truncates");
     file.set_len(END).expect("is extended");

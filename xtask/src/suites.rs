@@ -18,13 +18,16 @@ const SIM_SEEDS: &str = "200";
 /// And in a long run.
 const SIM_SEEDS_LONG: &str = "5000";
 
+/// How much more time a long run has: its longest test makes three million files, and its fsx runs have an hour each.
+pub const LONGER: u64 = 12;
+
 /// A suite: a name and what it runs.
 pub struct Suite {
     /// The name in the table and behind `--only`.
     pub name: &'static str,
     /// Seconds on 2 cores when nothing is known from an earlier run.
     pub seconds_expected: u64,
-    /// Seconds after which what is still running is ended and counted as failed.
+    /// Seconds after which what is still running is ended and counted as failed. A long run has [`LONGER`] times as many.
     pub seconds_max: u64,
     /// Makes the steps; called when the suite's turn has come, so that it may install what it needs.
     pub steps: fn(&Context<'_>) -> Result<Vec<Step>>,
@@ -113,6 +116,8 @@ fn unit(context: &Context<'_>) -> Result<Vec<Step>> {
             &["cargo", "test", "--release", "--package", "holdfast-tests", "--lib", "--no-fail-fast"],
         ),
         suite_of("compat", context),
+        suite_of("fuzz", context),
+        suite_of("reference", context),
     ])
 }
 
@@ -124,6 +129,7 @@ fn simulation(context: &Context<'_>) -> Result<Vec<Step>> {
     let program = program.to_string_lossy();
     Ok(vec![
         suite_of("simulation", context),
+        suite_of("orders", context),
         Step::exits("fixed seeds", &[&program, "--notes", "--seeds", seeds, "--from", "1"]),
         Step::exits("deliberate bugs are caught", &[&program, "--notes", "--mutations"]),
     ])

@@ -282,8 +282,8 @@ impl Namespace {
             let mine = || self.inodes.iter().filter(|((volume, _), _)| *volume == id);
             let charges = || mine().map(|(_, row)| row.charges());
             let found = (
-                charges().map(|charges| charges.bytes).sum::<u64>(),
-                charges().map(|charges| charges.granted).sum::<u64>(),
+                charges().map(|charges| u128::from(charges.bytes)).sum::<u128>(),
+                charges().map(|charges| u128::from(charges.granted)).sum::<u128>(),
                 mine().count() as u64,
             );
             let totals = (row.bytes_used, row.bytes_granted, row.inodes_used);

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Format of the directory: rises when rows of the tables change.
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 /// Name of the file that allows a first start.
 pub const START: &str = "START";
 /// What a server does at its first start.

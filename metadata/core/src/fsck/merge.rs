@@ -56,7 +56,7 @@ impl Cursors {
 struct Pass {
     names: Names,
     /// Bytes, bytes granted and inodes found, by volume.
-    totals: BTreeMap<VolumeId, (u64, u64, u64)>,
+    totals: BTreeMap<VolumeId, (u128, u128, u64)>,
     /// Directories that hang on the root.
     known: BTreeSet<At>,
 }
@@ -109,7 +109,7 @@ fn look_at(check: &mut Check<'_>, cursors: &mut Cursors, pass: &mut Pass, at: At
     pass.names.exists(at, &row);
     let total = pass.totals.entry(volume).or_default();
     let charges = row.charges();
-    *total = (total.0 + charges.bytes, total.1 + charges.granted, total.2 + 1);
+    *total = (total.0 + u128::from(charges.bytes), total.1 + u128::from(charges.granted), total.2 + 1);
     if check.volumes.get(&volume).is_some_and(|volume| number >= volume.inode_next) {
         check.found(format!("{volume}/{number}: an inode at or above the next one"));
     }

@@ -179,21 +179,21 @@ impl Op<'_, '_> {
             return Ok(());
         }
         let mut row = self.volume_row()?;
-        let sum = |total: u64, before: u64, after: u64| i128::from(total) - i128::from(before) + i128::from(after);
+        let sum = |total: u128, before: u64, after: u64| (total + u128::from(after)).checked_sub(u128::from(before));
         let bytes = sum(row.bytes_used, before.bytes, after.bytes);
         let granted = sum(row.bytes_granted, before.granted, after.granted);
-        let used = i128::from(row.inodes_used) + i128::from(inodes);
-        ensure!(bytes >= 0 && granted >= 0 && used >= 0, "{}: totals fall below zero", self.volume);
+        let (Some(bytes), Some(granted), Some(used)) = (bytes, granted, row.inodes_used.checked_add_signed(inodes))
+        else {
+            return Err(Fail::Broken(format!("{}: totals fall below zero", self.volume)));
+        };
         let grows = after.total() > before.total();
-        if grows && row.record.bytes_max.is_some_and(|max| bytes + granted > i128::from(max)) {
+        if grows && row.record.bytes_max.is_some_and(|max| bytes + granted > u128::from(max)) {
             return Err(NamespaceError::Quota.into());
         }
-        if inodes > 0 && row.record.inodes_max.is_some_and(|max| used > i128::from(max)) {
+        if inodes > 0 && row.record.inodes_max.is_some_and(|max| used > max) {
             return Err(NamespaceError::Quota.into());
         }
-        row.bytes_used = bytes as u64;
-        row.bytes_granted = granted as u64;
-        row.inodes_used = used as u64;
+        (row.bytes_used, row.bytes_granted, row.inodes_used) = (bytes, granted, used);
         self.txn.put(volume::key(self.volume), &row);
         Ok(())
     }
@@ -204,8 +204,8 @@ impl Op<'_, '_> {
         let volume = self.volume_row()?;
         let own = file.charges().total();
         let Some(max) = volume.record.bytes_max.filter(|_| blocks(bound) > own) else { return Ok(bound) };
-        let others = (volume.bytes_used + volume.bytes_granted).saturating_sub(own);
-        let room = max.saturating_sub(others);
+        let others = (volume.bytes_used + volume.bytes_granted).saturating_sub(u128::from(own));
+        let room = u64::try_from(u128::from(max).saturating_sub(others)).unwrap_or(max);
         let need = blocks(least).max(own);
         if need > room.max(own) {
             return Err(NamespaceError::Quota.into());

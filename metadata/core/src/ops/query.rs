@@ -73,10 +73,11 @@ pub(crate) fn answer(
         Query::StatVolume => {
             let row: Option<VolumeRow> = txn.get(&volume::key(volume))?;
             let row = row.ok_or_else(|| Fail::Broken(format!("{volume} has no row")))?;
+            let bytes_used = u64::try_from(row.bytes_used).unwrap_or(u64::MAX);
             Ok(Outcome::Usage(VolumeUsage {
-                bytes_used: row.bytes_used,
+                bytes_used,
                 inodes_used: row.inodes_used,
-                bytes_max: row.record.bytes_max.unwrap_or(pool_bytes).max(row.bytes_used),
+                bytes_max: row.record.bytes_max.unwrap_or(pool_bytes).max(bytes_used),
                 inodes_max: row.record.inodes_max.unwrap_or(INODES_MAX),
             }))
         }

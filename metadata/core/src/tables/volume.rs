@@ -16,12 +16,12 @@ pub(crate) struct VolumeRow {
     pub(crate) record: VolumeRecord,
     /// The next inode's number.
     pub(crate) inode_next: InodeId,
-    /// Sum of `InodeRow::charged`.
-    pub(crate) bytes_used: u64,
+    /// Sum of `InodeRow::charges().bytes`. Wider than one file's: two of the longest files are more than 64 bits count.
+    pub(crate) bytes_used: u128,
     /// Inodes, orphans too.
     pub(crate) inodes_used: u64,
     /// Sum of `InodeRow::charges().granted`.
-    pub(crate) bytes_granted: u64,
+    pub(crate) bytes_granted: u128,
 }
 
 impl Row for VolumeRow {}

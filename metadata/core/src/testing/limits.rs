@@ -124,3 +124,27 @@ fn a_lower_limit_takes_nothing_away_and_a_higher_one_holds_for_a_new_leader() {
     assert_eq!(reserve(&mut world, s, a, 9 * MIB, 9 * MIB), Ok(9 * MIB));
     world.check();
 }
+
+/// Together they count more than 64 bits hold.
+#[test]
+fn three_of_the_largest_files_come_and_go() {
+    let mut world = World::formed(4, 3);
+    let (s, _) = world.attach();
+    let size = |size: u64| SetAttributes { size: Some(size), ..SetAttributes::default() };
+    let longest = i64::MAX as u64;
+    for file in ["a", "b", "c"] {
+        let inode = world.create(s, ROOT, file, NewNode::File).inode;
+        world.mutate(s, Mutation::SetAttributes { inode, set: size(longest) }).expect("a hole");
+    }
+    assert_eq!(usage(&mut world, s).bytes_used, u64::MAX, "no more can be said");
+    world.check();
+    world.mutate(s, Mutation::Unlink { parent: ROOT, name: name("a"), open: None }).expect("removed");
+    limit(&mut world, Some(MIB), None);
+    let d = world.create(s, ROOT, "d", NewNode::File).inode;
+    assert_eq!(reserve(&mut world, s, d, 1, 1), Err(NamespaceError::Quota));
+    world.mutate(s, Mutation::Unlink { parent: ROOT, name: name("b"), open: None }).expect("removed");
+    world.mutate(s, Mutation::Unlink { parent: ROOT, name: name("c"), open: None }).expect("removed");
+    assert_eq!(usage(&mut world, s).bytes_used, 0);
+    assert_eq!(reserve(&mut world, s, d, 1, 1), Ok(4096));
+    world.check();
+}
