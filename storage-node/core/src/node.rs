@@ -329,6 +329,11 @@ impl StorageCore {
         led.map(one).collect()
     }
 
+    /// Groups of which this node has the only copy in sync, with a block of it that is damaged, and that no member has as it should be.
+    pub fn damaged_for_good(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.groups.iter().filter(|(_, group)| group.is_damaged_for_good()).map(|(id, _)| *id)
+    }
+
     /// Groups this node is primary of, and whether each serves.
     pub fn primary_of(&self) -> impl Iterator<Item = (GroupId, bool)> + '_ {
         self.groups.iter().filter_map(|(id, group)| match &group.role {

@@ -35,11 +35,15 @@ pub enum Mutation {
     CountsReused,
     /// See `storage::Mutations::repair_dropped`.
     RepairDropped,
+    /// See `chunk_store::Mutations::mend_unchecked`.
+    RepairUnchecked,
+    /// See `storage::Mutations::copy_not_held`.
+    CopyNotHeld,
 }
 
 impl Mutation {
     /// All of them, with the names that `--mutation` takes.
-    pub const ALL: [(Self, &'static str); 13] = [
+    pub const ALL: [(Self, &'static str); 15] = [
         (Self::SkipLogFsync, "skip-log-fsync"),
         (Self::VoteNotPersisted, "vote-not-persisted"),
         (Self::AnswerBeforeCommit, "answer-before-commit"),
@@ -53,6 +57,8 @@ impl Mutation {
         (Self::PromotionNotCounted, "promotion-not-counted"),
         (Self::CountsReused, "counts-reused"),
         (Self::RepairDropped, "repair-dropped"),
+        (Self::RepairUnchecked, "repair-unchecked"),
+        (Self::CopyNotHeld, "copy-not-held"),
     ];
 
     /// The one with a name.
@@ -86,8 +92,7 @@ impl Mutation {
             promotion_not_counted: is(Self::PromotionNotCounted),
             counts_reused: is(Self::CountsReused),
             repair_dropped: is(Self::RepairDropped),
-            // Found by the random worlds of `storage-node/core`, too rarely here.
-            copy_not_held: false,
+            copy_not_held: is(Self::CopyNotHeld),
         }
     }
 
@@ -95,6 +100,7 @@ impl Mutation {
         let is = |mutation| planted == Some(mutation);
         chunk_store::Mutations {
             overwrite_before_durable: is(Self::OverwriteBeforeDurable),
+            mend_unchecked: is(Self::RepairUnchecked),
             ..chunk_store::Mutations::default()
         }
     }

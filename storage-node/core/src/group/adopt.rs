@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 #[derive(Debug, Default)]
 pub(crate) struct Adoptions {
     open: Option<Adoption>,
-    /// Whose copy of which chunk could not be had in this epoch.
+    /// Whose copy of which chunk could not be had; when nobody is left, all are asked anew: they may have been silent for a while.
     refused: BTreeSet<(ChunkKey, MemberId)>,
 }
 
@@ -64,7 +64,10 @@ impl Primary {
             let blocks = u64::from(theirs.length).div_ceil(BLOCK_BYTES);
             within_chunk(0, u64::from(theirs.length)) && theirs.sums.len() as u64 == blocks
         };
-        let Some((from, theirs)) = offers.find(|(_, theirs)| sound(theirs)) else { return false };
+        let Some((from, theirs)) = offers.find(|(_, theirs)| sound(theirs)) else {
+            self.adoptions.refused.retain(|(refused, _)| *refused != chunk);
+            return false;
+        };
         let (id, blocks, asked_at, since) = (base.checkups.next_id(), Vec::new(), ctx.now, ctx.now);
         self.adoptions.open = Some(Adoption { from, theirs, blocks, id, asked_at, since });
         self.ask_adoption(base, ctx);

@@ -93,6 +93,11 @@ impl Checkups {
         self.failed.get(&chunk).is_some_and(|at| ctx.now.since(*at) < ctx.config.limits.ask_again)
     }
 
+    /// Blocks were found to be nowhere.
+    pub(crate) fn some_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
     /// The era ends, and with it what was asked.
     pub(crate) fn clear(&mut self) {
         self.open.clear();

@@ -303,6 +303,12 @@ impl Group {
         }
     }
 
+    /// See [`crate::StorageCore::damaged_for_good`].
+    pub(crate) fn is_damaged_for_good(&self) -> bool {
+        let leads = matches!(&self.role, Role::Primary(primary) if primary.aside);
+        leads && self.base.view.in_sync.len() == 1 && self.base.checkups.some_failed()
+    }
+
     /// Begins a scrub, if this is a primary that serves.
     pub(crate) fn begin_scrub(&mut self, ctx: &mut Ctx<'_>) {
         if let Role::Primary(primary) = &mut self.role {

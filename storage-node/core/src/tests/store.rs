@@ -39,9 +39,12 @@ pub(crate) struct FakeStore {
 
 /// Blocks that a change of a chunk writes: whole, or as a part.
 fn written(change: &Change) -> Vec<(u32, bool)> {
+    // What lies beyond the end of a copy is nothing that a block keeps.
+    let end = if let Change::Copy { length, .. } = change { *length as usize } else { usize::MAX };
     let blocks = |offset: u32, length: usize| {
         let (from, to, block) = (offset as usize, offset as usize + length, BLOCK);
-        (from / block..to.div_ceil(block)).map(move |at| (at as u32, from <= at * block && to >= (at + 1) * block))
+        let whole = move |at: usize| from <= at * block && to >= end.min((at + 1) * block);
+        (from / block..to.div_ceil(block)).map(move |at| (at as u32, whole(at)))
     };
     match change {
         Change::Write { offset, bytes, .. } => blocks(*offset, bytes.len()).collect(),
