@@ -3,6 +3,7 @@
 //! Run by `cargo xtask test --only cluster`, one test at a time; as root, since power cuts need loop devices.
 
 mod bad_input;
+mod chaos;
 mod fsck;
 mod full_disk;
 mod limits;

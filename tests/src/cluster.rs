@@ -18,6 +18,7 @@ use crate::power::PowerDomain;
 use crate::process::Process;
 
 const START_LIMIT: Duration = Duration::from_secs(60);
+const SCRUB_LIMIT: Duration = Duration::from_secs(300);
 
 /// What cluster to start.
 #[derive(Debug, Clone)]
@@ -353,7 +354,7 @@ impl Cluster {
     /// When the cluster was not made with `power_loss`, or the kernel refuses.
     pub fn cut_power(&mut self) -> Result<()> {
         let domain = self.power.as_ref().context("this cluster's power cannot be cut")?;
-        let armed = domain.arm()?;
+        let armed = domain.arm(None)?;
         armed.cut()?;
         for server in &mut self.servers {
             server.kill()?;
@@ -369,12 +370,49 @@ impl Cluster {
     /// # Errors
     /// When a disk, a server or a mount does not come back.
     pub fn restore_power(&mut self) -> Result<()> {
-        self.power.as_ref().context("this cluster's power cannot be cut")?.restore()?;
+        self.power.as_ref().context("this cluster's power cannot be cut")?.restore(None)?;
         self.start_all()?;
         for mount in &mut self.mounts {
             mount.restart()?;
         }
         Ok(())
+    }
+
+    /// One server's host loses power: what it had not synced is gone, and its process with it.
+    ///
+    /// # Errors
+    /// As [`Cluster::cut_power`].
+    pub fn cut_power_of(&mut self, name: &str) -> Result<()> {
+        let at = self.folder.join("cluster").join(name);
+        self.power.as_ref().context("this cluster's power cannot be cut")?.arm(Some(&at))?.cut()?;
+        self.server(name)?.kill()
+    }
+
+    /// The power of that host is back, and its server is started.
+    ///
+    /// # Errors
+    /// When its disk or the server does not come back.
+    pub fn restore_power_of(&mut self, name: &str) -> Result<()> {
+        let at = self.folder.join("cluster").join(name);
+        self.power.as_ref().context("this cluster's power cannot be cut")?.restore(Some(&at))?;
+        self.restart(name)
+    }
+
+    /// Has every group scrubbed now, and waits for that.
+    ///
+    /// # Errors
+    /// When members differed, or not every damaged block could be put right; with what the command said.
+    pub fn scrub(&self) -> Result<()> {
+        let mut words = self.words_before("client")?;
+        words.push(holdfast()?.to_string_lossy().into_owned());
+        words.extend(
+            ["admin", "--cluster", &self.file().to_string_lossy(), "scrub", "--now", "--json"].map(str::to_string),
+        );
+        let said = run(Command::new(&words[0]).args(&words[1..]), SCRUB_LIMIT)?;
+        let answer: Value =
+            serde_json::from_str(&said.stdout).with_context(|| format!("scrub said {}{}", said.stdout, said.stderr))?;
+        let whole = answer["clean"] == true && answer["not_asked"] == serde_json::json!([]);
+        if whole && answer["total"]["different"] == 0 { Ok(()) } else { bail!("{answer}") }
     }
 
     /// The last lines of every log.

@@ -5,6 +5,7 @@
 //! * A test that cannot run says so with [`skip`] and is counted; it never passes in silence.
 //! * Nothing waits for time to pass when it can wait for a condition ([`until`]).
 
+pub mod chaos;
 pub mod cluster;
 pub mod command;
 pub mod helpers;

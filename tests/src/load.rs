@@ -20,12 +20,12 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const BLOCK_BYTES: usize = 4096;
+pub(crate) const BLOCK_BYTES: usize = 4096;
 /// Blocks of the file that is overwritten: few, so that each is written often.
 const OVERWRITTEN_BLOCKS: u64 = 64;
 
 /// The content of the write number `number` of `writer`: a header, then bytes that follow from it.
-fn block(writer: &str, number: u64) -> Vec<u8> {
+pub(crate) fn block(writer: &str, number: u64) -> Vec<u8> {
     let mut state = writer.bytes().fold(number.wrapping_add(0x9E37_79B9_7F4A_7C15), |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
     }) | 1;
@@ -238,7 +238,7 @@ impl Report {
     }
 }
 
-fn read_block(file: &File, number: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_block(file: &File, number: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; BLOCK_BYTES];
     let mut filled = 0;
     while filled < BLOCK_BYTES {
@@ -252,7 +252,7 @@ fn read_block(file: &File, number: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn describe(bytes: &[u8]) -> String {
+pub(crate) fn describe(bytes: &[u8]) -> String {
     match bytes {
         [] => "nothing there".to_string(),
         bytes if bytes.iter().all(|byte| *byte == 0) => format!("{} zeros", bytes.len()),

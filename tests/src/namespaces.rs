@@ -15,7 +15,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A network of hosts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Network {
     prefix: String,
     hosts: Vec<String>,
@@ -89,6 +89,30 @@ impl Network {
     /// When there is no such host.
     pub fn plug(&self, host: &str, in_it_is: bool) -> Result<()> {
         shell(&self.plug_command(host, in_it_is)?, LIMIT)?;
+        Ok(())
+    }
+
+    /// What comes to `host` (`hook` is `input`) or leaves it (`output`) and fits `which` (an expression of nft(8); all, if it is empty) is
+    /// dropped from now on.
+    ///
+    /// # Errors
+    /// When there is no such host, or nft is not installed.
+    pub fn drop_on(&self, host: &str, hook: &str, which: &str) -> Result<()> {
+        let words = self.on(host)?.join(" ");
+        let rules = format!(
+            "table inet faults {{ chain {hook} {{ type filter hook {hook} priority 0; policy accept; {which} counter drop; }} }}"
+        );
+        shell(&format!("{words} nft -f - <<<'{rules}'"), LIMIT)?;
+        Ok(())
+    }
+
+    /// Undoes every [`Network::drop_on`] of a host.
+    ///
+    /// # Errors
+    /// When nothing was dropped there.
+    pub fn drop_nothing_on(&self, host: &str) -> Result<()> {
+        let words = self.on(host)?.join(" ");
+        shell(&format!("{words} nft delete table inet faults"), LIMIT)?;
         Ok(())
     }
 

@@ -79,14 +79,14 @@ impl PowerDomain {
         Ok(())
     }
 
-    /// Prepares a cut, so that the cut itself takes microseconds.
+    /// Prepares a cut, of all or of one, so that the cut itself takes microseconds.
     ///
     /// # Errors
     /// When a file system is not mounted.
-    pub fn arm(&self) -> Result<Armed> {
+    pub fn arm(&self, only: Option<&Path>) -> Result<Armed> {
         let mut child = Command::new("python3")
             .args(["-c", include_str!("power.py")])
-            .args(self.disks.iter().map(|disk| &disk.mounted_at))
+            .args(self.chosen(only).map(|disk| &disk.mounted_at))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -98,13 +98,17 @@ impl PowerDomain {
         Ok(armed)
     }
 
-    /// Takes the dead file systems off and mounts them again, as a boot would: the journal of ext4 is replayed. Whoever
+    fn chosen<'a>(&'a self, only: Option<&'a Path>) -> impl Iterator<Item = &'a Disk> {
+        self.disks.iter().filter(move |disk| only.is_none_or(|only| disk.mounted_at == only))
+    }
+
+    /// Takes the dead file systems, all or one, off and mounts them again, as a boot would: the journal of ext4 is replayed. Whoever
     /// had files open there must be gone.
     ///
     /// # Errors
     /// When one stays busy or does not mount.
-    pub fn restore(&self) -> Result<()> {
-        for disk in &self.disks {
+    pub fn restore(&self, only: Option<&Path>) -> Result<()> {
+        for disk in self.chosen(only) {
             let at = quote(&disk.mounted_at);
             crate::until("the dead file system to be free", LIMIT, || shell(&format!("umount {at}"), LIMIT))?;
             // A process that has just left its copy of the mounts behind (another test's `unshare`) keeps the dead file system alive, and
@@ -169,7 +173,7 @@ mod tests {
             assert!(at.join("config.toml").exists(), "what was there is still there");
         }
         let files: Vec<(File, File)> = at.iter().map(|at| write_in(at)).collect();
-        let armed = domain.arm().expect("armed");
+        let armed = domain.arm(None).expect("armed");
         armed.cut().expect("cut");
         for (synced, _) in &files {
             assert!(
@@ -178,7 +182,7 @@ mod tests {
             );
         }
         drop(files);
-        domain.restore().expect("comes back");
+        domain.restore(None).expect("comes back");
         for at in &at {
             assert_eq!(std::fs::read(at.join("synced")).expect("it is there"), vec![7; 8192]);
             let unsynced = std::fs::read(at.join("unsynced")).unwrap_or_default();

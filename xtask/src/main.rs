@@ -22,6 +22,8 @@ cargo xtask cluster [--metadata 3] [--storage 3] [--replicas 3] [--namespaces] [
                                         a cluster of separate processes to break by hand, removed at Ctrl-C
 cargo xtask failover [--runs 5] [--only WORD] [--json FILE]
                                         what writers see when a server is killed, frozen, stopped: medians of new clusters
+cargo xtask chaos [--minutes 10] [--seed S]
+                                        faults at random while workers check themselves; then fsck, scrub, and everything acknowledged
 cargo xtask bench [--quick] [--label NAME]
                                         fsbench on a mount and on the local disk beside it; kept in benches/baselines/";
 
@@ -53,6 +55,7 @@ fn task() -> Result<bool> {
         "sim" => pass_on(&sim_command(), &rest),
         "cluster" => on_processes("cluster", &rest),
         "failover" => on_processes("failover", &rest),
+        "chaos" => on_processes("chaos", &rest),
         "bench" => bench::run(&root, &target, &rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
