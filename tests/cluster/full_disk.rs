@@ -106,11 +106,45 @@ fn a_full_disk_of_one_metadata_server_stops_nobody() {
     }
     assert!(cluster.servers().iter_mut().all(|server| server.is_running()), "a server is down");
     std::fs::remove_file(&filler).expect("removed");
-    cluster.restart("metadata-2").expect("with room it starts");
-    cluster.wait_healthy(LIMIT).expect("whole again");
+    cluster.wait_healthy(LIMIT).expect("with room it starts anew, by itself");
     for number in 0..1200 {
         assert!(at.join(format!("f{number}")).exists(), "f{number} is gone");
     }
+    assert!(!cluster.log_tails().contains("panicked"), "{}", cluster.log_tails());
+    cluster.mounted(mount).unmount().expect("unmounts");
+}
+
+#[test]
+fn full_disks_of_all_metadata_servers_are_an_error_and_nothing_more() {
+    if !can_mount("full_disks_of_all_metadata_servers_are_an_error_and_nothing_more", &["losetup", "mkfs.ext4"]) {
+        return;
+    }
+    let names = (1..=3).map(|n| format!("metadata-{n}")).collect();
+    let small_disks = Some((names, DISK_BYTES));
+    let mut cluster =
+        Cluster::start(&Options { storage: 1, replicas: 1, small_disks, ..Options::default() }).expect("healthy");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let value = vec![7u8; 60_000];
+    let make = |number: usize| -> std::io::Result<()> {
+        let path = at.join(format!("f{number}"));
+        std::fs::write(&path, b"")?;
+        Ok(rustix::fs::setxattr(&path, "user.filler", &value, rustix::fs::XattrFlags::empty())?)
+    };
+    let most = 2 * DISK_BYTES as usize / value.len();
+    let (made, error) =
+        (0..most).find_map(|number| make(number).err().map(|error| (number, error))).expect("it is full");
+    assert_eq!(error.kind(), ErrorKind::StorageFull, "after {made} files: {error}");
+    // What is there may be read, written and changed.
+    std::fs::write(at.join("f0"), b"more").expect("a file that is there is written");
+    std::fs::rename(at.join("f1"), at.join("f2")).expect("replaced");
+    assert_eq!(std::fs::metadata(at.join(format!("f{}", made - 1))).expect("stat").len(), 0);
+    assert!(cluster.servers().iter_mut().all(|server| server.is_running()), "a server is down");
+    cluster.wait_healthy(LIMIT).expect("nobody has halted");
+    for number in (0..made).filter(|number| *number != 1) {
+        std::fs::remove_file(at.join(format!("f{number}"))).expect("removing always works");
+    }
+    until("room again", LIMIT, || Ok(make(0)?)).expect("what was removed is room");
     assert!(!cluster.log_tails().contains("panicked"), "{}", cluster.log_tails());
     cluster.mounted(mount).unmount().expect("unmounts");
 }

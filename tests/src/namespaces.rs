@@ -100,7 +100,7 @@ impl Network {
     pub fn drop_on(&self, host: &str, hook: &str, which: &str) -> Result<()> {
         let words = self.on(host)?.join(" ");
         let rules = format!(
-            "table inet faults {{ chain {hook} {{ type filter hook {hook} priority 0; policy accept; {which} counter drop; }} }}"
+            "table inet faults {{ chain {hook} {{ type filter hook {hook} priority 0; policy accept; {which} counter drop; }}; }}"
         );
         shell(&format!("{words} nft -f - <<<'{rules}'"), LIMIT)?;
         Ok(())

@@ -59,6 +59,8 @@ pub enum PeerMessage {
         /// The receiver has, or needs, no such snapshot any more: the transfer ends.
         done: bool,
     },
+    /// The sender's disk is nearly full. Said again every second while it is so.
+    LittleRoom,
 }
 
 /// Some rows of a snapshot. Parts are taken in order only; what was not confirmed is sent again.

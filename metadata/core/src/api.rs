@@ -283,6 +283,11 @@ pub enum Input {
     },
     /// This server is about to stop: others are to lead what it leads, as soon as they can.
     Leave,
+    /// The room on this server's disk crossed the mark.
+    Room {
+        /// There is little.
+        low: bool,
+    },
     /// The records of a `Persist` effect, and of all before it, are durable.
     Persisted {
         /// Which shard's.

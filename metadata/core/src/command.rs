@@ -52,6 +52,8 @@ pub(crate) enum VolumesCommand {
     Cleaned { purged: Vec<(VolumeId, InodeId, Generation)>, trimmed: Vec<Trimmed> },
     /// A volume's limits were changed, for the time that the version says.
     Limit { volume: VolumeId, version: u64, limits: Limits },
+    /// Too few servers have room on their disks for what grows, or enough have again.
+    Room { short: bool },
     /// A volume was deleted: nobody attaches any more.
     DropVolume { volume: VolumeId },
     /// Its rows go, some at a time.

@@ -8,6 +8,7 @@ use crate::cluster::Cluster;
 use crate::cluster::lead::ClusterLead;
 use crate::machine::Machine;
 use crate::replica::{Event, Replica, Token};
+use crate::room::Room;
 use crate::volumes::Volumes;
 use crate::volumes::lead::VolumesLead;
 use holdfast_types::limits::{GROUPS_MAX, REPLICAS_MAX};
@@ -92,6 +93,7 @@ pub struct MetadataCore {
     hand_over: (u64, u64),
     /// It is about to stop, and leads nothing for longer than it must.
     leaving: bool,
+    pub(crate) room: Room,
     /// It was said that this server must end.
     pub(crate) stopped: bool,
     /// The map version whose servers were last told, and those servers.
@@ -127,6 +129,7 @@ impl MetadataCore {
             forward_next,
             hand_over: (0, HAND_OVER_TICKS),
             leaving: false,
+            room: Room::default(),
             stopped: false,
             servers_told: Default::default(),
         })
@@ -149,6 +152,7 @@ impl MetadataCore {
                 self.leaving = true;
                 self.hand_all_over();
             }
+            Input::Room { low } => self.has_little_room(low),
             Input::Persisted { shard, ticket } => {
                 if shard == ShardId::CLUSTER {
                     self.cluster.persisted(ticket, &mut self.out);
@@ -263,6 +267,7 @@ impl MetadataCore {
         self.tick_cluster();
         self.tick_volumes();
         self.tick_servers();
+        self.tick_room();
         self.tick_halted();
         if self.leaving {
             self.hand_all_over();
@@ -379,6 +384,7 @@ impl MetadataCore {
                     self.volumes.receive(from, &bytes);
                 }
             }
+            PeerMessage::LittleRoom => self.little_room_there(from),
             PeerMessage::Stranger { life } => self.is_stranger(from, life),
             PeerMessage::Forward { id, envelope } => {
                 let waiter = Waiter { asker: Asker::Peer { server: from, id }, deadline: self.now + FORWARD_PATIENCE };

@@ -89,6 +89,7 @@ pub fn volumes_entry(data: &[u8]) -> Option<VolumesEntry> {
         }
         VolumesCommand::Park { .. }
         | VolumesCommand::Limit { .. }
+        | VolumesCommand::Room { .. }
         | VolumesCommand::DropVolume { .. }
         | VolumesCommand::DropStep { .. }
         | VolumesCommand::Dropped { .. } => VolumesEntry::Other,

@@ -14,6 +14,7 @@ mod log_writer;
 mod metrics;
 mod node;
 mod peers;
+mod room;
 mod run;
 mod service;
 

@@ -162,6 +162,11 @@ impl Metrics {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
     }
 
+    /// Why a shard has halted, if one has.
+    pub fn halted_for(&self) -> Option<String> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|status| status.halted.clone())
+    }
+
     fn silent_for(&self) -> Duration {
         self.started.elapsed().saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
     }

@@ -8,6 +8,7 @@ use crate::log_writer;
 use crate::metrics::Metrics;
 use crate::node::{Arrival, Inlet, Node, Workers, now};
 use crate::peers::Peers;
+use crate::room;
 use crate::service::Service;
 use holdfast_metadata_core::api::TICK;
 use holdfast_metadata_core::{Config as CoreConfig, Input, MetadataCore, Recovered, RecoveredShard, StartError};
@@ -84,15 +85,43 @@ pub struct Listening {
     pub telemetry: Option<std::net::SocketAddr>,
 }
 
-/// Runs a metadata server until `shutdown` becomes true. `ready` is called once, with its addresses, when it listens.
+/// Runs a metadata server until `shutdown` becomes true. `ready` is called once, with its addresses, when it listens. One that halts because
+/// its disk is full starts anew, from what it holds, when there is room.
 ///
 /// # Errors
 /// [`Error`]
 pub async fn run(
     config: Config,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
     ready: impl FnOnce(Listening) + Send,
 ) -> Result<(), Error> {
+    let mut ready = Some(ready);
+    loop {
+        let say = |listening| {
+            if let Some(ready) = ready.take() {
+                ready(listening);
+            }
+        };
+        match run_once(config.clone(), shutdown.clone(), say).await? {
+            Ended::Asked => return Ok(()),
+            Ended::RoomAgain => {}
+        }
+    }
+}
+
+/// Why one life of a server is over, if not by an error.
+enum Ended {
+    /// It was asked to stop.
+    Asked,
+    /// It had halted for want of room, and there is some.
+    RoomAgain,
+}
+
+async fn run_once(
+    config: Config,
+    mut shutdown: watch::Receiver<bool>,
+    ready: impl FnOnce(Listening) + Send,
+) -> Result<Ended, Error> {
     let identity = identity(&config)?;
     let opened = {
         let config = config.clone();
@@ -117,12 +146,14 @@ pub async fn run(
     };
     let telemetry = endpoint.as_ref().map(http::Endpoint::address);
     ready(Listening { address: server.local_address().to_string(), telemetry });
-    let ticks = tokio::spawn(tick(inlet));
+    let ticks = tokio::spawn(tick(inlet.clone()));
     let mut dead = node.dead();
-    let died = tokio::select! {
-        _ = shutdown.wait_for(|stop| *stop) => false,
-        _ = dead.wait_for(|dead| *dead) => true,
-    };
+    let (mut died, mut how) = (false, Ended::Asked);
+    tokio::select! {
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        _ = dead.wait_for(|dead| *dead) => died = true,
+        () = room::watch(config.data.clone(), inlet, &metrics) => how = Ended::RoomAgain,
+    }
     if !died {
         // Whoever is in the middle of something goes on with the next leader at once, in place of waiting for an election.
         let _ = tokio::time::timeout(LEAVE, node.leave()).await;
@@ -133,7 +164,7 @@ pub async fn run(
     match node.expelled() {
         Some(reason) => Err(Error::Expelled { reason, id: config.id }),
         None if died || !ended => Err(Error::Died),
-        None => Ok(()),
+        None => Ok(how),
     }
 }
 

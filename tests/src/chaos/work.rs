@@ -26,6 +26,8 @@ const KEPT: u64 = 50;
 /// How long one step may take when nothing fails any more.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
+/// Readers leave the processors to others between two looks.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What all know.
 #[derive(Debug)]
@@ -138,26 +140,26 @@ impl Work {
             uncertain: zero(),
         };
         let mut work = Self { truth: Arc::new(truth), workers: Vec::new() };
-        let all: [(&'static str, Opening); 11] = [
-            ("append", append(here.join("append"))),
-            ("append read elsewhere", read_appended(there.join("append"))),
-            ("overwrite", overwrite(here.join("overwrite"))),
-            ("overwrite read elsewhere", read_overwritten(there.join("overwrite"))),
-            ("create", create(there.join("files"))),
-            ("remove", remove(here.join("files"))),
-            ("files read elsewhere", read_files(here.join("files"))),
-            ("rename over", rename_over(there.clone())),
-            ("renamed read elsewhere", read_renamed(here.join("current"))),
-            ("lock and count", count(here.join("counter"))),
-            ("lock and count elsewhere", count(there.join("counter"))),
+        let all: [(&'static str, Duration, Opening); 11] = [
+            ("append", Duration::ZERO, append(here.join("append"))),
+            ("append read elsewhere", LOOK, read_appended(there.join("append"))),
+            ("overwrite", Duration::ZERO, overwrite(here.join("overwrite"))),
+            ("overwrite read elsewhere", LOOK, read_overwritten(there.join("overwrite"))),
+            ("create", Duration::ZERO, create(there.join("files"))),
+            ("remove", Duration::ZERO, remove(here.join("files"))),
+            ("files read elsewhere", LOOK, read_files(here.join("files"))),
+            ("rename over", Duration::ZERO, rename_over(there.clone())),
+            ("renamed read elsewhere", LOOK, read_renamed(here.join("current"))),
+            ("lock and count", Duration::ZERO, count(here.join("counter"))),
+            ("lock and count elsewhere", Duration::ZERO, count(there.join("counter"))),
         ];
-        for (number, (name, opening)) in (0..).zip(all) {
-            work.spawn(name, opening, Prng::new(seed).fork(number));
+        for (number, (name, pause, opening)) in (0..).zip(all) {
+            work.spawn(name, pause, opening, Prng::new(seed).fork(number));
         }
         Ok(work)
     }
 
-    fn spawn(&mut self, name: &'static str, mut opening: Opening, mut prng: Prng) {
+    fn spawn(&mut self, name: &'static str, pause: Duration, mut opening: Opening, mut prng: Prng) {
         let (truth, steps) = (Arc::clone(&self.truth), Arc::new(AtomicU64::new(0)));
         let counter = Arc::clone(&steps);
         let thread = std::thread::spawn(move || {
@@ -169,7 +171,10 @@ impl Work {
                     None => opening().map(|opened| step = Some(opened)).map_err(Trouble::Failed),
                 };
                 match result {
-                    Ok(()) => drop(counter.fetch_add(1, Ordering::SeqCst)),
+                    Ok(()) => {
+                        counter.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(pause);
+                    }
                     Err(Trouble::Failed(error)) => {
                         let off = power % 2 == 1 || power != seen(&truth.power);
                         let full = error.kind() == io::ErrorKind::StorageFull && truth.full.load(Ordering::SeqCst);

@@ -34,6 +34,9 @@ impl Op<'_, '_> {
         if acl.is_none() && self.txn.get_raw(&key)?.is_none() {
             return Err(NamespaceError::NoAttribute.into());
         }
+        if acl.is_some() {
+            self.needs_room()?;
+        }
         if let Some(acl) = acl.as_ref().filter(|_| !default) {
             row.mode = row.mode & !PERMISSIONS | acl.mode();
         }

@@ -50,6 +50,7 @@ impl Op<'_, '_> {
         if row.kind == FileKind::Directory {
             link_possible(&directory)?;
         }
+        self.needs_room()?;
         self.charge(Charges::default(), Charges::default(), 1)?;
         let inode = self.take_number()?;
         let inherited = self.put_lists(inode, lists);
@@ -76,6 +77,7 @@ impl Op<'_, '_> {
         let directory = self.directory(parent)?;
         let mut row = self.new_row(parent, &directory, new)?;
         let lists = self.inherit(parent, &mut row, new.umask)?;
+        self.needs_room()?;
         self.charge(Charges::default(), Charges::default(), 1)?;
         let inode = self.take_number()?;
         let inherited = self.put_lists(inode, lists);

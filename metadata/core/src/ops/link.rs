@@ -21,6 +21,7 @@ impl Op<'_, '_> {
             return Err(NamespaceError::Exists.into());
         }
         link_possible(&row)?;
+        self.needs_room()?;
         if row.links == 0 {
             // A file that was made without a name gets its first.
             self.txn.remove(orphan);

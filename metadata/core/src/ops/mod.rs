@@ -172,6 +172,14 @@ impl Op<'_, '_> {
         row.ok_or_else(|| Fail::Broken(format!("{} has no row", self.volume)))
     }
 
+    /// Refuses what makes the tables grow while too few servers have room for it; see `room.rs`.
+    pub(crate) fn needs_room(&self) -> Applied<()> {
+        match self.txn.get_raw(&crate::room::key())? {
+            Some(_) => Err(NamespaceError::NoSpace.into()),
+            None => Ok(()),
+        }
+    }
+
     /// Changes a volume's totals: what one inode counts, and how many there are. More of either is refused beyond the volume's limits;
     /// what was granted may be used whatever they are now.
     pub(crate) fn charge(&mut self, before: Charges, after: Charges, inodes: i64) -> Applied<()> {

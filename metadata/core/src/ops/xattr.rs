@@ -48,6 +48,7 @@ impl Op<'_, '_> {
             (XattrMode::Replace, false) => return Err(NamespaceError::NoAttribute.into()),
             (XattrMode::Set, _) | (XattrMode::Create, false) | (XattrMode::Replace, true) => {}
         }
+        self.needs_room()?;
         self.txn.put_raw(key, value.clone());
         row.changed(self.stamp);
         self.put_inode(inode, &row);

@@ -17,6 +17,8 @@ pub(crate) const ORPHAN: u8 = 0x08;
 pub(crate) const MAY_BE_NAMED: &[u8] = b"n";
 /// Inodes a session holds a bound of.
 pub(crate) const BOUND: u8 = 0x09;
+/// There while too few servers have room on their disks for what grows.
+pub(crate) const SHORT_OF_ROOM: u8 = 0x14;
 
 /// Key of an extended attribute.
 pub(crate) fn xattr(volume: VolumeId, inode: InodeId, name: &[u8]) -> Vec<u8> {

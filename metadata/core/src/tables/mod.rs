@@ -25,6 +25,7 @@
 //! | 0x11 | 1 | – | [`session::EndedFloorRow`] (hot) |
 //! | 0x12 | 1 | volume | [`volume::DroppedRow`] (hot) |
 //! | 0x13 | both | – | [`members::MembersRow`]: the shard's raft configuration |
+//! | 0x14 | 1 | – | too few servers have room: empty (hot) |
 //! | 0x18 | 1 | volume, inode, space, session, owner, last byte | [`lock::LockRow`] |
 //! | 0x19 | 1 | session, volume, inode | [`lock::LocksRow`] |
 //! | 0x20 | 0 | – | [`cluster::SettingsRow`] |
@@ -50,8 +51,15 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Tables whose rows are held in memory.
-pub(crate) const HOT: &[u8] =
-    &[volume::VOLUME, volume::DROPPED, session::SESSION, session::ENDED, session::ENDED_FLOOR, answer::ANSWERS];
+pub(crate) const HOT: &[u8] = &[
+    volume::VOLUME,
+    volume::DROPPED,
+    session::SESSION,
+    session::ENDED,
+    session::ENDED_FLOOR,
+    answer::ANSWERS,
+    mark::SHORT_OF_ROOM,
+];
 
 /// Whether a key is of a hot table.
 pub(crate) fn is_hot(key: &[u8]) -> bool {

@@ -40,7 +40,7 @@ enum Purpose {
 
 /// Commands of the leader's own, of which one of a kind is in flight at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Work {
+pub(crate) enum Work {
     Recall(SessionId),
     Start(SessionId),
     End,
@@ -49,6 +49,7 @@ pub(super) enum Work {
     Cleaned,
     Drop(holdfast_types::VolumeId),
     Limit(holdfast_types::VolumeId),
+    Room,
 }
 
 /// What a read is for.
@@ -196,7 +197,7 @@ impl MetadataCore {
     }
 
     /// Proposes something of the leader's own, unless one of the kind is on its way.
-    pub(super) fn propose_own(&mut self, work: Work, command: VolumesCommand) {
+    pub(crate) fn propose_own(&mut self, work: Work, command: VolumesCommand) {
         if self.volumes_lead.in_flight.insert(work) {
             self.propose_volumes(Purpose::Own(work), command);
         }

@@ -16,8 +16,10 @@ pub(crate) mod waiting;
 use crate::command::{Command, Trimmed, VolumesCommand};
 use crate::error::{Applied, Fail};
 use crate::machine::{Context, Machine, Output};
+use crate::room;
 use crate::tables::inode::{self, InodeRow};
 use crate::tables::lock;
+use crate::tables::mark;
 use crate::tables::purge::{self as queue, TrimRow};
 use crate::tables::session::{self, SessionRow};
 use crate::tables::volume::{self, DroppedRow, VolumeRow};
@@ -34,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct Volumes {
     sessions: BTreeMap<SessionId, SessionRow>,
     dropped: BTreeMap<VolumeId, DroppedRow>,
+    short_of_room: bool,
     changed: Changed,
 }
 
@@ -64,6 +67,11 @@ impl Volumes {
         &self.dropped
     }
 
+    /// Whether what grows is refused for want of room on the servers' disks.
+    pub(crate) fn is_short_of_room(&self) -> bool {
+        self.short_of_room
+    }
+
     fn follow_row(&mut self, key: &[u8], value: Option<&bytes::Bytes>) -> Applied<()> {
         self.changed.sessions |= key[0] == session::SESSION;
         if key[0] == lock::LOCK {
@@ -80,6 +88,7 @@ impl Volumes {
             (volume::DROPPED, Some(value)) => {
                 self.dropped.insert(VolumeId(number_at(key, 0)), decode(key, value)?);
             }
+            (mark::SHORT_OF_ROOM, value) => self.short_of_room = value.is_some(),
             _ => {}
         }
         Ok(())
@@ -89,7 +98,7 @@ impl Volumes {
 impl Machine for Volumes {
     fn load(view: &dyn View) -> Applied<Self> {
         let mut machine = Self::default();
-        for table in [session::SESSION, volume::DROPPED] {
+        for table in [session::SESSION, volume::DROPPED, mark::SHORT_OF_ROOM] {
             for pair in view.range(KeyRange::prefix(vec![table])) {
                 let (key, value) = pair?;
                 machine.follow_row(&key, Some(&value))?;
@@ -123,6 +132,14 @@ impl Machine for Volumes {
             VolumesCommand::EndStep { session, rows } => sessions::end_step(txn, context, *session, *rows as usize)?,
             VolumesCommand::Park { sessions } => sessions::park(txn, context, sessions)?,
             VolumesCommand::Limit { volume, version, limits } => limit(txn, *volume, *version, *limits)?,
+            VolumesCommand::Room { short: true } => {
+                txn.put_raw(room::key(), bytes::Bytes::new());
+                Response::Done
+            }
+            VolumesCommand::Room { short: false } => {
+                txn.remove(room::key());
+                Response::Done
+            }
             VolumesCommand::Cleaned { purged, trimmed } => cleaned(txn, purged, trimmed)?,
             VolumesCommand::DropVolume { volume } => deletion::drop_volume(txn, *volume)?,
             VolumesCommand::DropStep { volume, rows } => deletion::drop_step(txn, *volume, *rows as usize)?,
