@@ -427,7 +427,7 @@ impl Service {
                     row.attributes.size = row.attributes.size.max(*size);
                     row.attributes.mtime = *mtime;
                     row.attributes.sparse |= sparse;
-                    row.attributes.mode &= !(0o6000 * u32::from(*clear_set_ids));
+                    row.attributes.mode &= !(0o6000 * u16::from(*clear_set_ids));
                     row.bound = if *release { 0 } else { row.bound };
                 }
                 attributes(self.attributes(*inode)?)
