@@ -18,7 +18,7 @@
 //! | `COPY_FILE_RANGE`, `COPY_FILE_RANGE_64` | A copy goes through the client in any case, since chunks of two files lie in different groups. After the first refusal the kernel copies by itself (`splice`), through its page cache; `copy_file_range(2)` works |
 //! | `IOCTL` | `chattr`, `lsattr`, `FIEMAP`, `FICLONE` and other calls of one file system each: `ENOTTY` or `EOPNOTSUPP`, as on any that lacks them |
 //! | `POLL` | Files are always ready, which the kernel says by itself |
-//! | `BMAP` | Sent for block devices (`fuseblk`) only: `FIBMAP`, and so swap files, are refused |
+//! | `BMAP` | Sent for block devices (`fuseblk`) only: `FIBMAP` says 0, and swap files are refused |
 //! | `NOTIFY_REPLY` | Answers a request of ours (`NOTIFY_RETRIEVE`) that we do not make |
 //! | `SETUPMAPPING`, `REMOVEMAPPING` | Shared memory with a virtual machine (virtiofs) only |
 //! | `CUSE_INIT` | Character devices only |
