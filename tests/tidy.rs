@@ -464,11 +464,54 @@ fn each_promise_names_tests_that_exist() {
     report(&offences);
 }
 
-/// Whether `path/to/file.rs::name` is a function marked as a test in that file.
+/// Rows of a table of three columns whose last names tests: the first cell, the tests.
+fn rows_with_tests(page: &str) -> Vec<(String, Vec<String>)> {
+    let rows = page.lines().filter_map(|line| line.trim().strip_prefix('|')?.strip_suffix('|'));
+    let cells = rows.map(|row| row.split(" |").map(str::trim).collect::<Vec<_>>());
+    let named = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_string).collect();
+    cells
+        .filter_map(|cells| match cells.as_slice() {
+            [first, _, tests] if !first.starts_with("---") && *tests != "test" => Some(((*first).into(), named(tests))),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn each_difference_from_a_local_file_system_names_tests_that_exist() {
+    let page = std::fs::read_to_string(repository().join("docs/posix.md")).expect("docs/posix.md is there");
+    let rows = rows_with_tests(&page);
+    assert!(rows.len() > 20, "the table is read: {rows:?}");
+    let lines = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")).count();
+    assert_eq!(rows.len() + 1, lines, "each row has three cells");
+    let mut offences = Vec::new();
+    for (difference, tests) in rows {
+        if tests.is_empty() {
+            offences.push(format!("docs/posix.md: name the test that shows this: {difference}"));
+        }
+        let gone = tests.iter().filter(|test| !test_exists(test));
+        offences.extend(gone.map(|test| format!("docs/posix.md: {test} is not there")));
+    }
+    report(&offences);
+}
+
+#[test]
+fn a_row_without_a_test_is_found() {
+    let page =
+        "| difference | why | test |\n| --- | --- | --- |\n| a `x|y` | b | `f.rs::t`, `g.py::u` |\n| c | d | |\n";
+    let rows = rows_with_tests(page);
+    assert_eq!(rows, [("a `x|y`".into(), vec!["f.rs::t".into(), "g.py::u".into()]), ("c".to_string(), Vec::new())]);
+    assert!(test_exists("tests/posix/oracle.py::op_chown") && !test_exists("tests/posix/oracle.py::op_nothing"));
+}
+
+/// Whether `path/to/file.rs::name` is a function marked as a test in that file, or `path/to/file.py::name` a function of it.
 fn test_exists(test: &str) -> bool {
     let Some((file, name)) = test.split_once("::") else { return false };
     let path: PathBuf = repository().join(file);
     let text = std::fs::read_to_string(path).unwrap_or_default();
+    if file.ends_with(".py") {
+        return text.lines().any(|line| line.trim_start().starts_with(&format!("def {name}(")));
+    }
     let lines: Vec<&str> = text.lines().collect();
     let wanted = format!("fn {name}(");
     lines.iter().enumerate().any(|(at, line)| {

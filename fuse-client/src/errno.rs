@@ -17,7 +17,8 @@ pub fn of_client(error: &ClientError) -> Errno {
         | ClientError::SessionOver { .. }
         | ClientError::Damaged
         | ClientError::Refused { .. }
-        | ClientError::Protocol { .. } => Errno::IO,
+        | ClientError::Protocol { .. }
+        | ClientError::Internal => Errno::IO,
     }
 }
 

@@ -212,23 +212,46 @@ for take in (fcntl.lockf, fcntl.flock):
     );
 }
 
-/// Starts a program that says when it is about to wait, and waits until it does.
-fn blocked(here: &Here, script: &str) -> Child {
+/// Starts a program that says when it is about to wait.
+fn started(here: &Here, script: &str) -> Child {
     let mut child = here.python(script).stdout(Stdio::piped()).spawn().expect("python runs");
     let mut said = [0; 6];
     std::io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut said).expect("says so");
     assert_eq!(&said, b"ready\n");
+    child
+}
+
+/// Starts a program that says when it is about to wait for the volume, and waits until it does.
+fn blocked(here: &Here, script: &str) -> Child {
+    let child = started(here, script);
     wait_for("the call to wait", || here.volume.held() > 0);
     child
 }
 
-fn ends_soon(mut child: Child, signal: rustix::process::Signal) {
+/// How long a program takes to end after a signal.
+fn end(mut child: Child, signal: rustix::process::Signal) -> Duration {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a number");
     let begun = Instant::now();
     rustix::process::kill_process(pid, signal).expect("signals");
-    wait_for("the program to end", || child.try_wait().expect("waits").is_some());
-    // Far below the ten seconds that other signals are given, and with room for a machine that is busy.
-    assert!(begun.elapsed() < Duration::from_secs(5), "{signal:?} ended it after {:?}", begun.elapsed());
+    while child.try_wait().expect("waits").is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{signal:?} does not end it");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    begun.elapsed()
+}
+
+/// What waits for the cluster ends so soon after Ctrl-C and `kill -9`, beyond what the same program takes that waits for something else:
+/// that is this machine's affair, busy as it is.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// A program that waits for something else than the volume.
+fn idle(here: &Here, before: &str) -> Child {
+    let child = started(here, &format!("{before}\nr, w = os.pipe(); print('ready', flush=True); os.read(r, 1)"));
+    wait_for("it to wait", || {
+        let said = std::fs::read_to_string(format!("/proc/{}/syscall", child.id())).unwrap_or_default();
+        said.starts_with(&format!("{} ", libc::SYS_read))
+    });
+    child
 }
 
 /// The volume answers nothing; each program is blocked in another call. Those that handle Ctrl-C end as those that do not.
@@ -253,8 +276,11 @@ fn a_blocked_process_ends_soon_after_ctrl_c_and_kill() {
     here.volume.set_pace(Pace::HeldButNames);
     for call in calls {
         for (handled, signal) in [(true, Signal::INT), (false, Signal::INT), (false, Signal::KILL)] {
-            let script = if handled { call.to_owned() } else { format!("{default}\n{call}") };
-            ends_soon(blocked(&here, &script), signal);
+            let before = if handled { "" } else { default };
+            let elsewhere = end(idle(&here, before), signal);
+            let took = end(blocked(&here, &format!("{before}\n{call}")), signal);
+            let late = took.saturating_sub(elsewhere);
+            assert!(late <= ENDS_WITHIN, "{call} after {signal:?}: {took:?}, and {elsewhere:?} elsewhere");
         }
     }
 }

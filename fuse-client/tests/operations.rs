@@ -11,6 +11,7 @@ use holdfast_types::{InodeId, Timestamp};
 use holdfast_wire::namespace::{FileKind, SetTime};
 use memory::{Memory, Pace};
 use rustix::io::Errno;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -344,4 +345,36 @@ fn a_call_given_up_answers_interrupted_once() {
     asker.volume.release();
     assert!(matches!(asker.answer(), (answered, Err(Errno::NOENT) | Ok(Answer::Absent(_))) if answered == unique));
     assert!(asker.answers.try_recv().is_err());
+}
+
+#[test]
+fn a_sync_of_the_whole_file_system_reaches_the_write_buffer() {
+    everywhere(|mut asker, _| {
+        let (inode, ..) = asker.create(b"f", libc::O_RDWR);
+        asker.volume.take_calls();
+        assert!(matches!(asker.ask(ROOT, Operation::SyncAll), Ok(Answer::Done)));
+        assert!(matches!(asker.ask(inode, Operation::Fsync { handle: 0, data_only: false }), Ok(Answer::Done)));
+        assert_eq!(asker.volume.take_calls(), ["sync-all", "fsync"]);
+    });
+}
+
+#[test]
+fn a_request_whose_end_panics_is_answered_and_forgotten() {
+    // A sink that panics as a faulty answer would, once.
+    struct Faulty(Arc<Answers>, AtomicBool);
+    impl Sink for Faulty {
+        fn send(&self, unique: u64, result: Result<Answer, Errno>) {
+            assert!(self.1.swap(true, Ordering::SeqCst), "a panic on purpose");
+            self.0.send(unique, result);
+        }
+    }
+    let mut asker = Asker::new(Pace::Held, LONG);
+    let faulty = Arc::new(Faulty(asker.sink.clone(), AtomicBool::new(false)));
+    let request = Request { unique: 7, inode: ROOT, caller: Caller::default(), operation: Operation::StatFs };
+    asker.server.serve(request, Reply::new(7, 0, faulty));
+    let volume = asker.volume.clone();
+    std::thread::spawn(move || volume.release()).join().expect_err("it panics");
+    assert_eq!(asker.fs.waiting_count(), 0, "nothing is kept for it");
+    asker.volume.set_pace(Pace::AtOnce);
+    assert!(matches!(asker.ask(ROOT, Operation::StatFs), Ok(Answer::Usage(_))));
 }

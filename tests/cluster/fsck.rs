@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// What the command says, and its exit status.
-fn fsck(cluster: &Cluster) -> (Value, bool) {
+pub fn fsck(cluster: &Cluster) -> (Value, bool) {
     let mut command = Command::new(holdfast().expect("built"));
     command.args(["admin", "fsck", "--json", "--cluster"]).arg(cluster.file());
     let said = run(&mut command, Duration::from_secs(120)).expect("it ends");

@@ -10,6 +10,7 @@ mod limits;
 mod locks;
 mod membership;
 mod memory;
+mod mount_ends;
 mod network_loss;
 mod power_loss;
 mod process_loss;

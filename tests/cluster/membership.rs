@@ -124,3 +124,66 @@ fn a_status_that_cannot_ask_ends_with_2_and_other_commands_with_1() {
         assert!(String::from_utf8_lossy(&said.stderr).contains("/nowhere/cluster.toml"), "{said:?}");
     }
 }
+
+#[test]
+fn three_metadata_servers_become_five_and_two_of_the_first_may_go() {
+    let name = "membership::three_metadata_servers_become_five_and_two_of_the_first_may_go";
+    if !can_mount(name, &[]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let load = Load::start(&at, "load").expect("starts");
+    load.wait_for(50).expect("acknowledged");
+    for id in ["4", "5"] {
+        let (server, address) = (format!("metadata-{id}"), free_address());
+        let said = cluster.admin(&["metadata", "add", id, &address]).expect("on record");
+        let folder = cluster.folder().join("cluster").join(&server);
+        assert!(said.contains(&format!("{server}/config.toml")), "{said}");
+        // What it is told, and what it proves itself with.
+        let text = std::fs::read_to_string(folder.join("config.toml")).expect("written");
+        let config: toml::Table = text.parse().expect("TOML");
+        assert_eq!(config["id"].as_integer().map(|id| id.to_string()).as_deref(), Some(id), "{text}");
+        assert_eq!(config["address"].as_str(), Some(&*address), "{text}");
+        let read = |key: &str| {
+            let path = folder.join(config[key].as_str().expect("a path"));
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        assert!(folder.join("cert.pem").is_file() && config["certificate"].as_str() == Some("cert.pem"), "{text}");
+        assert!(read("certificate").contains("BEGIN CERTIFICATE") && read("key").contains("PRIVATE KEY"));
+        let authority = std::fs::read_to_string(cluster.folder().join("cluster/metadata-1/ca.pem")).expect("read");
+        assert_eq!(read("authority"), authority, "of the cluster's own authority");
+        cluster.start_more(&server, "config.toml").expect("joins");
+        cluster.wait_healthy(LIMIT).expect("caught up");
+    }
+    assert_eq!(voters(&cluster), [1, 2, 3, 4, 5]);
+    // Two of the first are lost for good, one of them a leader: without the new ones there is no majority.
+    let leader = cluster.leader_of(1).expect("somebody leads");
+    let first = |name: &&String| ["metadata-1", "metadata-2", "metadata-3"].contains(&name.as_str());
+    let mut lost: Vec<String> = Some(leader).iter().filter(first).cloned().collect();
+    lost.extend(
+        (1..=3)
+            .map(|n| format!("metadata-{n}"))
+            .filter(|name| !lost.contains(name))
+            .take(2 - lost.len())
+            .collect::<Vec<_>>(),
+    );
+    for server in &lost {
+        cluster.server(server).expect("ours").kill().expect("killed");
+        std::fs::remove_dir_all(cluster.folder().join("cluster").join(server).join("data")).expect("wiped");
+    }
+    load.wait_for(100).expect("goes on");
+    for server in &lost {
+        let id = server.rsplit('-').next().expect("a number");
+        cluster.admin(&["metadata", "remove", id]).expect("out");
+        cluster.forget(server);
+    }
+    cluster.wait_healthy(LIMIT).expect("three are whole");
+    let now = voters(&cluster);
+    assert!(now.len() == 3 && now.contains(&4) && now.contains(&5), "{now:?}");
+    load.wait_for(50).expect("goes on");
+    let report = load.stop();
+    assert_eq!((report.errors(), report.missing()), (Vec::<String>::new(), Vec::<String>::new()));
+    cluster.mounted(mount).unmount().expect("unmounts");
+}

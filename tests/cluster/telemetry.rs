@@ -108,3 +108,52 @@ fn a_slow_call_is_logged() {
     .expect("it is logged");
     cluster.mounted(mount).unmount().expect("unmounts");
 }
+
+/// With nothing too fast to be slow, each kind of server says of its requests where the time went.
+#[test]
+fn a_slow_request_is_logged_with_where_its_time_went() {
+    let name = "telemetry::a_slow_request_is_logged_with_where_its_time_went";
+    if !can_mount(name, &[]) {
+        return;
+    }
+    let mut cluster = Cluster::prepare(&Options::default()).expect("prepared");
+    let names: Vec<String> = cluster.servers().iter().map(|server| server.name().to_owned()).collect();
+    for name in &names {
+        let path = cluster.folder().join("cluster").join(name).join("config.toml");
+        let mut table: toml::Table = std::fs::read_to_string(&path).expect("read").parse().expect("TOML");
+        table.insert("slow-operation".into(), "0 ms".into());
+        std::fs::write(&path, toml::to_string(&table).expect("encodes")).expect("written");
+    }
+    cluster.start_all().expect("healthy");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let folder = cluster.folder().to_path_buf();
+    // Lines of one kind of server about one operation.
+    let lines = |kind: &str, operation: &str| {
+        let logs = names.iter().filter(|name| name.starts_with(kind));
+        let texts = logs.filter_map(|name| std::fs::read_to_string(folder.join(format!("{name}.log"))).ok());
+        let wanted = format!(" operation=\"{operation}\"");
+        let about = |line: &&str| line.contains("slow request") && line.contains(&wanted);
+        texts.flat_map(|text| text.lines().filter(about).map(str::to_owned).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    // Only so many lines a second are written, and everything is slow: again until these are among them.
+    let mut made = 0;
+    for (kind, operation, fields) in [
+        ("metadata", "create", ["total_ms=", "queue_ms=", "log_ms=", "commit_ms="]),
+        ("storage", "write", ["turn_ms=", "queue_ms=", "disk_ms=", "members_ms="]),
+    ] {
+        let line = until(&format!("a line about {operation}"), Duration::from_secs(60), || {
+            made += 1;
+            let file = std::fs::File::create(at.join(format!("f{made}")))?;
+            std::os::unix::fs::FileExt::write_all_at(&file, &[7; 10_000], 0)?;
+            file.sync_all()?;
+            anyhow::Context::context(lines(kind, operation).pop(), "none yet")
+        })
+        .expect("it is logged");
+        for field in fields {
+            let value = line.split(' ').find_map(|word| word.strip_prefix(field));
+            assert!(value.is_some_and(|value| value.parse::<u64>().is_ok()), "no {field} in {line}");
+        }
+    }
+    cluster.mounted(mount).unmount().expect("unmounts");
+}

@@ -211,3 +211,89 @@ fn appends_from_two_mounts_never_overwrite_each_other() {
         assert_eq!(text.lines().count(), 2 * LINES);
     }
 }
+
+#[test]
+fn mapped_pages_are_coherent_through_msync_and_a_new_mapping() {
+    if !can_mount("two_mounts::mapped_pages_are_coherent_through_msync_and_a_new_mapping", &["python3"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let mounts: Vec<PathBuf> = (0..2)
+        .map(|_| {
+            let number = cluster.mount().expect("mounted");
+            cluster.mounted(number).path().join("f")
+        })
+        .collect();
+    std::fs::write(&mounts[0], vec![b'.'; 3 * 4096]).expect("written");
+    // Both have every page mapped before either writes; what an old mapping shows of the other's pages is nobody's promise.
+    let script = "
+import mmap, os, sys
+paths = sys.argv[1:3]
+def new(path):
+    fd = os.open(path, os.O_RDWR)
+    try: return mmap.mmap(fd, 3 * 4096)
+    finally: os.close(fd)
+old = [new(path) for path in paths]
+assert all(mapped[at] == ord('.') for mapped in old for at in (0, 4096, 8192))
+for round in range(20):
+    for me, text in ((0, b'first'), (1, b'second')):
+        said = text + b' %d' % round
+        mine = new(paths[me])
+        mine[me * 4096 : me * 4096 + len(said)] = said
+        mine.flush()
+        theirs = new(paths[1 - me])
+        assert theirs[me * 4096 : me * 4096 + len(said)] == said, (round, me, theirs[me * 4096 : me * 4096 + 20])
+        with open(paths[1 - me], 'rb') as file:
+            assert file.read()[me * 4096 :].startswith(said), 'read(2) sees it as well'
+assert new(paths[0])[8192:] == b'.' * 4096
+";
+    let mut command = std::process::Command::new("python3");
+    let output = command.args(["-I", "-c", script]).args(&mounts).output().expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn watches_tell_of_changes_through_their_own_mount_only() {
+    use rustix::fs::inotify;
+    if !can_mount("two_mounts::watches_tell_of_changes_through_their_own_mount_only", &[]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let mounts: Vec<PathBuf> = (0..2)
+        .map(|_| {
+            let number = cluster.mount().expect("mounted");
+            cluster.mounted(number).path().to_path_buf()
+        })
+        .collect();
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).expect("a watch");
+    inotify::add_watch(&watch, &mounts[1], inotify::WatchFlags::CREATE).expect("watches");
+    File::create(mounts[0].join("elsewhere")).expect("made");
+    assert!(mounts[1].join("elsewhere").exists(), "it is there at once");
+    File::create(mounts[1].join("here")).expect("made");
+    // Events come in order, so this is the first there was.
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+    let mut events = inotify::Reader::new(&watch, &mut buffer);
+    let event = events.next().expect("an event");
+    assert_eq!(event.file_name().map(|name| name.to_bytes()), Some(&b"here"[..]));
+}
+
+#[test]
+fn a_flock_of_a_directory_holds_on_its_host_only() {
+    use rustix::fs::{FlockOperation, flock};
+    if !can_mount("two_mounts::a_flock_of_a_directory_holds_on_its_host_only", &[]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
+    let mounts: Vec<PathBuf> = (0..2)
+        .map(|_| {
+            let number = cluster.mount().expect("mounted");
+            cluster.mounted(number).path().to_path_buf()
+        })
+        .collect();
+    std::fs::create_dir(mounts[0].join("d")).expect("made");
+    let open = |host: usize| File::open(mounts[host].join("d")).expect("opened");
+    let (holder, here, elsewhere) = (open(0), open(0), open(1));
+    flock(&holder, FlockOperation::LockExclusive).expect("locked");
+    assert_eq!(flock(&here, FlockOperation::NonBlockingLockExclusive), Err(rustix::io::Errno::AGAIN));
+    flock(&elsewhere, FlockOperation::NonBlockingLockExclusive).expect("the other host does not know");
+}

@@ -3,10 +3,14 @@
 //! * The seeds are the golden messages of `tests/compat`, cut, flipped, spliced and stretched by a seeded generator.
 //! * `corpus.txt` holds what was once interesting, one case a line (`decoder hexadecimal`); it is replayed first. A failure prints its line.
 //! * What decodes must come back from its own encoding: two readings of one message would be two messages.
+//! * The kernel is no outsider, but its requests are decoded by the process that every file of a mount hangs on: those recorded for
+//!   `fuse-client` are damaged in the same way, and random bytes are put behind every opcode.
 //!
 //! `HOLDFAST_TEST_LONG=1` runs a hundred times as many cases; `HOLDFAST_SEED=N` others.
 
+use bytes::Bytes;
 use holdfast_client::ClusterFile;
+use holdfast_fuse_client::device::{Operation, abi, decode as fuse_decode};
 use holdfast_tests::command::repository;
 use holdfast_tests::report::long;
 use holdfast_types::prng::Prng;
@@ -57,6 +61,40 @@ fn storage_config(bytes: &[u8]) -> bool {
     holdfast_config::parse::<Config>(&String::from_utf8_lossy(bytes), Path::new("config.toml")).is_ok()
 }
 
+/// A request of the kernel; `long`: with the longer form of SETXATTR, as both sides may agree.
+fn fuse_request(bytes: &[u8], long: bool) -> bool {
+    let mut kept = 0;
+    let mut keep = |data: &[u8]| {
+        kept += data.len();
+        Bytes::copy_from_slice(data)
+    };
+    let Ok(request) = fuse_decode::request(bytes, long, &mut keep) else { return false };
+    // Nothing is larger than what it was read from, whatever length a field claims.
+    let taken = match &request.operation {
+        Operation::Write { data, .. } => data.len(),
+        Operation::SetXattr { name, value, .. } => name.len() + value.len(),
+        Operation::BatchForget(forgotten) => forgotten.len() * 16,
+        Operation::Rename { name, to_name, .. } => name.len() + to_name.len(),
+        Operation::Symlink { name, target } => name.len() + target.len(),
+        Operation::Lookup { name } => name.len(),
+        _ => 0,
+    };
+    assert!(kept.max(taken) <= bytes.len() - abi::IN_HEADER_BYTES, "{request:?} of {} bytes", bytes.len());
+    true
+}
+
+fn fuse_short(bytes: &[u8]) -> bool {
+    fuse_request(bytes, false)
+}
+
+fn fuse_long(bytes: &[u8]) -> bool {
+    fuse_request(bytes, true)
+}
+
+fn fuse_init(bytes: &[u8]) -> bool {
+    fuse_decode::header(bytes).is_some() && fuse_decode::init(bytes).is_some()
+}
+
 /// By the beginning of a golden message's name.
 const DECODERS: &[(&str, Decoder)] = &[
     ("envelope.", message::<Envelope>),
@@ -67,6 +105,9 @@ const DECODERS: &[(&str, Decoder)] = &[
     ("peer.", message::<PeerMessage>),
     ("admin.request", message::<AdminRequest>),
     ("admin.", message::<AdminAnswer>),
+    ("fuse.init", fuse_init),
+    ("fuse.long", fuse_long),
+    ("fuse.", fuse_short),
     ("header", header),
     ("cluster-file", cluster_file),
     ("metadata-config", metadata_config),
@@ -92,9 +133,29 @@ fn lines(path: &str) -> Vec<(String, Vec<u8>)> {
     lines.filter_map(|line| line.split_once(' ')).map(|(name, bytes)| (name.to_owned(), from_hex(bytes))).collect()
 }
 
-/// The golden messages, and texts of configurations.
+/// Requests recorded from a kernel: pairs of lines, bytes and what they say, which begins with `long ` if SETXATTR was in its longer form.
+fn recorded() -> Vec<(String, Vec<u8>)> {
+    let path = "fuse-client/src/device/testdata/requests.txt";
+    let text = std::fs::read_to_string(repository().join(path)).expect("it is committed");
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let pairs = lines.chunks_exact(2);
+    pairs
+        .map(|pair| {
+            let said = pair[1].split([' ', '(']).next().unwrap_or_default();
+            let decoder = match said {
+                "Init" => "fuse.init",
+                "long" => "fuse.long",
+                _ => "fuse.short",
+            };
+            (decoder.to_owned(), from_hex(pair[0]))
+        })
+        .collect()
+}
+
+/// The golden messages, texts of configurations, requests of a kernel.
 fn seeds() -> Vec<(String, Vec<u8>)> {
     let mut seeds = lines("tests/compat/fixtures/0.1.0.txt");
+    seeds.extend(recorded());
     let mut header = Header::new(holdfast_wire::frame::FrameKind::Request, holdfast_types::ClusterId(7), 9);
     header.describe(b"message", b"payload", false).expect("short");
     seeds.push(("header".into(), header.encode().to_vec()));
@@ -137,6 +198,10 @@ fn decode(name: &str, bytes: &[u8]) -> bool {
         .unwrap_or_else(|_| panic!("add this line to tests/fuzz/corpus.txt:\n{name} {}", to_hex(bytes)))
 }
 
+fn seed() -> u64 {
+    std::env::var("HOLDFAST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 #[test]
 fn what_was_once_interesting_is_decoded_or_refused() {
     let corpus = lines("tests/fuzz/corpus.txt");
@@ -155,7 +220,7 @@ fn damaged_messages_are_decoded_or_refused() {
     for (prefix, _) in DECODERS {
         assert!(seeds.iter().any(|(name, _)| name.starts_with(prefix)), "no seed for {prefix}");
     }
-    let seed = std::env::var("HOLDFAST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let seed = seed();
     let mut prng = Prng::new(seed);
     let (mut read, mut refused) = (0u64, 0u64);
     for _ in 0..if long() { 100 * CASES } else { CASES } {
@@ -168,4 +233,25 @@ fn damaged_messages_are_decoded_or_refused() {
     }
     println!("seed {seed}: {read} read, {refused} refused");
     assert!(read > 100 && refused > 100, "the generator makes both: {read} and {refused}");
+}
+
+#[test]
+fn random_bytes_behind_any_opcode_of_the_kernel_are_decoded_or_refused() {
+    let seed = seed();
+    let mut prng = Prng::new(seed);
+    let (mut read, mut refused) = (0u64, 0u64);
+    for _ in 0..if long() { 100 * CASES } else { CASES } {
+        for opcode in (0..=abi::op::GREATEST + 2).chain([abi::op::CUSE_INIT, u32::MAX]) {
+            let mut bytes: Vec<u8> = (0..abi::IN_HEADER_BYTES).map(|_| prng.below(256) as u8).collect();
+            bytes[4..8].copy_from_slice(&opcode.to_ne_bytes());
+            // Small numbers as well as any: a length that fits is read further than one that does not.
+            let greatest = *prng.pick(&[1, 4, 32, 256]);
+            bytes.extend((0..prng.below(200)).map(|_| prng.below(greatest) as u8));
+            for name in ["fuse.short", "fuse.long", "fuse.init"] {
+                if decode(name, &bytes) { read += 1 } else { refused += 1 }
+            }
+        }
+    }
+    println!("seed {seed}: {read} read, {refused} refused");
+    assert!(read > 1000 && refused > 1000, "the generator makes both: {read} and {refused}");
 }

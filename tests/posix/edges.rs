@@ -358,3 +358,36 @@ fn reading_sets_the_access_time_once() {
     assert_eq!(fs::read(up.mount().join("f")).expect("reads"), b"text");
     assert_eq!(times(up.mount()), (read, changed, ctime), "once");
 }
+
+/// Bytes that somebody without privilege wrote take a file's set-id bits, those that it had then and no others, although they are buffered.
+#[test]
+fn set_id_bits_go_and_come_in_the_order_of_the_calls() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    if !can_mount("edges::set_id_bits_go_and_come_in_the_order_of_the_calls", &["setpriv", "setfacl"]) {
+        return;
+    }
+    let up = Up::start(&[]).expect("up is ready");
+    let file = up.mount().join("f");
+    let mode = || file.metadata().expect("stat").mode() & 0o7777;
+    let set = |mode: u32| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("set");
+    let run =
+        |line: &str| holdfast_tests::command::shell(&format!("{line} '{}'", file.display()), LIMIT).expect("runs");
+    let write = || run("setpriv --reuid 65534 --regid 65534 --clear-groups bash -c 'echo more >> \"$0\"'");
+    for _ in 0..10 {
+        fs::write(&file, "x").expect("writes");
+        chown(&file, Some(1000), Some(1000)).expect("given away");
+        set(0o6777);
+        write();
+        assert_eq!(mode(), 0o777);
+        set(0o6755);
+        assert_eq!(mode(), 0o6755, "set after the write");
+        open(&file).sync_all().expect("synced");
+        assert_eq!(mode(), 0o6755, "set after the write that is published only now");
+        set(0o2777);
+        write();
+        // Without this right of its group, the bit would have stayed: but it was gone before.
+        run("setfacl -m g::rw-");
+        assert_eq!(mode(), 0o767);
+        fs::remove_file(&file).expect("removed");
+    }
+}

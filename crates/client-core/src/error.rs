@@ -44,6 +44,9 @@ pub enum ClientError {
         /// What it did.
         detail: &'static str,
     },
+    /// A fault of this client: a panic, which its log tells of (EIO). What was sent may take effect.
+    #[error("a fault in this client; its log says which")]
+    Internal,
 }
 
 impl ClientError {
@@ -57,7 +60,8 @@ impl ClientError {
             | Self::Stale
             | Self::BadHandle
             | Self::Refused { .. }
-            | Self::Protocol { .. } => false,
+            | Self::Protocol { .. }
+            | Self::Internal => false,
         }
     }
 }

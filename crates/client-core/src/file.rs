@@ -45,6 +45,8 @@ pub(crate) enum Waiter {
     All(CallId),
     /// A rename of the file over another: it is made then.
     Rename(CallId, Box<Call>),
+    /// A change of the access list, which says what the mode's bits mean: what was written before takes set-id bits of the mode before.
+    Acl(CallId, Box<Call>),
 }
 
 /// Somebody waits until every write up to a number is durable and published.
@@ -89,7 +91,10 @@ pub(crate) enum Lane {
     Reserve,
     Refresh,
     /// A change of attributes that leaves the bytes alone.
-    Set,
+    Set {
+        /// The mode is one of them.
+        mode: bool,
+    },
     /// Storage is asked what became of bytes in doubt. Counts the requests under way.
     Check {
         left: usize,

@@ -461,7 +461,8 @@ impl ClientCore {
 
     fn run_set(&mut self, id: CallId, inode: InodeId, set: SetAttributes, quiet: bool) {
         let Some(file) = self.files.get_mut(&inode) else { return };
-        file.lane = Some(if set.size.is_some() { Lane::Change { left: 1 } } else { Lane::Set });
+        file.lane =
+            Some(if set.size.is_some() { Lane::Change { left: 1 } } else { Lane::Set { mode: set.mode.is_some() } });
         if set.size.is_some() || set.mtime.is_some() {
             // What is set now is later than what was written before.
             file.mtime = None;
@@ -494,6 +495,10 @@ impl ClientCore {
         self.touched.insert(inode);
         if let Some(file) = self.files.get_mut(&inode) {
             let lane = file.lane.take();
+            if result.is_ok() && matches!(lane, Some(Lane::Set { mode: true })) {
+                // The mode is what it was set to. Bytes that were written before took the set-id bits of the old one.
+                file.clear_set_ids = false;
+            }
             if result.is_ok() && matches!(lane, Some(Lane::Change { .. })) {
                 // The size is the service's now, whatever was stored before: above it all goes, below it is covered.
                 file.unpublished_end = 0;

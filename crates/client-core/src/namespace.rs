@@ -46,6 +46,12 @@ impl ClientCore {
             }
             Call::Create { .. } => self.create(id, call),
             Call::CreateUnnamed { .. } => self.create_unnamed(id, call),
+            Call::SetAcl { inode, .. } if self.files.get(&inode).is_some_and(|file| file.clear_set_ids) => {
+                let file = self.files.get_mut(&inode).expect("just seen");
+                let target = file.number_next - 1;
+                file.syncs.push(Sync { target, data_only: false, waiter: Waiter::Acl(id, Box::new(call)) });
+                self.touched.insert(inode);
+            }
             Call::SetAcl { inode, default, value, clear_set_group_id } => {
                 let mutation = Mutation::SetAcl { inode, default, value, clear_set_group_id };
                 self.mutate(mutation, Purpose::Quiet(id));

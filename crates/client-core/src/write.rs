@@ -413,6 +413,10 @@ impl ClientCore {
                 Ok(()) => {}
                 Err(error) => self.complete(id, Err(error)),
             },
+            Waiter::Acl(id, call) => match result {
+                Ok(()) => self.start(id, *call),
+                Err(error) => self.complete(id, Err(error)),
+            },
             Waiter::All(id) => {
                 let Some((left, error)) = self.buffer.all.get_mut(&id) else { return };
                 *left -= 1;

@@ -1,15 +1,22 @@
 //! A mounted volume: the core behind a lock, and the tasks that carry out its effects.
+//!
+//! Invariant: a panic costs the call that it belongs to, and no other. A step may complete many calls, so each part of one is contained by
+//! itself. A core that panicked is used further: its tables are valid at every step as far as types can say, and what it could get wrong
+//! is bounded by what the servers check; to end the mount would cost every call for one.
 
 use crate::cluster_file::ClusterFile;
 use crate::metered::Metered;
 use crate::metrics::Metrics;
 use crate::transport::Transport;
-use holdfast_client_core::{Call, CallId, ClientCore, ClientError, Config, Effect, Input, Notice, Reply, Ticket};
+use holdfast_client_core::{
+    Call, CallId, ClientCore, ClientError, Config, Effect, Failure, Input, Notice, Reply, Ticket,
+};
 use holdfast_types::{Instant, SessionId};
 use holdfast_wire::map::MapUpdate;
 use holdfast_wire::metadata::{Answer, ClientRecord, Envelope, Request, Response};
 use holdfast_wire::namespace::{Attributes, Query, VolumeRecord};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -282,7 +289,6 @@ impl Drop for CancelOnDrop<'_> {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic within a step leaves the core in an unknown state; the process that mounts decides what to do about panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -290,7 +296,7 @@ impl Shared {
     fn step(self: &Arc<Self>, mut state: MutexGuard<'_, State>, input: Input) {
         let state_ref = &mut *state;
         let mut effects = std::mem::take(&mut state_ref.effects);
-        state_ref.core.step(now(), input, &mut effects);
+        step_contained(state_ref, input, &mut effects);
         let mut completed = Vec::new();
         let mut sends = Vec::new();
         for effect in effects.drain(..) {
@@ -332,10 +338,16 @@ impl Shared {
         state_ref.effects = effects;
         drop(state);
         for effect in sends {
-            self.send(effect);
+            let unsent = unsent(&effect);
+            if !contained("a message was not sent", || self.send(effect))
+                && let Some(input) = unsent
+            {
+                self.step(self.lock(), input);
+            }
         }
         for (done, result) in completed {
-            done(result);
+            // Unwinding drops what it owns, the duty to answer too; so the caller hears of it.
+            contained("the end of a call", || done(result));
         }
     }
 
@@ -363,16 +375,56 @@ impl Shared {
     }
 }
 
+/// One step of the core. After a panic the call whose step it was fails, and what had been decided before is carried out all the same.
+fn step_contained(state: &mut State, input: Input, effects: &mut Vec<Effect>) {
+    let call = if let Input::Call { id, .. } = &input { Some(*id) } else { None };
+    if contained("a step of the client", || state.core.step(now(), input, effects)) {
+        return;
+    }
+    effects.extend(call.map(|id| Effect::Complete { id, result: Err(ClientError::Internal) }));
+    // The core hands out what it has decided at the end of a step: the next one does it now, and takes back what is left of the call.
+    let next = call.map_or(Input::Tick, |id| Input::Cancel { id });
+    contained("a step of the client after a panic", || state.core.step(now(), next, effects));
+    // A timer that was taken and not set again.
+    state.timer.get_or_insert(now() + TICK_MAX);
+}
+
+/// Does something that may panic; false if it did.
+fn contained(what: &str, work: impl FnOnce()) -> bool {
+    // What is shared with others lies behind locks of its own.
+    let ended = catch_unwind(AssertUnwindSafe(work)).is_ok();
+    if !ended {
+        tracing::error!(what, "a panic was contained and costs one call; please report it");
+    }
+    ended
+}
+
+/// What the core is to hear if this message cannot be sent.
+fn unsent(effect: &Effect) -> Option<Input> {
+    match effect {
+        Effect::SendMetadata { ticket, .. } => {
+            Some(Input::MetadataAnswer { ticket: *ticket, result: Err(Failure::Unreachable) })
+        }
+        Effect::SendChunk { ticket, .. } => {
+            Some(Input::ChunkAnswer { ticket: *ticket, result: Err(Failure::Unreachable) })
+        }
+        Effect::Complete { .. } | Effect::SetTimer { .. } | Effect::Notify(_) | Effect::Forget { .. } => None,
+    }
+}
+
 /// Whether a request may be held by the service for as long as another owner likes.
 fn may_be_held(envelope: &Envelope) -> bool {
     matches!(envelope.request, Request::Query(Query::AwaitLock { .. }))
 }
 
+/// The core is looked at so often even if it asked for nothing.
+const TICK_MAX: Duration = Duration::from_secs(1);
+
 /// Gives the core its ticks until the client is gone.
 async fn tick(shared: std::sync::Weak<Shared>) {
     loop {
         let Some(strong) = shared.upgrade() else { return };
-        let wait = strong.lock().timer.map_or(Duration::from_secs(1), |at| at.since(now()));
+        let wait = strong.lock().timer.map_or(TICK_MAX, |at| at.since(now()));
         if wait.is_zero() {
             let mut state = strong.lock();
             state.timer = None;
@@ -382,7 +434,7 @@ async fn tick(shared: std::sync::Weak<Shared>) {
         let changed = strong.timer_changed.notified();
         tokio::select! {
             () = changed => {}
-            () = tokio::time::sleep(wait.min(Duration::from_secs(1))) => {}
+            () = tokio::time::sleep(wait.min(TICK_MAX)) => {}
         }
     }
 }

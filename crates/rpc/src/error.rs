@@ -29,6 +29,19 @@ pub enum IdentityError {
     /// The certificate names nobody of a cluster.
     #[error("the certificate names no role and id of a Holdfast cluster")]
     Nameless,
+    /// The authority would not accept the certificate: it has expired, is not valid yet, or is another's.
+    #[error(
+        "the certificate {path} would be refused by everybody who trusts {authority}: {reason}. Check this host's clock, then have \
+         the cluster's authority issue a new one"
+    )]
+    Refused {
+        /// The certificate.
+        path: std::path::PathBuf,
+        /// The authority's.
+        authority: std::path::PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// TLS does not accept the key or certificates.
     #[error("TLS refuses the identity: {0}")]
     Tls(#[from] rustls::Error),

@@ -153,12 +153,24 @@ impl Identity {
     /// Reads `certificate`, `key` and the cluster's `authority`, all PEM files. Cluster, role and id come from the certificate.
     ///
     /// # Errors
-    /// [`IdentityError`] when a file is missing, damaged, of another kind, or does not fit the others.
+    /// [`IdentityError`] when a file is missing, damaged, of another kind, or does not fit the others; and when the certificate has expired or
+    /// is not the authority's: nobody would talk to who has it, and say so only in a log of its own.
     pub fn load(certificate: &Path, key: &Path, authority: &Path) -> Result<Self, IdentityError> {
         let read = |path: &Path| {
             std::fs::read_to_string(path).map_err(|source| IdentityError::File { path: path.into(), source })
         };
-        Self::from_pem(&read(certificate)?, &read(key)?, &read(authority)?)
+        let (certificate_text, authority_text) = (read(certificate)?, read(authority)?);
+        let identity = Self::from_pem(&certificate_text, &read(key)?, &authority_text)?;
+        let roots = certificates("authority", &authority_text)?;
+        tls::check(&certificates("certificate", &certificate_text)?, roots).map_err(|error| {
+            let reason = match error {
+                // TLS speaks of a peer's, but this one is ours.
+                rustls::Error::InvalidCertificate(reason) => reason.to_string(),
+                other => other.to_string(),
+            };
+            IdentityError::Refused { path: certificate.into(), authority: authority.into(), reason }
+        })?;
+        Ok(identity)
     }
 
     /// Like [`Self::load`], from the files' contents.
@@ -214,6 +226,25 @@ fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'sta
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ca::Authority;
+
+    #[test]
+    fn a_certificate_that_nobody_would_accept_is_refused_by_its_file() {
+        let (cluster, me) = (ClusterId(0xfeed), PeerIdentity { role: Role::Metadata, id: 1 });
+        let folder = tempfile::tempdir().expect("a folder");
+        let ours = Authority::create(cluster).expect("made");
+        let load = |issued: &crate::ca::Issued| {
+            issued.write(folder.path()).expect("written");
+            crate::ca::Issued::load(folder.path())
+        };
+        assert_eq!(load(&ours.issue(me).expect("issued")).expect("good").me(), me);
+        let expired = load(&ours.issue_expired(me).expect("issued")).expect_err("over").to_string();
+        assert!(expired.contains("cert.pem") && expired.contains("expired") && !expired.contains("peer"), "{expired}");
+        let other = Authority::create(cluster).expect("made");
+        let mixed = crate::ca::Issued { authority: other.certificate().to_owned(), ..ours.issue(me).expect("issued") };
+        let foreign = load(&mixed).expect_err("another authority's").to_string();
+        assert!(foreign.contains("cert.pem") && foreign.contains("ca.pem"), "{foreign}");
+    }
 
     #[test]
     fn names_lead_back_to_who_they_name() {

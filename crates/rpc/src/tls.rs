@@ -4,7 +4,7 @@ use crate::error::IdentityError;
 use ::aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::sync::Arc;
@@ -80,6 +80,22 @@ impl Configs {
         config.cid_generator(|| Box::new(RandomIds));
         config
     }
+}
+
+/// Whether the others accept a certificate now, as far as it goes by the authorities that we share with them.
+pub fn check(
+    chain: &[CertificateDer<'static>],
+    authorities: Vec<CertificateDer<'static>>,
+) -> Result<(), rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority)?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()))
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let (own, between) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+    verifier.verify_client_cert(own, between, UnixTime::now()).map(drop)
 }
 
 /// Ids of QUIC connections. quinn's own carry a mark of the process that drew them, and packets without it get no reset.

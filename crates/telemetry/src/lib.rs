@@ -18,7 +18,8 @@ pub const FILTER_VARIABLE: &str = "HOLDFAST_LOG";
 pub const FORMAT_VARIABLE: &str = "HOLDFAST_LOG_FORMAT";
 
 /// What is logged when nobody says otherwise: our own events, and of others only what somebody should know.
-const FILTER_DEFAULT: &str = "info,quinn=warn,quinn_proto=warn,quinn_udp=warn,rustls=warn,raft=warn,fjall=warn,lsm_tree=warn,fuser=warn,slog=warn";
+const FILTER_DEFAULT: &str =
+    "info,quinn=warn,quinn_proto=warn,quinn_udp=warn,rustls=warn,raft=warn,fjall=warn,lsm_tree=warn,slog=warn";
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]

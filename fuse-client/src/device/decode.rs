@@ -1,7 +1,10 @@
 //! Bytes from the kernel → [`Request`].
 //!
 //! The kernel is trusted not to be hostile, yet nothing here panics or reads past the request: a short or odd request is
-//! [`Malformed`] and answered `EIO`, so that one surprise does not end the mount.
+//! [`Malformed`] and answered `EIO`, so that one surprise does not end the mount. Requests recorded from a kernel are the unit tests;
+//! `tests/fuzz` cuts, flips and replaces their bytes.
+//!
+//! Fields are taken one after the other in the header's order, as decision 0004 says why: no structure is laid over the bytes.
 
 use super::abi::{self, op, set};
 use super::protocol::{Caller, NewAttributes, Operation, Request, timestamp};
@@ -142,6 +145,7 @@ fn operation<'a>(opcode: u32, body: &mut Cursor<'a>, payload: &mut dyn FnMut(&[u
         op::RENAME | op::RENAME2 => rename(opcode, body)?,
         op::LINK => Operation::Link { inode: InodeId(body.u64()?), name: body.name()? },
         op::STATFS => Operation::StatFs,
+        op::SYNCFS => Operation::SyncAll,
         op::DESTROY => Operation::Destroy,
         op::ACCESS => Operation::Access { mask: body.u32()? },
         op::INTERRUPT => Operation::Interrupt { unique: body.u64()? },

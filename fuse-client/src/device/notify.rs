@@ -3,10 +3,11 @@
 //! Most of these calls may wait inside the kernel for a directory's lock or for a page that is being read, both of which may be waiting for
 //! an answer of ours: they are made only by threads that serve no request (see `invalidate`).
 
+use super::Channel;
 use super::abi::{self, NOTIFY_INC_EPOCH, NOTIFY_INVAL_ENTRY, NOTIFY_INVAL_INODE};
-use super::channel::Channel;
 use super::encode;
 use super::session::Negotiated;
+use super::transport::Transport;
 use holdfast_types::InodeId;
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -24,15 +25,22 @@ pub trait KernelCache: Send + Sync + 'static {
 }
 
 /// The kernel behind a mount.
-#[derive(Clone, Debug)]
-pub struct Notifier {
-    channel: Arc<Channel>,
+#[derive(Debug)]
+pub struct Notifier<T = Channel> {
+    channel: Arc<T>,
     negotiated: Negotiated,
 }
 
-impl Notifier {
+// Not derived: it does not copy the transport.
+impl<T> Clone for Notifier<T> {
+    fn clone(&self) -> Self {
+        Self { channel: self.channel.clone(), negotiated: self.negotiated }
+    }
+}
+
+impl<T: Transport> Notifier<T> {
     /// For the mount behind `channel`.
-    pub fn new(channel: Arc<Channel>, negotiated: Negotiated) -> Self {
+    pub fn new(channel: Arc<T>, negotiated: Negotiated) -> Self {
         Self { channel, negotiated }
     }
 
@@ -45,7 +53,7 @@ impl Notifier {
     }
 }
 
-impl KernelCache for Notifier {
+impl<T: Transport> KernelCache for Notifier<T> {
     fn forget_inode(&self, inode: InodeId) {
         if let Err(errno) = self.notify(NOTIFY_INVAL_INODE, &encode::inval_inode(inode.0, 0)) {
             tracing::warn!(%inode, %errno, "kernel did not invalidate an inode");

@@ -136,6 +136,8 @@ pub enum Operation<'a> {
         kill_set_ids: bool,
     },
     StatFs,
+    /// `syncfs(2)`, where the kernel passes it on.
+    SyncAll,
     Release {
         handle: u64,
     },

@@ -1,11 +1,11 @@
 //! Negotiation and the serving threads.
 
 use super::abi::{self, init};
-use super::channel::Channel;
 use super::encode::InitAnswer;
 use super::protocol::{Operation, Request};
-use super::reply::{Reply, Sink};
-use super::{Service, decode, encode};
+use super::reply::Reply;
+use super::transport::Transport;
+use super::{Channel, Service, decode, encode};
 use bytes::Bytes;
 use rustix::io::Errno;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -94,18 +94,18 @@ pub enum SessionError {
 
 /// A mount that is being served.
 #[derive(Debug)]
-pub struct Session {
+pub struct Session<T = Channel> {
     threads: Vec<JoinHandle<()>>,
-    channel: Arc<Channel>,
+    channel: Arc<T>,
     negotiated: Negotiated,
 }
 
-impl Session {
-    /// Negotiates with the kernel over a freshly mounted descriptor. Requests wait until [`Session::serve`].
+impl<T: Transport> Session<T> {
+    /// Negotiates with the kernel over a freshly mounted transport. Requests wait until [`Session::serve`].
     ///
     /// # Errors
     /// [`SessionError`] when there is no agreement.
-    pub fn negotiate(channel: Channel) -> Result<Self, SessionError> {
+    pub fn negotiate(channel: T) -> Result<Self, SessionError> {
         let mut buffer = vec![0; buffer_bytes()];
         let length = channel.receive(&mut buffer)?.ok_or(SessionError::NoInit)?;
         let bytes = &buffer[..length];
@@ -137,8 +137,8 @@ impl Session {
         self.negotiated
     }
 
-    /// The first descriptor, for notifications.
-    pub fn channel(&self) -> Arc<Channel> {
+    /// The first way to the kernel, for notifications.
+    pub fn channel(&self) -> Arc<T> {
         self.channel.clone()
     }
 
@@ -188,7 +188,7 @@ fn buffer_bytes() -> usize {
 }
 
 /// One serving thread.
-fn serve(channel: &Arc<Channel>, negotiated: Negotiated, service: &dyn Service, keep: &Keep) {
+fn serve<T: Transport>(channel: &Arc<T>, negotiated: Negotiated, service: &dyn Service, keep: &Keep) {
     let long_xattrs = negotiated.has(init::SETXATTR_EXT);
     let mut buffer = vec![0; buffer_bytes()];
     loop {
@@ -203,26 +203,29 @@ fn serve(channel: &Arc<Channel>, negotiated: Negotiated, service: &dyn Service, 
     }
 }
 
-fn serve_one(channel: &Arc<Channel>, service: &dyn Service, keep: &Keep, (bytes, long_xattrs): (&[u8], bool)) {
-    let request = match decode::request(bytes, long_xattrs, &mut |data| keep(data)) {
-        Ok(request) => request,
+fn serve_one<T: Transport>(channel: &Arc<T>, service: &dyn Service, keep: &Keep, (bytes, long_xattrs): (&[u8], bool)) {
+    let Some(header) = decode::header(bytes) else {
+        return tracing::error!(length = bytes.len(), "request without a header");
+    };
+    let reply = Reply::new(header.unique, header.caller.pid, channel.clone());
+    let serve = || match decode::request(bytes, long_xattrs, &mut |data| keep(data)) {
         Err(malformed) => {
             tracing::error!(%malformed, "malformed request");
-            return channel.send(malformed.unique, Err(Errno::IO));
+            reply.error(Errno::IO);
         }
-    };
-    let reply = Reply::new(request.unique, request.caller.pid, channel.clone());
-    match &request {
-        Request { operation: Operation::Destroy, .. } => return reply.done(),
-        Request { operation: Operation::Unknown(opcode), .. } => {
+        Ok(Request { operation: Operation::Destroy, .. }) => reply.done(),
+        Ok(Request { operation: Operation::Unknown(opcode), .. }) => {
             tracing::debug!(opcode, "operation not offered");
-            return reply.error(Errno::NOSYS);
+            reply.error(Errno::NOSYS);
         }
-        _ => {}
-    }
+        Ok(request) => service.serve(request, reply),
+    };
     // A panic drops the reply, which answers EIO. The service is shared by threads and guards its state with locks; one that was
     // poisoned by the panic is entered all the same (see `sync`), for its data are counters and tables, valid at every step.
-    if catch_unwind(AssertUnwindSafe(|| service.serve(request, reply))).is_err() {
-        tracing::error!("a request panicked and was answered EIO");
+    if catch_unwind(AssertUnwindSafe(serve)).is_err() {
+        tracing::error!(unique = header.unique, opcode = header.opcode, "a request panicked and was answered EIO");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,38 +13,72 @@ fn bytes_of(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal")).collect()
 }
 
-fn recorded() -> Vec<(Vec<u8>, &'static str)> {
+/// Bytes, what they say, and whether the longer form of SETXATTR was negotiated.
+fn all_recorded() -> Vec<(Vec<u8>, &'static str, bool)> {
     let lines: Vec<&str> = RECORDED.lines().filter(|line| !line.starts_with('#')).collect();
-    lines.chunks_exact(2).map(|pair| (bytes_of(pair[0]), pair[1])).collect()
+    let pairs = lines.chunks_exact(2);
+    pairs
+        .map(|pair| match pair[1].strip_prefix("long ") {
+            Some(text) => (bytes_of(pair[0]), text, true),
+            None => (bytes_of(pair[0]), pair[1], false),
+        })
+        .collect()
+}
+
+/// Those that are read in one way whatever was negotiated.
+fn recorded() -> Vec<(Vec<u8>, &'static str)> {
+    all_recorded().into_iter().filter(|(.., long)| !long).map(|(bytes, text, _)| (bytes, text)).collect()
 }
 
 fn decode(bytes: &[u8]) -> Result<String, decode::Malformed> {
-    // Recorded before the longer form of SETXATTR was negotiated.
-    decode::request(bytes, false, &mut |data| Bytes::copy_from_slice(data)).map(|request| format!("{request:?}"))
+    decode_as(bytes, false)
+}
+
+fn decode_as(bytes: &[u8], long: bool) -> Result<String, decode::Malformed> {
+    if let Some(init) = decode::header(bytes).filter(|header| header.opcode == abi::op::INIT) {
+        let malformed = decode::Malformed { unique: init.unique, opcode: init.opcode, length: bytes.len() };
+        return decode::init(bytes).map(|init| format!("{init:?}")).ok_or(malformed);
+    }
+    decode::request(bytes, long, &mut |data| Bytes::copy_from_slice(data)).map(|request| format!("{request:?}"))
 }
 
 #[test]
 fn recorded_requests_say_what_they_said() {
-    let recorded = recorded();
-    assert!(recorded.len() > 40);
-    for (bytes, expected) in &recorded {
-        assert_eq!(decode(bytes).as_deref(), Ok(*expected));
+    let recorded = all_recorded();
+    assert!(recorded.len() > 50);
+    for (bytes, expected, long) in &recorded {
+        assert_eq!(decode_as(bytes, *long).as_deref(), Ok(*expected));
     }
 }
 
 #[test]
-fn no_truncated_or_garbled_request_is_read_past_its_end() {
-    for (bytes, expected) in recorded() {
+fn every_operation_is_served_or_listed_as_not_and_recorded_where_it_is_sent() {
+    // Never used.
+    const GAPS: [u32; 2] = [7, 19];
+    // With `default_permissions`, and on a mount that is neither virtiofs nor a block device's, the kernel sends none of these; DESTROY too
+    // only for the latter.
+    const NEVER_SENT: [u32; 3] = [abi::op::ACCESS, abi::op::SYNCFS, abi::op::DESTROY];
+    let recorded: Vec<u32> =
+        all_recorded().iter().map(|(bytes, ..)| decode::header(bytes).expect("whole").opcode).collect();
+    let asked = (1..=abi::op::GREATEST).chain([abi::op::CUSE_INIT]).filter(|opcode| !GAPS.contains(opcode));
+    for opcode in asked {
+        let mut bytes = vec![0; 512];
+        bytes[4..8].copy_from_slice(&opcode.to_ne_bytes());
+        let request = decode::request(&bytes, false, &mut |data| Bytes::copy_from_slice(data)).expect("long enough");
+        let unknown = matches!(request.operation, Operation::Unknown(_)) && opcode != abi::op::INIT;
+        assert_eq!(unknown, abi::op::UNSERVED.contains(&opcode), "operation {opcode}: {request:?}");
+        assert!(unknown || NEVER_SENT.contains(&opcode) || recorded.contains(&opcode), "no request of {opcode}");
+    }
+}
+
+#[test]
+fn a_request_that_is_cut_off_is_never_read_as_another() {
+    for (bytes, expected, long) in all_recorded() {
         for length in 0..bytes.len() {
-            // Some fields are of no interest to us, so a request may be complete without its last bytes; never is it another.
-            if let Ok(read) = decode(&bytes[..length]) {
+            // Some fields are of no interest to us, so a request may be complete without its last bytes.
+            if let Ok(read) = decode_as(&bytes[..length], long) {
                 assert_eq!(read, expected);
             }
-        }
-        for at in 0..bytes.len() {
-            let mut garbled = bytes.clone();
-            garbled[at] ^= 0xff;
-            let _ = decode(&garbled);
         }
     }
 }

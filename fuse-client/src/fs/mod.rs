@@ -122,6 +122,11 @@ impl<V: Volume> FileSystem<V> {
         (self.known.inode_count(), self.handles.count())
     }
 
+    /// Requests that wait for a call.
+    pub fn waiting_count(&self) -> usize {
+        self.waiting.count()
+    }
+
     /// Starts a call for a request. An error answers the request; success is handed to `then`, which may ask further.
     fn ask(
         self: &Arc<Self>,
@@ -166,15 +171,9 @@ impl<V: Volume> FileSystem<V> {
     ) {
         let unique = reply.unique();
         let killed = self.waiting.begin(unique, reply.pid(), patience);
-        let fs = self.clone();
-        let id = self.volume.call(
-            call,
-            Box::new(move |result| {
-                // A call that follows belongs to the same request: a signal that came is not forgotten in between.
-                then(&fs, reply, result);
-                fs.waiting.end(unique);
-            }),
-        );
+        // A call that follows belongs to the same request: a signal that came is not forgotten in between. A panic ends it, too.
+        let ended = Ended { fs: self.clone(), unique };
+        let id = self.volume.call(call, Box::new(move |result| then(&ended.fs, reply, result)));
         self.waiting.started(unique, id);
         if killed {
             self.volume.cancel(id);
@@ -224,6 +223,18 @@ impl<V: Volume> FileSystem<V> {
         if let Some(call) = self.waiting.interrupted(unique) {
             self.volume.cancel(call);
         }
+    }
+}
+
+/// Says that a request does not wait for a call any more, when it is dropped.
+struct Ended<V: Volume> {
+    fs: Shared<V>,
+    unique: u64,
+}
+
+impl<V: Volume> Drop for Ended<V> {
+    fn drop(&mut self) {
+        self.fs.waiting.end(self.unique);
     }
 }
 
@@ -284,6 +295,7 @@ impl<V: Volume> Service for Server<V> {
             Operation::GetAttributes { .. } => fs.get_attributes(reply, inode),
             Operation::SetAttributes(new) => fs.set_attributes(reply, caller, inode, &new),
             Operation::StatFs => fs.stat_volume(reply),
+            Operation::SyncAll => fs.ask_done(reply, Call::SyncAll),
             Operation::SetXattr { name, value, flags, clear_set_group_id } => match acl_of(name) {
                 Some(default) => fs.set_acl(reply, inode, default, Some(value), clear_set_group_id),
                 None => fs.set_xattr(reply, inode, name, value, flags),

@@ -130,6 +130,11 @@ impl Waiting {
         }
     }
 
+    /// How many wait.
+    pub fn count(&self) -> usize {
+        lock(&self.0).requests.len()
+    }
+
     /// A signal arrived. The call to give up at once, if there is one.
     pub fn interrupted(&self, unique: u64) -> Option<CallId> {
         let mut state = lock(&self.0);

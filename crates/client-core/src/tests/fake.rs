@@ -418,7 +418,7 @@ impl Service {
                 row.bound = row.bound.max(*bound);
                 attributes(self.attributes(*inode)?)
             }
-            Mutation::Publish { inode, generation, size, mtime, release, sparse, .. } => {
+            Mutation::Publish { inode, generation, size, mtime, release, sparse, clear_set_ids } => {
                 let row = self.inodes.get_mut(inode).ok_or(NamespaceError::Stale)?;
                 if row.attributes.generation == *generation {
                     if *size > row.attributes.size && row.bound < *size {
@@ -427,6 +427,7 @@ impl Service {
                     row.attributes.size = row.attributes.size.max(*size);
                     row.attributes.mtime = *mtime;
                     row.attributes.sparse |= sparse;
+                    row.attributes.mode &= !(0o6000 * u16::from(*clear_set_ids));
                     row.bound = if *release { 0 } else { row.bound };
                 }
                 attributes(self.attributes(*inode)?)

@@ -420,3 +420,23 @@ fn room_that_is_given_after_a_file_is_gone_keeps_nobody_from_leaving() {
         world.ask(Call::Unmount).expect("nothing is left to be done");
     }
 }
+
+#[test]
+fn set_id_bits_that_are_set_after_a_write_stay_when_it_is_published() {
+    let mut world = World::new(3);
+    world.mount();
+    let (inode, handle) = world.create("a");
+    let set = |mode| SetAttributes { mode: Some(mode), ..SetAttributes::default() };
+    let write = || Call::Write { handle, offset: 0, data: b"abc"[..].into(), clear_set_ids: true };
+    world.ask(Call::SetAttributes { inode, set: set(0o4755) }).expect("set");
+    world.ask(write()).expect("buffered");
+    assert_eq!(world.stat(inode).mode, 0o755, "a write by somebody without privilege takes them");
+    world.ask(Call::SetAttributes { inode, set: set(0o4711) }).expect("set again");
+    assert_eq!(world.stat(inode).mode, 0o4711);
+    world.ask(Call::Fsync { inode, data_only: false }).expect("durable");
+    assert_eq!((world.stat(inode).mode, world.service.inodes[&inode].attributes.mode), (0o4711, 0o4711));
+    // And the next write takes them again.
+    world.ask(write()).expect("buffered");
+    world.ask(Call::Fsync { inode, data_only: false }).expect("durable");
+    assert_eq!(world.service.inodes[&inode].attributes.mode, 0o711);
+}

@@ -3,7 +3,7 @@
 use super::{Client, MountError};
 use crate::transport::{Boxed, Transport};
 use crate::{Call, ClientError, Config, Notice};
-use holdfast_client_core::{ChunkCall, ChunkReply, Failure};
+use holdfast_client_core::{ChunkCall, ChunkReply, Failure, Input};
 use holdfast_types::{
     FileName, Generation, InodeId, LogIndex, MapVersion, NodeId, ServerId, SessionId, ShardId, SnapshotNumber,
 };
@@ -197,4 +197,39 @@ async fn a_volume_that_does_not_exist_cannot_be_mounted() {
     let stub = Arc::new(Stub::default());
     let refused = Client::start(config("other"), transport(&stub)).await.err().expect("no such volume");
     assert!(matches!(refused, MountError::Client(ClientError::Refused { .. })), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_of_a_call_that_panics_costs_no_other_call_of_its_step() {
+    let stub = Arc::new(Stub::default());
+    stub.silent.store(true, Ordering::SeqCst);
+    let (client, _notices) = Client::start(config("main"), transport(&stub)).await.expect("mounts");
+    let (sender, receiver) = mpsc::channel();
+    for name in ["first", "second", "third"] {
+        let sender = sender.clone();
+        client.call(lookup(name), move |result| {
+            assert_ne!(name, "second", "a panic on purpose");
+            sender.send((name, result.is_err())).expect("received");
+        });
+    }
+    drop(sender);
+    // The end of the session ends them all, in one step and in order.
+    client.unmount().await.expect("unmounts");
+    assert_eq!(receiver.iter().collect::<Vec<_>>(), [("first", true), ("third", true)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_panics_fails_its_call_and_the_next_goes_on() {
+    let stub = Arc::new(Stub::default());
+    stub.silent.store(true, Ordering::SeqCst);
+    let (client, _notices) = Client::start(config("main"), transport(&stub)).await.expect("mounts");
+    let (sender, receiver) = mpsc::channel();
+    let id = client.call(lookup("a"), move |result| sender.send(result).expect("received"));
+    // Two calls of one number are a fault that the core does not live with.
+    client.shared.step(client.shared.lock(), Input::Call { id, call: lookup("b") });
+    assert_eq!(receiver.try_recv(), Ok(Err(ClientError::Internal)));
+    assert!(client.shared.lock().waiting.is_empty(), "nothing is kept for it");
+    stub.silent.store(false, Ordering::SeqCst);
+    assert_eq!(client.ask(lookup("c")).await, Err(NamespaceError::NotFound.into()));
+    client.unmount().await.expect("unmounts");
 }
