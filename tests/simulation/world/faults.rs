@@ -2,6 +2,7 @@
 
 use super::rebuild::Change;
 use super::setup::Flavour;
+use super::slow::Slow;
 use super::{Local, Phase, Sim};
 use holdfast_journal::memory::Loss;
 use holdfast_sim::{Actor, Fault, FaultBudget, Latency, LinkConfig, Nemesis, WorldTime};
@@ -60,6 +61,8 @@ enum Act {
     Rolling,
     /// The pool is changed on purpose, or a node is given up.
     Pool(Change),
+    /// A disk or a node takes its time.
+    SlowDown(Slow),
 }
 
 /// A fault that waits for its moment.
@@ -131,6 +134,19 @@ impl Flavour {
                 CrashTwoNodes,
                 CutNodes,
                 CrashLeader,
+                PowerCut,
+            ],
+            Self::Slow => &[
+                SlowDown(Slow::Disk),
+                SlowDown(Slow::Disk),
+                SlowDown(Slow::Reads),
+                SlowDown(Slow::Node),
+                SlowDown(Slow::Node),
+                CrashNode,
+                RebootNode,
+                CutNodes,
+                CrashLeader,
+                IsolateLeader,
                 PowerCut,
             ],
             Self::Zombies => &[OrphanNode, OrphanNode, StopNode, StopNode, CutClient, StopClient, MuteNode, CutNodes],
@@ -250,6 +266,7 @@ impl Sim {
     pub(super) fn heal(&mut self) {
         self.phase = Phase::Healed;
         self.kept_away.clear();
+        self.speed_up();
         self.world.network().unblock_all();
         self.set_links();
         for actor in (0..self.director.0).map(Actor) {
@@ -338,6 +355,7 @@ impl Sim {
         let nodes: Vec<Actor> = self.nodes.iter().map(|node| node.actor).collect();
         match act {
             Act::Pool(change) => self.change_pool(change),
+            Act::SlowDown(what) => self.slow_down(what),
             Act::PowerCut | Act::StoragePowerCut => {
                 let servers = if matches!(act, Act::PowerCut) { servers } else { Vec::new() };
                 for actor in servers.into_iter().chain(nodes) {

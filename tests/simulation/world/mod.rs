@@ -26,6 +26,7 @@ mod replicas;
 mod run;
 mod script;
 mod setup;
+mod slow;
 mod stats;
 mod story;
 mod truth;
@@ -158,6 +159,7 @@ struct Sim {
     maps_held: Option<(WorldTime, Actor)>,
     /// Until then these nodes' disks take longer.
     disks_slow: Option<(WorldTime, Vec<usize>)>,
+    slow: slow::SlowNodes,
     lure: Option<faults::Lure>,
     /// An ambush wants them away until then.
     kept_away: BTreeMap<Actor, WorldTime>,
@@ -209,6 +211,7 @@ impl Sim {
             ambush_after: WorldTime::after_start(Duration::from_secs(4)),
             maps_held: None,
             disks_slow: None,
+            slow: slow::SlowNodes::default(),
             lure: None,
             kept_away: BTreeMap::new(),
             settling_since: None,
