@@ -5,7 +5,7 @@
 
 use crate::chunk_store::Reader;
 use crate::disk::Disk;
-use holdfast_journal::DirectoryDisk;
+use crate::medium::Medium;
 use holdfast_rpc::{PeerIdentity, Responder, Role};
 use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOutcome};
 use holdfast_types::{DiskId, Incarnation, NodeId};
@@ -19,7 +19,7 @@ const CHUNKS_MAX: u32 = 1000;
 /// Answers questions about this node's chunks.
 pub(crate) struct Inspector {
     node: NodeId,
-    disks: Vec<(DiskId, Incarnation, Reader<DirectoryDisk>)>,
+    disks: Vec<(DiskId, Incarnation, Reader<Medium>)>,
     turn: Mutex<()>,
     runtime: tokio::runtime::Handle,
 }
@@ -76,7 +76,7 @@ impl Inspector {
     }
 }
 
-fn list(reader: &Reader<DirectoryDisk>, command: &LocalCommand, verify: bool) -> Result<Vec<ChunkFacts>, LocalError> {
+fn list(reader: &Reader<Medium>, command: &LocalCommand, verify: bool) -> Result<Vec<ChunkFacts>, LocalError> {
     let LocalOutcome::Chunks { chunks } = reader.serve(command)? else { unreachable!("a listing lists") };
     let LocalCommand::List { group, .. } = *command else { unreachable!("called with a listing") };
     let mut facts = Vec::with_capacity(chunks.len());
