@@ -93,9 +93,14 @@ pub fn check(context: &Context<'_>) -> Result<Vec<Step>> {
     ])
 }
 
+/// A second binary beside the first; only our own crates that touch disks, clocks and connections are compiled again for it.
+const FAULTS: [&str; 8] =
+    ["cargo", "build", "--release", "--package", "holdfast", "--features=faults", "--bin", "holdfast-faults"];
+
 fn build(_: &Context<'_>) -> Result<Vec<Step>> {
     Ok(vec![
         Step::exits("build the binary", &["cargo", "build", "--release", "--package", "holdfast"]),
+        Step::exits("build it with faults on demand", &FAULTS),
         Step::exits(
             "build the tests",
             &["cargo", "test", "--release", "--workspace", "--lib", "--bins", "--tests", "--no-run"],
