@@ -57,6 +57,10 @@ struct Judgement {
 }
 
 impl Judgement {
+    fn on_probation(&self) -> bool {
+        self.slow && self.since.is_some()
+    }
+
     /// Takes a reading. Says whether the judgement has changed.
     fn hear(&mut self, now: u64, level: Level, patience: u64, probation: u64) -> bool {
         let (against, length) = if self.slow { (Level::Fast, probation) } else { (Level::Slow, patience) };
@@ -256,7 +260,7 @@ impl MetadataCore {
     /// For status.
     pub(super) fn slowness(&self, place: Place) -> Option<Slowness> {
         let case = self.cluster_lead.slow.cases.get(&place).filter(|case| case.lead.slow || case.out.slow)?;
-        let on_probation = case.lead.since.is_some() || case.out.since.is_some();
+        let on_probation = case.lead.on_probation() || case.out.on_probation();
         Some(Slowness { out: self.is_out_for_slowness(place), on_probation, ..case.worst })
     }
 
