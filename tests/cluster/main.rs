@@ -16,6 +16,7 @@ mod power_loss;
 mod process_loss;
 mod rebuild;
 mod scrub;
+mod slow;
 mod start_order;
 mod telemetry;
 mod two_mounts;

@@ -11,7 +11,8 @@ use holdfast_types::{
 };
 use holdfast_wire::admin::{
     AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, GroupScrub, InodeFacts, RebuildStatus,
-    ServerPlace, ServerRecord, ServerStatus, SessionStatus, ShardStatus, StoragePlace, StorageStatus, TableCheck,
+    ServerPlace, ServerRecord, ServerStatus, SessionStatus, ShardStatus, SlowIn, Slowness, StoragePlace, StorageStatus,
+    TableCheck,
 };
 use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
@@ -191,6 +192,8 @@ fn cluster_requests() -> Named<Request> {
         free: 50,
         oldest_operation_ms: 7,
         failed: false,
+        read_us: Some(180),
+        write_us: None,
     };
     let heartbeat = Heartbeat {
         node: NodeId(1),
@@ -200,6 +203,7 @@ fn cluster_requests() -> Named<Request> {
         disks: vec![disk],
         acknowledged: MapVersion(58),
         leaving: false,
+        round_trip_us: Some(900),
     };
     let (group, epoch) = (GroupId(1), Epoch(9));
     vec![
@@ -652,7 +656,9 @@ pub fn admin_requests() -> Named<AdminRequest> {
 }
 
 fn cluster_status() -> ClusterStatus {
-    let disk = DiskStatus { id: DiskId(2), incarnation: Incarnation(3), capacity: 4, free: 5, failed: true };
+    let (takes_us, peers_us) = (300_000, 4_000);
+    let slow = Some(Slowness { what: SlowIn::Writes, takes_us, peers_us, out: true, on_probation: false });
+    let disk = DiskStatus { id: DiskId(2), incarnation: Incarnation(3), capacity: 4, free: 5, failed: true, slow };
     let storage = StorageStatus {
         id: NodeId(1),
         address: "10.0.0.1:5000".into(),

@@ -105,7 +105,11 @@ struct State {
     held: HashMap<Ticket, AbortHandle>,
 }
 
+#[cfg(feature = "faults")]
+pub(crate) use holdfast_faults::clock::now;
+
 /// Time since boot, suspended time included.
+#[cfg(not(feature = "faults"))]
 pub(crate) fn now() -> Instant {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Instant(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)

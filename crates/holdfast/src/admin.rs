@@ -394,6 +394,8 @@ fn add_cluster(report: &mut Report, status: &ClusterStatus) {
             (Some(reason), _) => report.reasons.push(reason),
             (None, note) => report.notes.extend(note),
         }
+        report.reasons.extend(node.disk_complaints());
+        report.notes.extend(node.disk_notes());
     }
     report.notes.extend(report.rebuild.note());
 }

@@ -12,6 +12,10 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Fail as FILE says, which is read again when it changes. For tests.
+    #[cfg(feature = "faults")]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub fault_plan: Option<PathBuf>,
 }
 
 /// One subcommand per role.

@@ -6,7 +6,7 @@ use crate::layout;
 use anyhow::{Context, Result, bail};
 use holdfast_client::{Cluster, ClusterFile};
 use holdfast_types::{NodeId, ShardId};
-use holdfast_wire::admin::{RebuildStatus, StoragePlace, StorageStatus};
+use holdfast_wire::admin::{RebuildStatus, SlowIn, Slowness, StoragePlace, StorageStatus};
 use holdfast_wire::metadata::Request;
 use serde::Serialize;
 use std::path::Path;
@@ -138,9 +138,52 @@ pub struct StorageReport {
 #[derive(Serialize)]
 struct DiskReport {
     id: u32,
+    /// up, slow: slower than its peers, or failed
     state: &'static str,
     capacity: u64,
     free: u64,
+    slow: Option<SlowReport>,
+}
+
+#[derive(Serialize)]
+struct SlowReport {
+    /// reads, writes, or answers: those of its node
+    what: &'static str,
+    takes_ms: u32,
+    peers_ms: u32,
+    /// Groups that can spare it do without it.
+    out: bool,
+    /// It is fast again, and used as before when it stays so.
+    on_probation: bool,
+}
+
+impl SlowReport {
+    fn of(slow: &Slowness) -> Self {
+        let what = match slow.what {
+            SlowIn::Reads => "reads",
+            SlowIn::Writes => "writes",
+            SlowIn::Answers => "answers",
+        };
+        let Slowness { takes_us, peers_us, out, on_probation, .. } = *slow;
+        Self { what, takes_ms: takes_us / 1000, peers_ms: peers_us.div_ceil(1000), out, on_probation }
+    }
+
+    /// For people.
+    fn words(&self) -> String {
+        let Self { takes_ms, peers_ms, .. } = self;
+        let what = match self.what {
+            "reads" => "a read takes",
+            "writes" => "a change takes",
+            _ => "its node's answers take",
+        };
+        let done = if self.out {
+            "others lead its groups, and do without it where they can"
+        } else {
+            "others lead its groups"
+        };
+        let probation = if self.on_probation { "; it is fast again, and used as before when it stays so" } else { "" };
+        format!("{what} {takes_ms} ms, {peers_ms} ms at its peers; {done}{probation}")
+    }
 }
 
 impl StorageReport {
@@ -148,9 +191,14 @@ impl StorageReport {
     pub fn of(node: &StorageStatus) -> Self {
         let disk = |disk: &holdfast_wire::admin::DiskStatus| DiskReport {
             id: disk.id.0,
-            state: if disk.failed { "failed" } else { "up" },
+            state: match (disk.failed, disk.slow.is_some()) {
+                (true, _) => "failed",
+                (false, true) => "slow",
+                (false, false) => "up",
+            },
             capacity: disk.capacity,
             free: disk.free,
+            slow: disk.slow.as_ref().map(SlowReport::of),
         };
         Self {
             id: node.id.0,
@@ -180,6 +228,24 @@ impl StorageReport {
     pub fn complaint(&self) -> Option<String> {
         let harmless = self.state == "up" || (self.state == "away" && self.home_of == 0 && self.leaving_of == 0);
         (!harmless).then(|| format!("storage node {} ({}) is {}", self.id, self.address, self.state))
+    }
+
+    /// What is to be said of its disks.
+    pub fn disk_complaints(&self) -> Vec<String> {
+        let Self { id, address, .. } = self;
+        let slow = |disk: &DiskReport| {
+            let slow = disk.slow.as_ref().filter(|_| self.state == "up" && disk.state == "slow")?;
+            Some(format!("disk {} of storage node {id} ({address}) is slow: {}", disk.id, slow.words()))
+        };
+        self.disks.iter().filter_map(slow).collect()
+    }
+
+    /// Disks that somebody is to replace; what they held is made again on others without anybody.
+    pub fn disk_notes(&self) -> Vec<String> {
+        let failed = self.disks.iter().filter(|disk| disk.state == "failed");
+        failed
+            .map(|disk| format!("disk {} of storage node {} ({}) has failed", disk.id, self.id, self.address))
+            .collect()
     }
 
     /// What else there is to know.

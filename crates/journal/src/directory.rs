@@ -195,6 +195,16 @@ impl Disk for DirectoryDisk {
     }
 
     fn space(&self) -> io::Result<Space> {
+        let (path, opened) = (&self.inner.path, rustix::fs::fstat(&self.inner.directory)?);
+        // What was opened goes on being written to wherever it is, and the next start would not find it.
+        match rustix::fs::stat(path) {
+            Ok(there) if (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino) => {}
+            Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+                let reason = format!("{} is not there any more: it was removed, or unmounted", path.display());
+                return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+            }
+            Err(error) => return Err(error.into()),
+        }
         let stat = rustix::fs::fstatvfs(&self.inner.directory)?;
         let unit = stat.f_frsize;
         Ok(Space { total: stat.f_blocks.saturating_mul(unit), available: stat.f_bavail.saturating_mul(unit) })
@@ -485,6 +495,22 @@ mod tests {
             assert!(file.direct.get().is_none(), "what goes past the cache might survive the power");
             disk.remove("file").expect("removed");
         }
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_or_another_is_not_found() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("disk");
+        let disk = DirectoryDisk::open(&path, Syncing::Real).expect("opened");
+        disk.space().expect("there");
+        std::fs::rename(&path, folder.path().join("moved")).expect("moved");
+        assert_eq!(disk.space().expect_err("gone").kind(), io::ErrorKind::NotFound);
+        std::fs::create_dir(&path).expect("another");
+        let error = disk.space().expect_err("another one");
+        assert!(
+            error.kind() == io::ErrorKind::NotFound && error.to_string().contains("removed, or unmounted"),
+            "{error}"
+        );
     }
 
     #[test]

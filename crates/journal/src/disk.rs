@@ -63,7 +63,7 @@ pub trait Disk: Send + Sync + 'static {
     /// How much fits on the file system that holds this directory.
     ///
     /// # Errors
-    /// What the disk reports.
+    /// `NotFound` when the directory is not where it was any more; what the disk reports.
     fn space(&self) -> io::Result<Space>;
 
     /// How many reads are worth collecting for one call of [`Disk::read_many`]: 1 where they would be made one after another.

@@ -49,6 +49,8 @@ impl Connection {
     /// [`ConnectError`] when the other end is not of our cluster, not whom we expect, or does not speak our language.
     pub async fn introduce(stream: Stream, shared: Arc<Shared>, side: Side) -> Result<Self, ConnectError> {
         let Stream { read, write, proven, covered, remote, quic, direct } = stream;
+        #[cfg(feature = "faults")]
+        let read: Box<dyn tokio::io::AsyncRead + Send + Unpin> = Box::new(holdfast_faults::late(read));
         let (mut reader, mut writer) = (Reader::new(read), Writer::new(write, covered));
         let hello = Out { header: shared.hello(), deadline: None, message: Bytes::new(), payload: Bytes::new() };
         writer.encode(hello).map_err(|source| ConnectError::Io { address: remote.clone(), source })?;

@@ -268,6 +268,34 @@ pub struct DiskStatus {
     pub free: u64,
     /// It failed.
     pub failed: bool,
+    /// It is slower than its peers, and somebody else leads its groups.
+    pub slow: Option<Slowness>,
+}
+
+/// In what a disk is slower than its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlowIn {
+    /// Reads of it.
+    Reads,
+    /// Making changes durable on it.
+    Writes,
+    /// Its node: what it is asked and answers is late.
+    Answers,
+}
+
+/// A disk that is slower than its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slowness {
+    /// In what.
+    pub what: SlowIn,
+    /// How long that takes of late, in microseconds.
+    pub takes_us: u32,
+    /// How long it takes its peers.
+    pub peers_us: u32,
+    /// It is out of the views of groups that can spare it, until it is fast again.
+    pub out: bool,
+    /// It is fast again, and used as before when it has stayed so for a while.
+    pub on_probation: bool,
 }
 
 /// A session.

@@ -229,6 +229,8 @@ pub struct Heartbeat {
     pub acknowledged: MapVersion,
     /// It is stopping on purpose.
     pub leaving: bool,
+    /// How long the leader's answers to its heartbeats take of late, in microseconds; `None`: not known yet.
+    pub round_trip_us: Option<u32>,
 }
 
 /// A disk's state within a heartbeat.
@@ -246,6 +248,10 @@ pub struct DiskState {
     pub oldest_operation_ms: u64,
     /// It failed: it is to leave its views.
     pub failed: bool,
+    /// How long a read that waits for the disk takes of late, in microseconds; `None`: not known yet.
+    pub read_us: Option<u32>,
+    /// How long changes take of late to become durable, without what their bytes explain; `None`: not known yet.
+    pub write_us: Option<u32>,
 }
 
 /// What a session must act upon.

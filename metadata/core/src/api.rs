@@ -434,4 +434,8 @@ pub struct Counters {
     pub fences: u64,
     /// Purge and trim requests sent.
     pub chunk_requests: u64,
+    /// Disks found slower than their peers by this server while it led.
+    pub disks_slow: u64,
+    /// Of those, times one was taken out of its views.
+    pub disks_slow_out: u64,
 }

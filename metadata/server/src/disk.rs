@@ -17,7 +17,8 @@
 
 use crate::config::Config;
 use crate::log_store::{Birth, LogError, LogStore, RecoveredLog};
-use holdfast_journal::{DirectoryDisk, JournalConfig, Syncing};
+use crate::medium::{self, Medium};
+use holdfast_journal::{JournalConfig, Syncing};
 use holdfast_store::{FjallConfig, FjallTable, KeyRange, StoreError, Table};
 use holdfast_types::size::MIB;
 use holdfast_types::{ServerId, ShardId};
@@ -149,7 +150,7 @@ pub enum DiskError {
 /// One shard's log and table, open.
 pub struct Shard {
     /// The log.
-    pub log: LogStore<DirectoryDisk>,
+    pub log: LogStore<Medium>,
     /// What it held.
     pub recovered: RecoveredLog,
     /// The table.
@@ -244,7 +245,7 @@ pub fn prepare(data: &Path, start: Start) -> std::io::Result<()> {
 fn open_shard(config: &Config, shard: ShardId, syncing: Syncing) -> Result<Shard, DiskError> {
     let base = config.data.join(format!("shard-{}", shard.0));
     let path = base.join("log");
-    let disk = DirectoryDisk::open(&path, syncing).map_err(|source| DiskError::Io { path: path.clone(), source })?;
+    let disk = medium::open(&path, syncing).map_err(|source| DiskError::Io { path: path.clone(), source })?;
     let id = config.cluster_id().0 ^ (u128::from(config.id) << 32) ^ u128::from(shard.0);
     let journal = JournalConfig { segment_bytes: 16 << 20, ..JournalConfig::new("raft", id) };
     let (log, recovered) =

@@ -11,6 +11,7 @@ pub mod config;
 pub mod disk;
 pub mod log_store;
 mod log_writer;
+pub mod medium;
 mod metrics;
 mod node;
 mod peers;

@@ -74,6 +74,8 @@ totals! {
     view_changes, "Changes of groups' views applied here";
     fences, "Sessions fenced, as applied here";
     chunk_requests, "Requests to storage nodes to remove chunks";
+    disks_slow, "Disks found slower than their peers while this server led";
+    disks_slow_out, "Times one of them was taken out of its views";
 }
 
 /// Everything a metadata server counts.

@@ -15,7 +15,7 @@ use crate::metrics::{Journeys, Metrics};
 use crate::peers::Peers;
 use holdfast_metadata_core::{Effect, Input, MetadataCore};
 use holdfast_rpc::Responder;
-use holdfast_types::{Instant, LogIndex, ShardId, Timestamp};
+use holdfast_types::{LogIndex, ShardId, Timestamp};
 use holdfast_wire::admin::{AdminAnswer, ServerStatus};
 use holdfast_wire::codec;
 use holdfast_wire::metadata::Envelope;
@@ -52,10 +52,14 @@ pub enum Arrival {
     Tick,
 }
 
+#[cfg(feature = "faults")]
+pub use holdfast_faults::clock::now;
+
 /// Clock of this process: nanoseconds since a point of its own, counting suspended time.
-pub fn now() -> Instant {
+#[cfg(not(feature = "faults"))]
+pub fn now() -> holdfast_types::Instant {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Instant(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    holdfast_types::Instant(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
 /// Civil time.

@@ -9,6 +9,7 @@ mod change;
 pub mod contenders;
 mod group;
 pub mod invariants;
+pub mod latency;
 pub mod local;
 mod node;
 mod request;

@@ -2,7 +2,11 @@
 
 use holdfast_types::Instant;
 
+#[cfg(feature = "faults")]
+pub(crate) use holdfast_faults::clock::now;
+
 /// Monotonic time that counts suspended time.
+#[cfg(not(feature = "faults"))]
 pub(crate) fn now() -> Instant {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Instant(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)

@@ -7,21 +7,22 @@
 
 use crate::chunk_store::{Attempt, CheckpointJob, ChunkStore, DamageTotals, Later, Reader};
 use crate::clock::now;
+use crate::medium::Medium;
 use crate::metrics::{Metrics, add};
-use holdfast_journal::DirectoryDisk;
 use holdfast_storage_core::Input;
+use holdfast_storage_core::latency::{Gauge, micros};
 use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOp, LocalOutcome, Ticket};
 use holdfast_types::limits::NODE_HEARTBEAT;
 use holdfast_types::{DiskId, Incarnation, Instant};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The store of a real disk.
-pub(crate) type Store = ChunkStore<DirectoryDisk>;
+pub(crate) type Store = ChunkStore<Medium>;
 /// Where outcomes go: the owner's queue.
 pub(crate) type Report = Arc<dyn Fn(Vec<Input>) + Send + Sync>;
 
@@ -44,9 +45,23 @@ pub(crate) struct Vitals {
     pub capacity: AtomicU64,
     pub free: AtomicU64,
     pub failed: AtomicBool,
+    /// How long reads that wait for the disk, and batches of changes, take of late.
+    reads: Mutex<Gauge>,
+    writes: Mutex<Gauge>,
+}
+
+fn lock(gauge: &Mutex<Gauge>) -> MutexGuard<'_, Gauge> {
+    gauge.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Vitals {
+    /// How long reads and changes take of late, in microseconds, as heartbeats say it.
+    pub fn speed(&self) -> (Option<u32>, Option<u32>) {
+        let (now, oldest) = (now(), self.oldest());
+        let reads = lock(&self.reads).reading(now, Duration::ZERO);
+        (reads.map(micros), lock(&self.writes).reading(now, oldest).map(micros))
+    }
+
     /// How long the oldest unfinished operation has been under way.
     pub fn oldest(&self) -> Duration {
         match self.busy_since.load(Ordering::Relaxed) {
@@ -58,17 +73,18 @@ impl Vitals {
 
 enum Job {
     Apply(Ticket, LocalOp),
-    CheckpointRan(CheckpointJob<DirectoryDisk>, Result<(), LocalError>),
+    CheckpointRan(CheckpointJob<Medium>, Result<(), LocalError>),
     Stop,
 }
 
 struct ReadJob {
-    reader: Reader<DirectoryDisk>,
+    reader: Reader<Medium>,
+    vitals: Arc<Vitals>,
     ticket: Ticket,
     command: LocalCommand,
     given: std::time::Instant,
     /// It was tried in place, and its bytes are not in memory.
-    later: Option<Later<DirectoryDisk>>,
+    later: Option<Later<Medium>>,
 }
 
 /// One disk, running.
@@ -77,7 +93,7 @@ pub(crate) struct Disk {
     pub incarnation: Incarnation,
     pub vitals: Arc<Vitals>,
     changes: Sender<Job>,
-    reader: Reader<DirectoryDisk>,
+    reader: Reader<Medium>,
     reads: Sender<ReadJob>,
     checks: Sender<ReadJob>,
     in_place: InPlace,
@@ -123,7 +139,7 @@ pub(crate) struct Threads {
 
 impl Disk {
     /// Another reader of its store.
-    pub fn reader(&self) -> Reader<DirectoryDisk> {
+    pub fn reader(&self) -> Reader<Medium> {
         self.reader.clone()
     }
 
@@ -137,7 +153,8 @@ impl Disk {
         let given = std::time::Instant::now();
         let mut later = None;
         if matches!(command, LocalCommand::Check { .. }) {
-            let _ = self.checks.send(ReadJob { reader: self.reader.clone(), ticket, command, given, later });
+            let (reader, vitals) = (self.reader.clone(), Arc::clone(&self.vitals));
+            let _ = self.checks.send(ReadJob { reader, vitals, ticket, command, given, later });
             return;
         }
         if self.in_place.wants(&command) {
@@ -151,7 +168,8 @@ impl Disk {
                 Attempt::Later(read) => later = Some(read),
             }
         }
-        let _ = self.reads.send(ReadJob { reader: self.reader.clone(), ticket, command, given, later });
+        let (reader, vitals) = (self.reader.clone(), Arc::clone(&self.vitals));
+        let _ = self.reads.send(ReadJob { reader, vitals, ticket, command, given, later });
     }
 }
 
@@ -280,18 +298,26 @@ fn try_next(queue: &Mutex<Receiver<ReadJob>>) -> Option<ReadJob> {
     }
 }
 
+/// A read that waits for a disk.
+struct Asked {
+    ticket: Ticket,
+    command: LocalCommand,
+    given: std::time::Instant,
+    vitals: Arc<Vitals>,
+}
+
 /// Reads that one thread took together: those whose bytes are in memory are answered at once, the others are in flight together.
 #[derive(Default)]
 struct ReadRound {
     taken: usize,
     at_once: usize,
-    asked: Vec<(Ticket, LocalCommand, std::time::Instant)>,
-    later: Vec<Later<DirectoryDisk>>,
+    asked: Vec<Asked>,
+    later: Vec<Later<Medium>>,
 }
 
 impl ReadRound {
     fn take(&mut self, job: ReadJob, report: &Report, metrics: &Metrics) {
-        let ReadJob { reader, ticket, command, given, later } = job;
+        let ReadJob { reader, vitals, ticket, command, given, later } = job;
         self.taken += 1;
         let attempt = later.map_or_else(|| reader.attempt(&command), Attempt::Later);
         match attempt {
@@ -299,7 +325,7 @@ impl ReadRound {
             Attempt::Later(later) => {
                 let at_once = reader.reads_at_once();
                 self.at_once = if self.later.is_empty() { at_once } else { self.at_once.min(at_once) };
-                self.asked.push((ticket, command, given));
+                self.asked.push(Asked { ticket, command, given, vitals });
                 self.later.push(later);
             }
         }
@@ -311,8 +337,14 @@ impl ReadRound {
     }
 
     fn carry_out(self, report: &Report, metrics: &Metrics) {
+        let begun = std::time::Instant::now();
+        let mut bytes = 0;
         Reader::serve_later(self.later, &mut |index, result| {
-            let (ticket, command, given) = &self.asked[index];
+            let Asked { ticket, command, given, vitals } = &self.asked[index];
+            if let Ok(LocalOutcome::Data { bytes: read, .. }) = &result {
+                bytes += read.len();
+                lock(&vitals.reads).add_sized(now(), begun.elapsed(), bytes);
+            }
             ended(report, metrics, *given, (*ticket, command), result);
         });
     }
@@ -371,6 +403,7 @@ impl Writer {
                 chores_at = now() + CHORES;
                 self.look_at_space();
                 self.count_damage();
+                self.probe();
             }
             let old = due && now().since(self.last_checkpoint) > CHECKPOINT_AFTER && self.store.is_dirty();
             if self.checkpoint.is_none() && (old || self.store.wants_checkpoint()) {
@@ -383,7 +416,9 @@ impl Writer {
         self.vitals.busy_since.store(now().0, Ordering::Relaxed);
         let begun = std::time::Instant::now();
         let results = self.store.apply(ops);
-        self.metrics.stage("batch", begun.elapsed());
+        let took = begun.elapsed();
+        self.metrics.stage("batch", took);
+        lock(&self.vitals.writes).add_sized(now(), took, bytes);
         self.vitals.busy_since.store(0, Ordering::Relaxed);
         let failures = results.iter().filter(|result| result.is_err()).count();
         add(&self.metrics.counters.batches, 1);
@@ -430,10 +465,36 @@ impl Writer {
                     (self.report)(vec![Input::Space { disk: self.id, low: space.low }]);
                 }
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.store.give_up(error.to_string()),
             Err(error) => tracing::warn!(disk = %self.id, %error, "cannot tell how much space is left"),
         }
         if self.store.fault().is_some() {
             self.tell_fault();
+        }
+    }
+
+    /// Finds out how fast the disk is, where nobody uses it and it was slow when somebody did.
+    fn probe(&mut self) {
+        let (write, read) = (lock(&self.vitals.writes).wants_probe(now()), lock(&self.vitals.reads).wants_probe(now()));
+        if !(write || read) || self.store.fault().is_some() {
+            return;
+        }
+        self.vitals.busy_since.store(now().0, Ordering::Relaxed);
+        // What is read must have been written past the memory of this host, so one goes with the other.
+        let begun = std::time::Instant::now();
+        let done = self.store.probe_write().and_then(|()| {
+            let wrote = begun.elapsed();
+            self.store.probe_read().map(|()| (wrote, begun.elapsed().saturating_sub(wrote)))
+        });
+        self.vitals.busy_since.store(0, Ordering::Relaxed);
+        match done {
+            Ok((wrote, took)) => {
+                lock(&self.vitals.writes).add(now(), wrote);
+                lock(&self.vitals.reads).add(now(), took);
+            }
+            Err(LocalError::Failed) => self.tell_fault(),
+            // A full disk: it is written to when there is room again.
+            Err(LocalError::NoSpace | LocalError::BadBlock) => {}
         }
     }
 
@@ -452,7 +513,7 @@ impl Writer {
         }
     }
 
-    fn checkpoint_ran(&mut self, job: &CheckpointJob<DirectoryDisk>, result: Result<(), LocalError>) {
+    fn checkpoint_ran(&mut self, job: &CheckpointJob<Medium>, result: Result<(), LocalError>) {
         self.checkpoint = None;
         match result.and_then(|()| self.store.end_checkpoint(job)) {
             Ok(()) => {

@@ -6,11 +6,12 @@ use crate::metrics::Metrics;
 use crate::owner::Owner;
 use crate::shell::{Standing, fetch_map, take_map};
 use holdfast_storage_core::Input;
+use holdfast_storage_core::latency::{Gauge, micros};
 use holdfast_types::limits::{NODE_HEARTBEAT, NODE_TTL};
 use holdfast_types::{MapVersion, NodeId};
 use holdfast_wire::metadata::{DiskState, Heartbeat, Request, Response};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 
@@ -33,19 +34,30 @@ pub(crate) struct Beat {
     pub owner: Weak<Owner>,
     pub fetching: Arc<AtomicBool>,
     pub metrics: Arc<Metrics>,
+    /// How long answers to heartbeats take of late.
+    pub round_trip: Mutex<Gauge>,
     /// Becomes true with the first answer.
     pub heard: watch::Sender<bool>,
 }
 
 impl Beat {
+    fn round_trip(&self) -> MutexGuard<'_, Gauge> {
+        self.round_trip.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn message(&self) -> Heartbeat {
-        let state = |(id, incarnation, vitals): &(_, _, Arc<crate::disk::Vitals>)| DiskState {
-            id: *id,
-            incarnation: *incarnation,
-            capacity: vitals.capacity.load(Ordering::Relaxed),
-            free: vitals.free.load(Ordering::Relaxed),
-            oldest_operation_ms: vitals.oldest().as_millis() as u64,
-            failed: vitals.failed.load(Ordering::Relaxed),
+        let state = |(id, incarnation, vitals): &(_, _, Arc<crate::disk::Vitals>)| {
+            let (read_us, write_us) = vitals.speed();
+            DiskState {
+                id: *id,
+                incarnation: *incarnation,
+                capacity: vitals.capacity.load(Ordering::Relaxed),
+                free: vitals.free.load(Ordering::Relaxed),
+                oldest_operation_ms: vitals.oldest().as_millis() as u64,
+                failed: vitals.failed.load(Ordering::Relaxed),
+                read_us,
+                write_us,
+            }
         };
         Heartbeat {
             node: self.node,
@@ -55,6 +67,7 @@ impl Beat {
             disks: self.standing.disks.iter().map(state).collect(),
             acknowledged: MapVersion(self.standing.acknowledged.load(Ordering::Relaxed)),
             leaving: self.standing.leaving.load(Ordering::Relaxed),
+            round_trip_us: self.round_trip().reading(now(), Duration::ZERO).map(micros),
         }
     }
 
@@ -83,6 +96,8 @@ impl Beat {
         match self.control.ask(Request::Heartbeat(self.message()), NODE_TTL, PATIENCE).await {
             Ok(Response::Heard { version, .. }) => {
                 self.metrics.leader_heard();
+                let now = now();
+                self.round_trip().add(now, now.since(sent_at));
                 self.heard.send_if_modified(|heard| !std::mem::replace(heard, true));
                 if let Some(owner) = self.owner.upgrade() {
                     owner.submit([Input::LeaderHeard { sent_at }]);

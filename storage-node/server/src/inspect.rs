@@ -6,8 +6,8 @@
 use crate::chunk_store::Reader;
 use crate::clock::now;
 use crate::disk::Disk;
+use crate::medium::Medium;
 use crate::owner::Owner;
-use holdfast_journal::DirectoryDisk;
 use holdfast_rpc::{PeerIdentity, Responder, Role};
 use holdfast_storage_core::Input;
 use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOutcome};
@@ -22,7 +22,7 @@ const CHUNKS_MAX: u32 = 1000;
 /// Answers questions about this node's chunks.
 pub(crate) struct Inspector {
     node: NodeId,
-    disks: Vec<(DiskId, Incarnation, Reader<DirectoryDisk>)>,
+    disks: Vec<(DiskId, Incarnation, Reader<Medium>)>,
     turn: Mutex<()>,
     owner: OnceLock<Weak<Owner>>,
     runtime: tokio::runtime::Handle,
@@ -99,7 +99,7 @@ impl Inspector {
     }
 }
 
-fn list(reader: &Reader<DirectoryDisk>, command: &LocalCommand, verify: bool) -> Result<Vec<ChunkFacts>, LocalError> {
+fn list(reader: &Reader<Medium>, command: &LocalCommand, verify: bool) -> Result<Vec<ChunkFacts>, LocalError> {
     let LocalOutcome::Chunks { chunks } = reader.serve(command)? else { unreachable!("a listing lists") };
     let LocalCommand::List { group, .. } = *command else { unreachable!("called with a listing") };
     let mut facts = Vec::with_capacity(chunks.len());

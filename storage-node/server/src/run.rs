@@ -14,6 +14,7 @@ use crate::control::Control;
 use crate::disk::{self, Report, Store, Threads};
 use crate::heartbeat::Beat;
 use crate::inspect::Inspector;
+use crate::medium;
 use crate::metrics::{Journeys, Metrics};
 use crate::owner::Owner;
 use crate::peers::Peers;
@@ -33,8 +34,8 @@ use holdfast_types::{DiskId, prng};
 use holdfast_wire::metadata::Request;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -215,8 +216,9 @@ fn open_disk(config: &Config, disk: &DiskConfig, backend: IoBackend) -> Result<S
     let tables = FjallConfig { cache_bytes: config.cache.0, ..FjallConfig::default() };
     let table = Arc::new(FjallTable::open(&disk.path.join(INDEX), tables)?);
     let owner = DiskIdentity { cluster: config.cluster_id(), node: config.node_id(), disk: disk.disk_id() };
-    let options = StoreOptions::for_disk(directory.space()?);
-    Store::open(directory, table, owner, options)
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let options = StoreOptions::for_disk(directory.space()?).made(since_1970);
+    Store::open(medium::of(directory, disk.disk_id()), table, owner, options)
 }
 
 /// The running parts.
@@ -325,6 +327,7 @@ impl Node {
             owner: Arc::downgrade(&self.owner),
             fetching: Arc::clone(&self.fetching),
             metrics: Arc::clone(&self.metrics),
+            round_trip: Mutex::default(),
             heard,
         });
         let mut tasks = JoinSet::new();

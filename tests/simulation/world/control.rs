@@ -156,6 +156,7 @@ impl Sim {
             Purpose::Heartbeat { sent_at } => {
                 if let Ok(Response::Heard { version, .. }) = result {
                     let behind = version > life.core.map_version();
+                    life.gauges.heard(self.world.local_now(actor), sent_at);
                     self.node_input(at, Input::LeaderHeard { sent_at });
                     if behind {
                         self.fetch_map(at);
@@ -203,17 +204,20 @@ impl Sim {
 
     pub(super) fn beat_once(&mut self, at: usize) {
         let (node, sent_at) = (self.nodes[at].id, self.world.local_now(self.nodes[at].actor));
-        let Some(life) = &self.nodes[at].life else { return };
+        let Some(life) = &mut self.nodes[at].life else { return };
         if life.control.count(|purpose| matches!(purpose, Purpose::Heartbeat { .. })) >= BEATS_UNDER_WAY_MAX {
             return;
         }
+        let (oldest_operation_ms, [read_us, write_us, round_trip_us]) = life.gauges.said(sent_at);
         let disk = DiskState {
             id: DISK,
             incarnation: life.incarnation,
             capacity: 1 << 40,
             free: 1 << 39,
-            oldest_operation_ms: 0,
+            oldest_operation_ms,
             failed: life.failed,
+            read_us,
+            write_us,
         };
         let heartbeat = Heartbeat {
             node,
@@ -223,6 +227,7 @@ impl Sim {
             disks: vec![disk],
             acknowledged: life.acknowledged,
             leaving: false,
+            round_trip_us,
         };
         let purpose = Purpose::Heartbeat { sent_at };
         self.ask(at, purpose, Request::Heartbeat(heartbeat), (NODE_TTL, PATIENCE));

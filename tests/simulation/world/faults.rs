@@ -2,6 +2,7 @@
 
 use super::rebuild::Change;
 use super::setup::Flavour;
+use super::slow::Slow;
 use super::{Local, Phase, Sim};
 use holdfast_journal::memory::Loss;
 use holdfast_sim::{Actor, Fault, FaultBudget, Latency, LinkConfig, Nemesis, WorldTime};
@@ -63,6 +64,8 @@ enum Act {
     Rolling,
     /// The pool is changed on purpose, or a node is given up.
     Pool(Change),
+    /// A disk or a node takes its time.
+    SlowDown(Slow),
 }
 
 /// A fault that waits for its moment.
@@ -132,6 +135,16 @@ impl Flavour {
                 RebootNode,
                 Rolling,
                 CrashTwoNodes,
+                CutNodes,
+                CrashLeader,
+                PowerCut,
+            ],
+            Self::Slow => &[
+                SlowDown(Slow::Disk),
+                SlowDown(Slow::Disk),
+                SlowDown(Slow::Reads),
+                SlowDown(Slow::Node),
+                CrashNode,
                 CutNodes,
                 CrashLeader,
                 PowerCut,
@@ -253,6 +266,7 @@ impl Sim {
     pub(super) fn heal(&mut self) {
         self.phase = Phase::Healed;
         self.kept_away.clear();
+        self.speed_up();
         self.world.network().unblock_all();
         self.set_links();
         for actor in (0..self.director.0).map(Actor) {
@@ -344,6 +358,7 @@ impl Sim {
         let nodes: Vec<Actor> = self.nodes.iter().map(|node| node.actor).collect();
         match act {
             Act::Pool(change) => self.change_pool(change),
+            Act::SlowDown(what) => self.slow_down(what),
             Act::PowerCut | Act::StoragePowerCut => {
                 let servers = if matches!(act, Act::PowerCut) { servers } else { Vec::new() };
                 for actor in servers.into_iter().chain(nodes) {
@@ -505,14 +520,6 @@ impl Sim {
         self.disks_slow = Some((until, others.clone()));
         self.lure = Some(Lure { until, group, primary, ambush: Ambush::Acknowledged { primary, others } });
         self.ambush_after = until + Duration::from_millis(500);
-    }
-
-    /// How much longer a node's disk takes than usual.
-    pub(super) fn slowness(&self, at: usize) -> Duration {
-        match &self.disks_slow {
-            Some((until, slow)) if slow.contains(&at) => until.since(self.world.now()),
-            _ => Duration::ZERO,
-        }
     }
 
     /// Whether an actor is not told of a new map.

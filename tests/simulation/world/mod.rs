@@ -26,12 +26,15 @@ mod replicas;
 mod run;
 mod script;
 mod setup;
+mod slow;
 mod stats;
 mod story;
 mod truth;
 
 #[allow(unused_imports, reason = "of tests/simulation/orders.rs")]
 pub use run::orders::{Start, all_orders, run_in_order};
+#[allow(unused_imports, reason = "of tests/simulation/main.rs")]
+pub use run::slow::{SlowIn, run_with_one_slow};
 pub use run::{Failure, Outcome, run};
 pub use setup::Mutation;
 pub use stats::{Stats, Totals};
@@ -158,6 +161,7 @@ struct Sim {
     maps_held: Option<(WorldTime, Actor)>,
     /// Until then these nodes' disks take longer.
     disks_slow: Option<(WorldTime, Vec<usize>)>,
+    slow: slow::SlowNodes,
     lure: Option<faults::Lure>,
     /// An ambush wants them away until then.
     kept_away: BTreeMap<Actor, WorldTime>,
@@ -209,6 +213,7 @@ impl Sim {
             ambush_after: WorldTime::after_start(Duration::from_secs(4)),
             maps_held: None,
             disks_slow: None,
+            slow: slow::SlowNodes::default(),
             lure: None,
             kept_away: BTreeMap::new(),
             settling_since: None,

@@ -3,6 +3,7 @@
 use super::control::Control;
 use super::net::Body;
 use super::setup::Mutation;
+use super::slow::Gauges;
 use super::{Local, Sim};
 use holdfast_journal::MemoryDisk;
 use holdfast_journal::memory::Loss;
@@ -45,7 +46,7 @@ pub(super) struct Life {
     pub(super) store: ChunkStore<MemoryDisk>,
     pub(super) incarnation: Incarnation,
     queue: VecDeque<(Ticket, LocalOp)>,
-    writing: Vec<(Ticket, LocalOp)>,
+    pub(super) writing: Vec<(Ticket, LocalOp)>,
     checkpoint: Option<CheckpointJob<MemoryDisk>>,
     checkpoint_every: u32,
     chores: u32,
@@ -58,6 +59,7 @@ pub(super) struct Life {
     pub(super) map_told: MapVersion,
     pub(super) acknowledged: MapVersion,
     pub(super) failed: bool,
+    pub(super) gauges: Gauges,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,6 +135,7 @@ impl Sim {
             map_told: MapVersion(0),
             acknowledged: MapVersion(0),
             failed: false,
+            gauges: Gauges::default(),
         });
         for (delay, what) in [(TICK, Local::NodeTick), (Duration::ZERO, Local::Beat), (CHORES, Local::Chores)] {
             self.after_local(actor, delay, what);
@@ -201,6 +204,11 @@ impl Sim {
                 let early = self.prng.chance(1, 2).then(|| life.store.reader().serve(&command));
                 let delay = Latency::between(Duration::from_micros(20), Duration::from_millis(1));
                 let delay = delay.with_spikes(200, Duration::from_millis(30)).sample(&mut self.prng);
+                let delay = delay + self.late_read(at);
+                let now = self.world.local_now(actor);
+                if let Some(life) = &mut self.nodes[at].life {
+                    life.gauges.read(now, delay);
+                }
                 self.world.after(actor, delay, Local::ReadDone(Box::new((ticket, command, early))));
             }
             Effect::SendPeer { to, message, payload } => {
@@ -268,19 +276,23 @@ impl Sim {
     }
 
     fn start_disk(&mut self, at: usize) {
+        let actor = self.nodes[at].actor;
         let Some(life) = &mut self.nodes[at].life else { return };
         if !life.writing.is_empty() || life.queue.is_empty() {
             return;
         }
         life.writing = life.queue.drain(..).collect();
-        let delay = self.sync_latency() + self.slowness(at);
-        self.world.after(self.nodes[at].actor, delay, Local::DiskDone);
+        life.gauges.busy_since = Some(self.world.local_now(actor));
+        let delay = self.sync_latency() + self.slowness(at) + self.late_batch(at);
+        self.world.after(actor, delay, Local::DiskDone);
     }
 
     pub(super) fn disk_done(&mut self, at: usize) {
+        let now = self.world.local_now(self.nodes[at].actor);
         let Some(life) = &mut self.nodes[at].life else { return };
         let (tickets, ops): (Vec<Ticket>, Vec<LocalOp>) = life.writing.drain(..).unzip();
         let results = life.store.apply(&ops);
+        life.gauges.wrote(now, ops.iter().map(|op| op.change.bytes()).sum());
         self.start_disk(at);
         for (ticket, result) in tickets.into_iter().zip(results) {
             let result = result.map(|()| LocalOutcome::Applied);
@@ -307,6 +319,7 @@ impl Sim {
 
     /// Looks whether a checkpoint is due, as the disk's thread does.
     pub(super) fn chores(&mut self, at: usize) {
+        self.probe(at);
         let actor = self.nodes[at].actor;
         let Some(life) = &mut self.nodes[at].life else { return };
         life.chores += 1;

@@ -127,10 +127,12 @@ pub(super) enum Flavour {
     Zombies,
     /// Storage nodes join, are emptied, stay away for so long that they are given up, or go for good.
     Rebuild,
+    /// Disks and nodes are slow, for long enough to be found out, while others fail.
+    Slow,
 }
 
 impl Flavour {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Mixed,
         Self::Leaders,
         Self::Votes,
@@ -140,6 +142,7 @@ impl Flavour {
         Self::LostAnswers,
         Self::Zombies,
         Self::Rebuild,
+        Self::Slow,
     ];
 }
 

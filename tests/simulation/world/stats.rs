@@ -81,6 +81,10 @@ pub struct Totals {
     pub chunk_requests: u64,
     /// Homes of groups moved.
     pub rehomed: u64,
+    /// Disks found slower than their peers, and times one was taken out of its views.
+    pub slow: u64,
+    /// See `slow`.
+    pub slow_out: u64,
 }
 
 impl Totals {
@@ -96,6 +100,8 @@ impl Totals {
         self.fences += counters.fences;
         self.chunk_requests += counters.chunk_requests;
         self.rehomed += counters.rehomed;
+        self.slow += counters.disks_slow;
+        self.slow_out += counters.disks_slow_out;
     }
 
     /// Adds another run's.
@@ -136,13 +142,15 @@ impl Totals {
             (&mut self.fences, other.fences),
             (&mut self.chunk_requests, other.chunk_requests),
             (&mut self.rehomed, other.rehomed),
+            (&mut self.slow, other.slow),
+            (&mut self.slow_out, other.slow_out),
         ] {
             *mine += theirs;
         }
     }
 
     /// What must have happened in enough seeds, and whether it did. In words for people.
-    pub fn coverage(&self) -> [(&'static str, u64); 26] {
+    pub fn coverage(&self) -> [(&'static str, u64); 28] {
         [
             ("elections", self.elections),
             ("leader changes with a proposal in flight", self.lost_in_flight),
@@ -165,6 +173,8 @@ impl Totals {
             ("mounts", self.stats.mounts),
             ("ambushes", self.stats.ambushes),
             ("homes of groups moved", self.rehomed),
+            ("disks found slow", self.slow),
+            ("slow disks taken out of their views", self.slow_out),
             ("chunks removed where their group had left", self.stats.discarded),
             ("nodes to go for good", self.stats.removals_asked),
             ("blocks damaged", self.stats.damaged),

@@ -6,6 +6,7 @@ use super::gone::Gone;
 use super::members;
 use super::nodes::Heard;
 use super::rebuild::Rebuild;
+use super::slow::Slow;
 use crate::api::{Caller, ticks};
 use crate::command::{ClusterCommand, Command, ViewChange, ViewStep};
 use crate::core::{Asker, MetadataCore, Waiter};
@@ -85,6 +86,8 @@ pub(crate) struct ClusterLead {
     pub(super) balanced: u64,
     /// What is known about disks that are away, and about the moves of groups.
     pub(super) rebuild: Rebuild,
+    /// Who is slower than the others.
+    pub(super) slow: Slow,
     /// Something has happened that views may depend on.
     pub(super) dirty: bool,
     /// Some views wait for a sign of life.

@@ -32,6 +32,8 @@ const BALANCE_TICKS: u64 = ticks(Duration::from_millis(500));
 const BALANCED_AT_ONCE: usize = 2;
 /// A node must have lived for so long before it leads again what it once led: one that comes and goes moves nothing.
 const STEADY_TICKS: u64 = ticks(Duration::from_secs(10));
+/// A disk on which an operation is under way for longer, in milliseconds, is as good as one that is not heard.
+const DISK_SILENT_MS: u64 = 5_000;
 /// Groups named in a status.
 const DEGRADED_SHOWN: usize = 32;
 
@@ -47,6 +49,8 @@ pub(crate) struct Heard {
     address: String,
     labels: Vec<(String, String)>,
     pub(super) disks: Vec<DiskState>,
+    /// How long our answers to it take of late.
+    pub(super) round_trip_us: Option<u32>,
 }
 
 /// What is known of a member's disk.
@@ -65,7 +69,7 @@ pub(super) enum Standing {
 impl MetadataCore {
     /// A node says that it lives.
     pub(super) fn hear(&mut self, heartbeat: Heartbeat) {
-        let Heartbeat { node, address, labels, pid, disks, acknowledged, leaving } = heartbeat;
+        let Heartbeat { node, address, labels, pid, disks, acknowledged, leaving, round_trip_us } = heartbeat;
         let lives = |disks: &[DiskState]| -> Vec<_> { disks.iter().map(|d| (d.id, d.incarnation, d.failed)).collect() };
         if self.cluster_lead.gone.is_late_word(node, disks.iter().map(|d| (d.id, d.incarnation)), self.ticks) {
             return;
@@ -74,7 +78,8 @@ impl MetadataCore {
         let lives_since = same.map_or(self.ticks, |old| old.lives_since);
         // Whoever leaves does so until its next life; in a container that one has the same pid.
         let leaving = leaving || same.is_some_and(|old| old.leaving && old.pid == pid);
-        let heard = Heard { tick: self.ticks, lives_since, acknowledged, leaving, pid, address, labels, disks };
+        let tick = self.ticks;
+        let heard = Heard { tick, lives_since, acknowledged, leaving, pid, address, labels, disks, round_trip_us };
         let before = self.cluster_lead.heard.insert(node, heard);
         let now = &self.cluster_lead.heard[&node];
         let is_new = before.is_none_or(|old| {
@@ -105,6 +110,7 @@ impl MetadataCore {
         let now = self.ticks;
         self.cluster_lead.evicted.retain(|_, at| now < *at + EVICTED_TICKS);
         if now.is_multiple_of(LOOK_TICKS) {
+            self.judge_slowness();
             self.count_away(LOOK_TICKS);
         }
         if now.is_multiple_of(EVICTED_TICKS) {
@@ -141,6 +147,7 @@ impl MetadataCore {
         let steady = |member: &MemberId| {
             let heard = self.cluster_lead.heard.get(&member.node);
             self.standing(*member) == Standing::Serves
+                && !self.is_slow(home(*member))
                 && heard.is_some_and(|heard| !heard.leaving && self.ticks >= heard.lives_since + STEADY_TICKS)
         };
         let groups = self.cluster.machine.groups.iter().enumerate();
@@ -191,7 +198,7 @@ impl MetadataCore {
         }
         let Some(heard) = self.cluster_lead.heard.get(&member.node) else { return Standing::Unknown };
         match heard.disks.iter().find(|disk| disk.id == member.disk) {
-            Some(disk) if disk.failed => Standing::Gone,
+            Some(disk) if disk.failed || disk.oldest_operation_ms > DISK_SILENT_MS => Standing::Gone,
             Some(disk) if disk.incarnation == member.incarnation => Standing::Serves,
             // The deliberate bug takes it for the member that it was.
             Some(_) if self.config.mutations.other_incarnation_accepted => Standing::Serves,
@@ -248,8 +255,10 @@ impl MetadataCore {
             reforming.remove(&group);
             let gone = standing.iter().filter(|(_, standing)| !stays(standing));
             steps.extend(gone.map(|(member, _)| ViewStep::Remove { member: *member }));
+            steps.extend(self.slow_to_leave(row, &steps));
             let departing = self.departing(row);
-            steps.extend(if departing.is_empty() { self.returning(group, row) } else { departing });
+            steps.extend(if departing.is_empty() { self.returning(group, row, &steps) } else { departing });
+            steps.extend(self.lead_elsewhere(row, &steps));
             return steps;
         }
         let members: Vec<MemberId> = in_sync()
@@ -271,14 +280,14 @@ impl MetadataCore {
             steps.push(ViewStep::Reform { members });
             let gone = standing.iter().filter(|(member, s)| view.syncing.contains(member) && !stays(s));
             steps.extend(gone.map(|(member, _)| ViewStep::Remove { member: *member }));
-            steps.extend(self.returning(group, row));
+            steps.extend(self.returning(group, row, &steps));
         }
         steps
     }
 
     /// Disks at home in a group that serve and are to be caught up, if they are not members; and those it was at home on before, until
     /// it is whole: one that comes back may be whole sooner. A node has a group once.
-    fn returning(&self, group: GroupId, row: &GroupRow) -> Vec<ViewStep> {
+    fn returning(&self, group: GroupId, row: &GroupRow, before: &[ViewStep]) -> Vec<ViewStep> {
         let mut steps = Vec::new();
         let mut nodes: Vec<NodeId> = Vec::new();
         for (node, disk) in row.homes.iter().chain(&row.leaving) {
@@ -286,7 +295,12 @@ impl MetadataCore {
             if heard.leaving || self.is_silent(*node) {
                 continue;
             }
-            let Some(state) = heard.disks.iter().find(|state| state.id == *disk && !state.failed) else { continue };
+            let usable =
+                |state: &&DiskState| state.id == *disk && !state.failed && state.oldest_operation_ms <= DISK_SILENT_MS;
+            let Some(state) = heard.disks.iter().find(usable) else { continue };
+            if self.is_better_without(row, before, (*node, *disk)) {
+                continue;
+            }
             let member = MemberId { node: *node, disk: *disk, incarnation: state.incarnation };
             let is_member = row.view.members().any(|other| other == member);
             let elsewhere = row.view.members().any(|other| other.node == *node && other.disk != *disk);
@@ -431,6 +445,7 @@ impl MetadataCore {
                 capacity: state.map_or(disk.capacity, |state| state.capacity),
                 free: state.map_or(0, |state| state.free),
                 failed: state.is_some_and(|state| state.failed),
+                slow: self.slowness((record.id, disk.id)),
             }
         });
         StorageStatus {

@@ -69,9 +69,10 @@ impl MetadataCore {
         for place in self.places().into_keys() {
             let before = self.cluster_lead.rebuild.away.get(&place).copied();
             match self.disk_standing(place) {
-                Standing::Serves | Standing::OtherLife(_) => {}
+                Standing::Serves | Standing::OtherLife(_) if !self.is_out_for_slowness(place) => {}
                 Standing::Unknown => drop(before.map(|ticks| away.insert(place, ticks))),
-                Standing::Gone => {
+                // A disk that stays slow is replaced as one that stays away.
+                Standing::Serves | Standing::OtherLife(_) | Standing::Gone => {
                     let count = before.unwrap_or(0) + if believed { passed } else { 0 };
                     away.insert(place, count);
                 }
@@ -140,6 +141,11 @@ impl MetadataCore {
                 _ if self.is_given_up(place) => Stand::Out,
                 (true, false) if removed && self.is_silent(node) => Stand::Out,
                 (true, _) => Stand::Draining,
+                (false, true) if self.is_out_for_slowness(place) => {
+                    calm = false;
+                    Stand::Keeps
+                }
+                (false, true) if self.is_slow(place) => Stand::Keeps,
                 (false, true) if steady && !full && row.place == StoragePlace::In => Stand::In,
                 (false, true) => Stand::Keeps,
                 (false, false) => {

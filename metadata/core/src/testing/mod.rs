@@ -14,6 +14,7 @@ mod raft;
 mod rebuild;
 mod room;
 mod sessions;
+mod slow;
 mod views;
 
 use crate::api::{
@@ -97,6 +98,11 @@ pub(crate) struct Storage {
     pub(crate) diskless: bool,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) free: u64,
+    /// What it says of its speed.
+    pub(crate) read_us: u32,
+    pub(crate) write_us: u32,
+    pub(crate) round_trip_us: u32,
+    pub(crate) oldest_operation_ms: u64,
 }
 
 impl Storage {
@@ -111,6 +117,10 @@ impl Storage {
             diskless: false,
             labels: Vec::new(),
             free: 1 << 39,
+            read_us: 200,
+            write_us: 2_000,
+            round_trip_us: 900,
+            oldest_operation_ms: 0,
         }
     }
 }
@@ -379,8 +389,10 @@ impl World {
                 incarnation: Incarnation(node.incarnation),
                 capacity: 1 << 40,
                 free: node.free,
-                oldest_operation_ms: 0,
+                oldest_operation_ms: node.oldest_operation_ms,
                 failed: node.failed,
+                read_us: Some(node.read_us),
+                write_us: Some(node.write_us),
             };
             let heartbeat = Heartbeat {
                 node: NodeId(id),
@@ -390,6 +402,7 @@ impl World {
                 disks: if node.diskless { Vec::new() } else { vec![disk] },
                 acknowledged: self.storage[&id].acknowledged,
                 leaving: node.leaving,
+                round_trip_us: Some(node.round_trip_us),
             };
             let request = Request::Heartbeat(heartbeat);
             self.ask_as(leader, Caller::Storage(NodeId(id)), envelope(ShardId::CLUSTER, SessionId::NONE, request));

@@ -37,6 +37,7 @@ mod identity;
 mod keys;
 mod layout;
 mod options;
+mod probe;
 mod read;
 mod record;
 mod recovery;
@@ -60,9 +61,14 @@ use holdfast_storage_core::local::{GroupState, LocalError, LocalOp};
 use holdfast_store::Table;
 use holdfast_types::limits::BLOCK_BYTES;
 use holdfast_types::{ChunkKey, GroupId, Incarnation};
+use probe::Probe;
 use stage::{StageError, Staged, Writer};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// So many different blocks refused, and none read in between, are no bad blocks. By eye: a bad spot of a disk is smaller.
+const REFUSED_MAX: usize = 8;
 
 /// What writer, readers and checkpoints share.
 pub(crate) struct Shared<D: Disk> {
@@ -75,6 +81,9 @@ pub(crate) struct Shared<D: Disk> {
     damage: Mutex<Damage>,
     /// Position of the last checkpoint; held while one runs, so that two never overtake each other.
     checkpoint: Mutex<u64>,
+    /// Blocks that the disk refused to read, since it last read something; and whether there are any.
+    refused: Mutex<BTreeSet<(GroupId, ChunkKey, u32)>>,
+    refuses: AtomicBool,
     failed: AtomicBool,
     fault: Mutex<Option<String>>,
 }
@@ -85,6 +94,21 @@ impl<D: Disk> Shared<D> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.failed.store(true, Ordering::Release);
         LocalError::Failed
+    }
+
+    /// The disk has read.
+    fn read_well(&self) {
+        if self.refuses.swap(false, Ordering::Relaxed) {
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
+    /// The disk has refused to read a block. A few are bad blocks; a disk that refuses whatever is asked is none any more, and this is why.
+    fn read_failed(&self, block: (GroupId, ChunkKey, u32), error: &std::io::Error) -> Option<String> {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refuses.store(true, Ordering::Relaxed);
+        refused.insert(block);
+        (refused.len() >= REFUSED_MAX).then(|| format!("nothing can be read any more, the last error is: {error}"))
     }
 
     fn check(&self) -> Result<(), LocalError> {
@@ -105,6 +129,8 @@ pub struct ChunkStore<D: Disk> {
     checkpoint: u64,
     /// Its position.
     begun: u64,
+    /// What finds out how fast the disk is.
+    probe: Option<Probe<D>>,
 }
 
 /// Space of a store, in bytes.
@@ -156,10 +182,15 @@ impl<D: Disk> ChunkStore<D> {
         self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The disk is not there any more.
+    pub fn give_up(&self, reason: String) {
+        self.shared.fail(reason);
+    }
+
     /// How much room is left.
     ///
     /// # Errors
-    /// What the disk reports.
+    /// `NotFound` when the disk is gone; what it reports.
     pub fn space(&self) -> std::io::Result<StoreSpace> {
         let space = self.shared.disk.space()?;
         let within = (self.writer.free.blocks() + self.writer.free.blocks_pending()) * BLOCK_BYTES;

@@ -1,7 +1,9 @@
 //! How a store is laid out. What is chosen when a disk is made may differ from what later openings say, except as noted.
 
 use holdfast_journal::Space;
+use holdfast_types::Incarnation;
 use holdfast_types::size::{GIB, KIB, MIB};
+use std::time::Duration;
 
 /// Sizes and bounds of a store, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,9 @@ pub struct StoreOptions {
     pub low_bytes: u64,
     /// Records of one batch, approximately, before it is made durable.
     pub batch_bytes_max: usize,
+    /// The life after which those of a disk that is made now begin. Less than any of a disk that was made before: one that was wiped must never
+    /// pass for what it was, nor for a later life of it.
+    pub life_before: Incarnation,
     /// Deliberate bugs, for tests of the tests.
     pub mutations: Mutations,
 }
@@ -36,7 +41,19 @@ pub struct Mutations {
     pub mend_unchecked: bool,
 }
 
+/// Lives of a disk for each second between its making and that of one in its place. By eye: nothing starts more often.
+const LIVES_PER_SECOND: u64 = 16;
+/// Seconds that are counted down from; about the year 4147.
+const SECONDS_MAX: u64 = 1 << 36;
+
 impl StoreOptions {
+    /// For a disk that is made so long after 1970, if it is one that is made.
+    #[must_use]
+    pub fn made(self, since_1970: Duration) -> Self {
+        let left = SECONDS_MAX.saturating_sub(since_1970.as_secs());
+        Self { life_before: Incarnation(left * LIVES_PER_SECOND), ..self }
+    }
+
     /// For a disk of that size. By eye: small disks get small steps, so that a test on a loop device has room to work.
     pub fn for_disk(space: Space) -> Self {
         let share = |part: u64, least: u64, most: u64| (space.total / part).clamp(least, most).next_power_of_two();
@@ -50,6 +67,7 @@ impl StoreOptions {
             reserve_bytes: (space.total / 50).min(256 * MIB),
             low_bytes: (space.total / 20).max(GIB.min(space.total / 10)),
             batch_bytes_max: (segment_bytes / 2) as usize,
+            life_before: Incarnation(0),
             mutations: Mutations::default(),
         }
     }
@@ -65,6 +83,7 @@ impl StoreOptions {
             reserve_bytes: 0,
             low_bytes: 0,
             batch_bytes_max: 128 * KIB as usize,
+            life_before: Incarnation(0),
             mutations: Mutations::default(),
         }
     }

@@ -291,6 +291,7 @@ impl<D: Disk> Reader<D> {
     /// writer is held off: what differs then is damage.
     fn settle(&self, plan: Plan, mut buffer: Vec<u8>, whole: bool) -> Result<LocalOutcome, LocalError> {
         if whole && let Ok(sums) = plan.verify(&mut buffer) {
+            self.shared.read_well();
             return Ok(plan.data(buffer, sums));
         }
         let Plan { group, chunk, offset, length, .. } = plan;
@@ -307,8 +308,11 @@ impl<D: Disk> Reader<D> {
         let mut buffer = vec![0; plan.blocks.len() * BLOCK];
         for piece in &pieces {
             let block = plan.blocks.start + (piece.within.start / BLOCK) as u32;
-            piece.file.read_at(&mut buffer[piece.within.clone()], piece.offset).map_err(|_| Miss::Block(block))?;
+            let read = piece.file.read_at(&mut buffer[piece.within.clone()], piece.offset);
+            let failed = |error| self.shared.read_failed((group, chunk, block), &error);
+            read.map_err(|error| failed(error).map_or(Miss::Block(block), Miss::Index))?;
         }
+        self.shared.read_well();
         let sums = plan.verify(&mut buffer)?;
         Ok(plan.data(buffer, sums))
     }

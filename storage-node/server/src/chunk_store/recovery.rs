@@ -41,7 +41,7 @@ impl<D: Disk + Clone> ChunkStore<D> {
                 identity::check(&found, &owner)?;
                 found
             }
-            None => claim(&disk, table.as_ref(), owner)?,
+            None => claim(&disk, table.as_ref(), owner, options.life_before)?,
         };
         if !life.ready {
             clear(&disk, table.as_ref())?;
@@ -80,6 +80,8 @@ impl<D: Disk + Clone> ChunkStore<D> {
             placing: RwLock::new(()),
             damage: Mutex::new(Damage::default()),
             checkpoint: Mutex::new(from),
+            refused: Mutex::default(),
+            refuses: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             fault: Mutex::new(None),
         };
@@ -89,8 +91,8 @@ impl<D: Disk + Clone> ChunkStore<D> {
         let writer = Writer { table, extents, free, groups, touched, staged, inline_bytes_max, mend_unchecked };
         let incarnation = life.incarnation.next();
         let (syncing, checkpoint, begun) = (Vec::new(), 0, 0);
-        let mut store =
-            Self { shared: Arc::new(shared), writer, journal, incarnation, options, syncing, checkpoint, begun };
+        let (shared, probe) = (Arc::new(shared), None);
+        let mut store = Self { shared, writer, journal, incarnation, options, syncing, checkpoint, begun, probe };
         store.checkpoint().map_err(|_| OpenError::Damaged(store.fault().unwrap_or_default()))?;
         identity::write(&store.shared.disk, &IdentityFile { identity: owner, incarnation, ready: true })?;
         Ok(store)
@@ -98,7 +100,12 @@ impl<D: Disk + Clone> ChunkStore<D> {
 }
 
 /// Takes an empty disk for us; refuses one that has anything of a store but no identity.
-fn claim<D: Disk>(disk: &D, table: &dyn Table, owner: DiskIdentity) -> Result<IdentityFile, OpenError> {
+fn claim<D: Disk>(
+    disk: &D,
+    table: &dyn Table,
+    owner: DiskIdentity,
+    life_before: Incarnation,
+) -> Result<IdentityFile, OpenError> {
     let ours = |name: &String| name.starts_with("extent-") || name.starts_with(JOURNAL_NAME);
     if let Some(name) = disk.list()?.into_iter().find(ours) {
         return Err(OpenError::Foreign(format!("it has no identity file, but {name}")));
@@ -106,7 +113,7 @@ fn claim<D: Disk>(disk: &D, table: &dyn Table, owner: DiskIdentity) -> Result<Id
     if table.range(holdfast_store::KeyRange::all()).next().transpose()?.is_some() {
         return Err(OpenError::Foreign("it has no identity file, but an index".into()));
     }
-    let life = IdentityFile { identity: owner, incarnation: Incarnation(0), ready: false };
+    let life = IdentityFile { identity: owner, incarnation: life_before, ready: false };
     identity::write(disk, &life)?;
     Ok(life)
 }

@@ -3,8 +3,9 @@
 use super::*;
 use crate::chunk_store::tests::real::{forget, memory_can_be_told};
 use crate::chunk_store::{DiskIdentity, StoreOptions};
+use crate::medium;
 use bytes::Bytes;
-use holdfast_journal::{Disk as _, IoBackend, Syncing};
+use holdfast_journal::{DirectoryDisk, Disk as _, IoBackend, Syncing};
 use holdfast_storage_core::local::{Change, Origin};
 use holdfast_store::MemoryTable;
 use holdfast_telemetry::metrics::Registry;
@@ -51,7 +52,8 @@ impl Running {
         let directory = DirectoryDisk::open_with(path, Syncing::Real, backend).expect("opened");
         let owner = DiskIdentity { cluster: ClusterId(7), node: NodeId(1), disk: DiskId(0) };
         let options = StoreOptions::for_disk(directory.space().expect("known"));
-        let store = Store::open(directory, Arc::new(MemoryTable::new()), owner, options).expect("opens");
+        let store =
+            Store::open(medium::of(directory, DiskId(0)), Arc::new(MemoryTable::new()), owner, options).expect("opens");
         let metrics = Arc::new(Metrics::register(&mut Registry::default(), Duration::from_secs(1)));
         let (sender, reports) = channel();
         let report: Report = Arc::new(move |inputs| inputs.into_iter().for_each(|input| drop(sender.send(input))));

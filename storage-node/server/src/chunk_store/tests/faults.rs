@@ -3,6 +3,7 @@
 use super::super::Mutations;
 use super::*;
 use holdfast_storage_core::local::Checked;
+use std::time::Duration;
 
 fn fill(store: &mut Store, from: u64) -> u64 {
     let mut count = from;
@@ -175,6 +176,60 @@ fn an_unreadable_block_is_damage_and_not_the_end() {
     assert_eq!(read(&store, 0, chunk(2, 0), 0, 8192), Err(LocalError::BadBlock));
     assert_eq!(store.apply(&[op(0, 2, write(chunk(2, 0), 4096, vec![7; 4096]))]), [Ok(())]);
     assert_eq!(read(&store, 0, chunk(2, 0), 4000, 4000).unwrap().len(), 4000);
+}
+
+#[test]
+fn a_disk_that_refuses_to_read_anything_is_the_end_and_one_bad_block_never_is() {
+    let (disk, _table, mut store) = fresh(1);
+    let content = |n: u64| vec![0xa0 + n as u8; 4096];
+    for n in 1..=9 {
+        assert_eq!(store.apply(&[op(0, n, write(chunk(n, 0), 0, content(n)))]), [Ok(())]);
+    }
+    let refuse = |n: u64| disk.fail_reads("extent-00000000", extent_of(&disk, &content(n))).unwrap();
+    refuse(1);
+    for _ in 0..20 {
+        assert_eq!(read(&store, 0, chunk(1, 0), 0, 10), Err(LocalError::BadBlock), "one bad block, asked for often");
+    }
+    (2..=7).for_each(refuse);
+    for n in 1..=7 {
+        assert_eq!(read(&store, 0, chunk(n, 0), 0, 10), Err(LocalError::BadBlock), "{n}");
+    }
+    assert_eq!(read(&store, 0, chunk(9, 0), 0, 10).unwrap().len(), 10, "the rest is there");
+    refuse(8);
+    for n in 1..=7 {
+        assert_eq!(read(&store, 0, chunk(n, 0), 0, 10), Err(LocalError::BadBlock), "{n}");
+    }
+    assert_eq!(read(&store, 0, chunk(8, 0), 0, 10), Err(LocalError::Failed));
+    assert!(store.fault().expect("a reason").contains("nothing can be read"));
+    assert_eq!(store.apply(&[op(0, 10, Change::Mark)]), [Err(LocalError::Failed)]);
+}
+
+#[test]
+fn a_disk_that_was_wiped_is_neither_the_one_that_it_was_nor_a_later_life_of_it() {
+    let made = |at: u64| StoreOptions::for_simulation().made(Duration::from_secs(at));
+    let (disk, table) = (MemoryDisk::new(1), MemoryTable::new());
+    let mut lives = Vec::new();
+    for start in 0..3 {
+        let options = made(1_800_000_000 + start);
+        let store = ChunkStore::open(disk.clone(), Arc::new(table.clone()), OWNER, options).expect("opens");
+        lives.push(store.incarnation());
+    }
+    assert!(lives.is_sorted_by(|a, b| a.0 + 1 == b.0), "{lives:?}");
+    let options = made(1_800_000_003);
+    let wiped = ChunkStore::open(MemoryDisk::new(1), Arc::new(MemoryTable::new()), OWNER, options).expect("opens");
+    assert!(wiped.incarnation() < lives[0], "{:?} {lives:?}", wiped.incarnation());
+}
+
+#[test]
+fn a_probe_is_durable_and_its_failure_is_the_disks() {
+    let (disk, table, mut store) = fresh(1);
+    assert_eq!((store.probe_write(), store.probe_read()), (Ok(()), Ok(())));
+    drop(store);
+    let mut store = open(&disk, &table).expect("the probe is in nobody's way");
+    assert_eq!((store.probe_write(), store.probe_read()), (Ok(()), Ok(())));
+    disk.fail_sync(1);
+    assert_eq!(store.probe_write(), Err(LocalError::Failed));
+    assert!(store.fault().expect("a reason").contains("probe"));
 }
 
 #[test]
