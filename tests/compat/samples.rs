@@ -10,8 +10,9 @@ use holdfast_types::{
     ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
 use holdfast_wire::admin::{
-    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, InodeFacts, RebuildStatus, ServerPlace,
-    ServerRecord, ServerStatus, SessionStatus, ShardStatus, StoragePlace, StorageStatus, TableCheck,
+    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, HeldByNode, HeldGroup, HeldTable, InodeFacts,
+    RebuildStatus, ServerPlace, ServerRecord, ServerStatus, SessionStatus, ShardStatus, StoragePlace, StorageStatus,
+    TableCheck,
 };
 use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
@@ -614,11 +615,17 @@ pub fn admin_answers() -> Named<AdminAnswer> {
         failed: Some("why".into()),
     };
     let chunk = ChunkFacts { chunk: chunk(), length: 4096, digest: 7, damaged: true };
+    let member = MemberId { node: NodeId(1), disk: DiskId(2), incarnation: Incarnation(3) };
+    let group = HeldGroup { group: GroupId(4), member, last: OpNumber { epoch: Epoch(5), count: OpCount(6) } };
     vec![
         ("server", AdminAnswer::Server(server)),
         ("refused", AdminAnswer::Refused("why".into())),
         ("check", AdminAnswer::Check(check)),
         ("chunks", AdminAnswer::Chunks(vec![chunk])),
+        ("held", AdminAnswer::Held(HeldTable { backup: 1, index: LogIndex(2), term: Term(3), bytes: 4 })),
+        ("behind", AdminAnswer::Behind { applied: LogIndex(5) }),
+        ("rows", AdminAnswer::Rows { rows: vec![(Bytes::from_static(b"key"), Bytes::new())], last: true }),
+        ("node", AdminAnswer::Node(Box::new(HeldByNode { map: map(), groups: vec![group] }))),
     ]
 }
 
@@ -631,6 +638,14 @@ pub fn admin_requests() -> Named<AdminRequest> {
         ("request-check-begin", AdminRequest::CheckBegin),
         ("request-check-poll", AdminRequest::CheckPoll { check: 2 }),
         ("request-list-chunks", list),
+        ("request-backup-begin", AdminRequest::BackupBegin { at_least: LogIndex(6) }),
+        ("request-backup-join", AdminRequest::BackupJoin { backup: 1, at_least: LogIndex(6) }),
+        (
+            "request-backup-rows",
+            AdminRequest::BackupRows { backup: 1, shard: ShardId(1), after: Bytes::from_static(b"key") },
+        ),
+        ("request-backup-end", AdminRequest::BackupEnd { backup: 1 }),
+        ("request-held-map", AdminRequest::HeldMap),
     ]
 }
 

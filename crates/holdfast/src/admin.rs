@@ -1,7 +1,7 @@
 //! `holdfast admin`: what an administrator sees and does.
 
 use crate::cli::{Admin, AdminCommand, Limit, LimitArguments, MetadataCommand, VolumeCommand};
-use crate::{fsck, layout, storage};
+use crate::{backup, fsck, layout, storage};
 use anyhow::{Context, Result, bail};
 use holdfast_client::{Cluster, ClusterFile, MetadataAddress, RequestError};
 use holdfast_config::Size;
@@ -76,6 +76,9 @@ async fn records(cluster: &Cluster) -> Result<Vec<ServerRecord>> {
 }
 
 async fn metadata(path: &Path, file: &ClusterFile, cluster: &Cluster, command: MetadataCommand) -> Result<ExitCode> {
+    if let Some(done) = backup::run(file, cluster, &command).await {
+        return done;
+    }
     let directory = std::path::absolute(path)?.parent().context("cluster.toml has a directory")?.to_path_buf();
     tidy_up(&directory, (path, file), &records(cluster).await?)?;
     match command {
@@ -96,6 +99,9 @@ async fn metadata(path: &Path, file: &ClusterFile, cluster: &Cluster, command: M
             tidy_up(&directory, (path, file), &records(cluster).await?)?;
             println!("metadata server {id} is out, for good; its process ends by itself, and its directory may go");
             Ok(ExitCode::SUCCESS)
+        }
+        MetadataCommand::Backup { .. } | MetadataCommand::Restore { .. } | MetadataCommand::Verify { .. } => {
+            unreachable!("done above")
         }
     }
 }
@@ -276,7 +282,7 @@ async fn status(file: &ClusterFile, cluster: &Cluster, json: bool) -> Result<Exi
         let answer = cluster.ask_server(server.id, AdminRequest::ServerStatus, SERVER_PATIENCE).await;
         servers.push(match answer {
             Some(AdminAnswer::Server(status)) => Some(status),
-            Some(AdminAnswer::Refused(_) | AdminAnswer::Check(_) | AdminAnswer::Chunks(_)) | None => None,
+            Some(_) | None => None,
         });
     }
     let report = report(&known, &servers, whole);

@@ -2,6 +2,7 @@
 
 mod admin;
 mod allocator;
+mod backup;
 mod cli;
 mod fsck;
 mod helper;

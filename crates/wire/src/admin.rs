@@ -1,9 +1,11 @@
 //! What administrators ask and see.
 
 use crate::group::KeyRange;
+use crate::map::ClusterMap;
+use bytes::Bytes;
 use holdfast_types::{
-    ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, LogIndex, MapVersion, MemberId, NodeId, ServerId,
-    SessionId, Term, VolumeId,
+    ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, LogIndex, MapVersion, MemberId, NodeId, OpNumber,
+    ServerId, SessionId, ShardId, Term, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,36 @@ pub enum AdminRequest {
         /// Read every block and compare it with its sum.
         verify: bool,
     },
+    /// A metadata server holds on to its volumes' table as it is, for a backup, once it has applied `at_least`. Answer: `Held`, or
+    /// `Behind`. One backup at a time; who does not ask for 30 s has it dropped.
+    BackupBegin {
+        /// What a confirmed leader had applied.
+        at_least: LogIndex,
+    },
+    /// It holds on to the cluster's table as well. Asked after the volumes' were held and a leader of shard 0 was confirmed after that,
+    /// so that the cluster knows everything that the volumes rest on. Answer: `Held`, or `Behind`.
+    BackupJoin {
+        /// Which backup, as `BackupBegin` answered.
+        backup: u64,
+        /// What a confirmed leader had applied.
+        at_least: LogIndex,
+    },
+    /// The next rows of a table that is held. Answer: `Rows`.
+    BackupRows {
+        /// Which backup.
+        backup: u64,
+        /// Which table.
+        shard: ShardId,
+        /// The last key of the rows before; empty: from the start.
+        after: Bytes,
+    },
+    /// The tables are not needed any more. Answer: `Held`, of what was.
+    BackupEnd {
+        /// Which backup.
+        backup: u64,
+    },
+    /// A storage node says which map it has, and how far its disks are with each group. Answer: `Node`.
+    HeldMap,
 }
 
 /// Answers to [`AdminRequest`].
@@ -45,6 +77,55 @@ pub enum AdminAnswer {
     Check(TableCheck),
     /// Chunks, in key order; fewer than wanted only if the range holds no more.
     Chunks(Vec<ChunkFacts>),
+    /// A table is held as it is, for a backup.
+    Held(HeldTable),
+    /// The server has not applied yet what was asked for.
+    Behind {
+        /// What it has applied.
+        applied: LogIndex,
+    },
+    /// Rows of a table, in key order.
+    Rows {
+        /// Keys and values.
+        rows: Vec<(Bytes, Bytes)>,
+        /// There are no more.
+        last: bool,
+    },
+    /// What a storage node knows and holds.
+    Node(Box<HeldByNode>),
+}
+
+/// A table that a metadata server holds on to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldTable {
+    /// Names the backup.
+    pub backup: u64,
+    /// The last entry whose changes it holds.
+    pub index: LogIndex,
+    /// Term of that entry.
+    pub term: Term,
+    /// About how many bytes it takes.
+    pub bytes: u64,
+}
+
+/// What a storage node knows and holds: what a metadata service that is restored must not contradict.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldByNode {
+    /// The newest map it had. Version 0: none since it was started, and none was kept.
+    pub map: ClusterMap,
+    /// Groups that its disks hold something of.
+    pub groups: Vec<HeldGroup>,
+}
+
+/// How far a disk is with a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldGroup {
+    /// Which group.
+    pub group: GroupId,
+    /// The disk, in its present life.
+    pub member: MemberId,
+    /// Number of the last change that it was given.
+    pub last: OpNumber,
 }
 
 /// How far a metadata server's check of its own tables is, and what it has found.

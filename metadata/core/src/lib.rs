@@ -25,6 +25,7 @@ pub mod invariants;
 mod machine;
 mod ops;
 mod replica;
+pub mod restore;
 mod tables;
 #[cfg(test)]
 mod testing;

@@ -6,6 +6,7 @@
 //! * An effect is started in the order in which the core asked for it.
 //! * A log that cannot be written stops its shard on this server, and nothing else; the others go on.
 
+pub mod backup;
 mod check;
 pub mod config;
 pub mod disk;
@@ -14,7 +15,9 @@ mod log_writer;
 mod metrics;
 mod node;
 mod peers;
+pub mod restore;
 mod run;
 mod service;
+mod snapshots;
 
 pub use run::{Error, Listening, run};

@@ -1,17 +1,19 @@
-//! What `holdfast admin fsck` asks of a node: chunks as one of its disks holds them, read and verified on request.
+//! What `holdfast admin` asks of a node: chunks as one of its disks holds them, read and verified on request, for `fsck`; and which map and
+//! groups it has, for whoever restores the metadata service.
 //!
 //! Beside the core, on threads of its own: nothing here changes anything or is waited for by a client, and one question at a time is
 //! worked on, so that a check takes one reader's share of the disks and no more.
 
 use crate::chunk_store::Reader;
 use crate::disk::Disk;
+use crate::owner::Owner;
 use holdfast_journal::DirectoryDisk;
 use holdfast_rpc::{PeerIdentity, Responder, Role};
 use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOutcome};
 use holdfast_types::{DiskId, Incarnation, NodeId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest, ChunkFacts};
 use holdfast_wire::codec;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// Chunks listed in one answer at the most.
 const CHUNKS_MAX: u32 = 1000;
@@ -21,16 +23,18 @@ pub(crate) struct Inspector {
     node: NodeId,
     disks: Vec<(DiskId, Incarnation, Reader<DirectoryDisk>)>,
     turn: Mutex<()>,
+    owner: Arc<OnceLock<Weak<Owner>>>,
     runtime: tokio::runtime::Handle,
 }
 
 impl Inspector {
-    /// Must be called within a tokio runtime.
-    pub fn new(node: NodeId, disks: &[Disk]) -> Self {
+    /// Must be called within a tokio runtime. The owner may come later.
+    pub fn new(node: NodeId, disks: &[Disk], owner: Arc<OnceLock<Weak<Owner>>>) -> Self {
         Self {
             node,
             disks: disks.iter().map(|disk| (disk.id, disk.incarnation, disk.reader())).collect(),
             turn: Mutex::new(()),
+            owner,
             runtime: tokio::runtime::Handle::current(),
         }
     }
@@ -69,9 +73,17 @@ impl Inspector {
                     Err(error) => AdminAnswer::Refused(format!("{member}: {error}")),
                 }
             }
-            AdminRequest::ServerStatus | AdminRequest::CheckBegin | AdminRequest::CheckPoll { .. } => {
-                AdminAnswer::Refused("a metadata server answers this".into())
-            }
+            AdminRequest::HeldMap => match self.owner.get().and_then(Weak::upgrade) {
+                Some(owner) => AdminAnswer::Node(Box::new(owner.held())),
+                None => AdminAnswer::Refused("the node is just starting, or stopping; ask again".into()),
+            },
+            AdminRequest::ServerStatus
+            | AdminRequest::CheckBegin
+            | AdminRequest::CheckPoll { .. }
+            | AdminRequest::BackupBegin { .. }
+            | AdminRequest::BackupJoin { .. }
+            | AdminRequest::BackupRows { .. }
+            | AdminRequest::BackupEnd { .. } => AdminAnswer::Refused("a metadata server answers this".into()),
         }
     }
 }

@@ -250,7 +250,7 @@ impl Node {
             })
         };
         let (disks, threads) = disk::start(stores, &report, &metrics)?;
-        let inspector = Arc::new(Inspector::new(config.node_id(), &disks));
+        let inspector = Arc::new(Inspector::new(config.node_id(), &disks, Arc::clone(&late)));
         let kept = ServersFile::new(config.disks.iter().map(|disk| disk.path.clone()).collect());
         let control = Arc::new(Control::new(identity, &config.metadata, kept)?);
         let standing = Arc::new(Standing {

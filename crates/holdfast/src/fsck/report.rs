@@ -89,7 +89,7 @@ impl Report {
 
 /// Says on standard error how far a part of the check is, and when it will end.
 #[derive(Clone)]
-pub(super) struct Progress(Arc<Mutex<State>>);
+pub(crate) struct Progress(Arc<Mutex<State>>);
 
 struct State {
     what: &'static str,
