@@ -12,7 +12,7 @@ use holdfast_types::{
 use holdfast_wire::admin::{
     AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, HeldByNode, HeldGroup, HeldTable, InodeFacts,
     RebuildStatus, ServerPlace, ServerRecord, ServerStatus, SessionStatus, ShardStatus, StoragePlace, StorageStatus,
-    TableCheck,
+    TableCheck, WholeFile,
 };
 use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
@@ -364,7 +364,12 @@ pub fn results() -> Named<Result<Response, MetadataError>> {
 
 fn responses() -> Named<Response> {
     let now = Timestamp { seconds: 1_700_000_000, nanos: 5 };
-    let facts = InodeFacts { content: Some((Generation(3), 4096)), purging: vec![Generation(2)], volume_gone: false };
+    let facts = InodeFacts {
+        content: Some((Generation(3), 4096)),
+        purging: vec![Generation(2)],
+        volume_gone: false,
+        whole: 4095,
+    };
     let events = vec![(1, Event::StopCaching), (2, Event::StartCaching), (3, Event::Ended { reason: "fenced".into() })];
     vec![
         ("done", Response::Done),
@@ -616,6 +621,7 @@ pub fn admin_answers() -> Named<AdminAnswer> {
     };
     let chunk = ChunkFacts { chunk: chunk(), length: 4096, digest: 7, damaged: true };
     let member = MemberId { node: NodeId(1), disk: DiskId(2), incarnation: Incarnation(3) };
+    let file = WholeFile { volume: VolumeId(1), inode: InodeId(2), generation: Generation(3), size: 4 };
     let group = HeldGroup { group: GroupId(4), member, last: OpNumber { epoch: Epoch(5), count: OpCount(6) } };
     vec![
         ("server", AdminAnswer::Server(server)),
@@ -625,6 +631,7 @@ pub fn admin_answers() -> Named<AdminAnswer> {
         ("held", AdminAnswer::Held(HeldTable { backup: 1, index: LogIndex(2), term: Term(3), bytes: 4 })),
         ("behind", AdminAnswer::Behind { applied: LogIndex(5) }),
         ("rows", AdminAnswer::Rows { rows: vec![(Bytes::from_static(b"key"), Bytes::new())], last: true }),
+        ("files", AdminAnswer::Files { files: vec![file], next: Some((VolumeId(1), InodeId(2))) }),
         ("node", AdminAnswer::Node(Box::new(HeldByNode { map: map(), groups: vec![group] }))),
     ]
 }
@@ -645,6 +652,7 @@ pub fn admin_requests() -> Named<AdminRequest> {
             AdminRequest::BackupRows { backup: 1, shard: ShardId(1), after: Bytes::from_static(b"key") },
         ),
         ("request-backup-end", AdminRequest::BackupEnd { backup: 1 }),
+        ("request-list-files", AdminRequest::ListFiles { after: (VolumeId(1), InodeId(2)), limit: 3 }),
         ("request-held-map", AdminRequest::HeldMap),
     ]
 }

@@ -35,6 +35,10 @@ pub async fn run(admin: Admin) -> Result<ExitCode> {
 }
 
 async fn carry_out(admin: Admin) -> Result<ExitCode> {
+    if let AdminCommand::Metadata(MetadataCommand::Verify { file }) = &admin.command {
+        // Of a file alone.
+        return backup::verify(file);
+    }
     let path =
         admin.cluster.context("say which cluster: --cluster FILE, or HOLDFAST_CLUSTER=FILE in the environment")?;
     let mut file = ClusterFile::load(&path)?;

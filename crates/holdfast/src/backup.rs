@@ -46,8 +46,10 @@ pub async fn run(file: &ClusterFile, cluster: &Cluster, command: &MetadataComman
             let lost = without_storage.iter().copied().map(NodeId).collect();
             restored(file, cluster, (from, config), &lost, *accept_unknown).await
         }
-        MetadataCommand::Verify { file: from } => verify(from),
-        MetadataCommand::Add { .. } | MetadataCommand::Remove { .. } | MetadataCommand::Replace { .. } => return None,
+        MetadataCommand::Add { .. }
+        | MetadataCommand::Remove { .. }
+        | MetadataCommand::Replace { .. }
+        | MetadataCommand::Verify { .. } => return None,
     })
 }
 
@@ -145,10 +147,12 @@ async fn hold(cluster: &Cluster, server: ServerId, request: AdminRequest) -> Res
 /// Copies what a server holds into a file that takes its name when it is whole and durable.
 async fn copy(cluster: &Cluster, head: &Head, held: [HeldTable; 2], to: &Path) -> Result<Totals> {
     if to.as_os_str() == "-" {
-        let (_, totals) = rows(cluster, head, held, std::io::stdout().lock()).await?;
+        let (_, totals) = rows(cluster, head, held, BufWriter::new(std::io::stdout())).await?;
         return Ok(totals);
     }
-    let partial = PathBuf::from(format!("{}.new", to.display()));
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(".new");
+    let partial = PathBuf::from(partial);
     // Names and attributes of everything: its owner's alone.
     let mut options = File::options();
     let created = options.write(true).create(true).truncate(true).mode(0o600).open(&partial);
@@ -326,7 +330,8 @@ async fn ask_storage(
     Ok(held)
 }
 
-fn verify(from: &Path) -> Result<ExitCode> {
+/// Reads a backup from its start to its end, and says what it is of.
+pub fn verify(from: &Path) -> Result<ExitCode> {
     let length = std::fs::metadata(from).map(|meta| meta.len() >> 10).unwrap_or(0);
     let progress = Progress::new("verifying, in KiB");
     let (head, survey, totals) = restore::survey(from, &mut |bytes| progress.at(0, bytes >> 10, length))?;

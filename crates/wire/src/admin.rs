@@ -4,8 +4,8 @@ use crate::group::KeyRange;
 use crate::map::ClusterMap;
 use bytes::Bytes;
 use holdfast_types::{
-    ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, LogIndex, MapVersion, MemberId, NodeId, OpNumber,
-    ServerId, SessionId, ShardId, Term, VolumeId,
+    ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, InodeId, LogIndex, MapVersion, MemberId, NodeId,
+    OpNumber, ServerId, SessionId, ShardId, Term, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,13 @@ pub enum AdminRequest {
         /// Which backup.
         backup: u64,
     },
+    /// A metadata server names files that have no holes, from its own table as it is. Answer: `Files`.
+    ListFiles {
+        /// Those after this one, in the order of volumes and inodes.
+        after: (VolumeId, InodeId),
+        /// Inodes looked at, at the most (1 to 10,000).
+        limit: u32,
+    },
     /// A storage node says which map it has, and how far its disks are with each group. Answer: `Node`.
     HeldMap,
 }
@@ -91,8 +98,28 @@ pub enum AdminAnswer {
         /// There are no more.
         last: bool,
     },
+    /// Files.
+    Files {
+        /// Some of them.
+        files: Vec<WholeFile>,
+        /// Where to go on; `None`: there are no more.
+        next: Option<(VolumeId, InodeId)>,
+    },
     /// What a storage node knows and holds.
     Node(Box<HeldByNode>),
+}
+
+/// A file of which every byte was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WholeFile {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// Which.
+    pub inode: InodeId,
+    /// Its present content.
+    pub generation: Generation,
+    /// Bytes; more than 0.
+    pub size: u64,
 }
 
 /// A table that a metadata server holds on to.
@@ -169,6 +196,8 @@ pub struct InodeFacts {
     pub purging: Vec<Generation>,
     /// The whole volume is being removed.
     pub volume_gone: bool,
+    /// Bytes, from the first, all of which were written. 0: it is empty, no file, or may have holes.
+    pub whole: u64,
 }
 
 /// A metadata server about itself.

@@ -42,14 +42,14 @@ impl Service {
             AdminRequest::BackupBegin { at_least } => self.snapshots.begin(at_least),
             AdminRequest::BackupJoin { backup, at_least } => self.snapshots.join(backup, at_least),
             AdminRequest::BackupEnd { backup } => self.snapshots.end(backup),
+            // These read the disk, and no connection waits for that.
             AdminRequest::BackupRows { backup, shard, after } => {
                 let snapshots = self.snapshots.clone();
-                // It reads the disk, and no connection waits for that.
-                tokio::task::spawn_blocking(move || {
-                    let answer = snapshots.rows(backup, shard, after);
-                    respond.send(codec::encode(&answer), bytes::Bytes::new());
-                });
-                return;
+                return in_the_background(respond, move || snapshots.rows(backup, shard, after));
+            }
+            AdminRequest::ListFiles { after, limit } => {
+                let checks = self.checks.clone();
+                return in_the_background(respond, move || checks.files(after, limit));
             }
             AdminRequest::ServerStatus | AdminRequest::ListChunks { .. } | AdminRequest::HeldMap => {
                 AdminAnswer::Refused("a storage node answers this".into())
@@ -57,6 +57,10 @@ impl Service {
         };
         respond.send(codec::encode(&answer), bytes::Bytes::new());
     }
+}
+
+fn in_the_background(respond: Responder, answer: impl FnOnce() -> AdminAnswer + Send + 'static) {
+    tokio::task::spawn_blocking(move || respond.send(codec::encode(&answer()), bytes::Bytes::new()));
 }
 
 impl Handler for Service {

@@ -6,6 +6,7 @@
 
 use crate::chunk_store::Reader;
 use crate::disk::Disk;
+use crate::map_file::MapFile;
 use crate::owner::Owner;
 use holdfast_journal::DirectoryDisk;
 use holdfast_rpc::{PeerIdentity, Responder, Role};
@@ -24,17 +25,19 @@ pub(crate) struct Inspector {
     disks: Vec<(DiskId, Incarnation, Reader<DirectoryDisk>)>,
     turn: Mutex<()>,
     owner: Arc<OnceLock<Weak<Owner>>>,
+    map_file: Arc<MapFile>,
     runtime: tokio::runtime::Handle,
 }
 
 impl Inspector {
     /// Must be called within a tokio runtime. The owner may come later.
-    pub fn new(node: NodeId, disks: &[Disk], owner: Arc<OnceLock<Weak<Owner>>>) -> Self {
+    pub fn new(node: NodeId, disks: &[Disk], owner: Arc<OnceLock<Weak<Owner>>>, map_file: Arc<MapFile>) -> Self {
         Self {
             node,
             disks: disks.iter().map(|disk| (disk.id, disk.incarnation, disk.reader())).collect(),
             turn: Mutex::new(()),
             owner,
+            map_file,
             runtime: tokio::runtime::Handle::current(),
         }
     }
@@ -74,7 +77,15 @@ impl Inspector {
                 }
             }
             AdminRequest::HeldMap => match self.owner.get().and_then(Weak::upgrade) {
-                Some(owner) => AdminAnswer::Node(Box::new(owner.held())),
+                Some(owner) => {
+                    let mut held = owner.held();
+                    // Since it was started there may have been nobody who had one.
+                    let kept = self.map_file.read();
+                    if kept.version > held.map.version {
+                        held.map = kept;
+                    }
+                    AdminAnswer::Node(Box::new(held))
+                }
                 None => AdminAnswer::Refused("the node is just starting, or stopping; ask again".into()),
             },
             AdminRequest::ServerStatus
@@ -83,7 +94,8 @@ impl Inspector {
             | AdminRequest::BackupBegin { .. }
             | AdminRequest::BackupJoin { .. }
             | AdminRequest::BackupRows { .. }
-            | AdminRequest::BackupEnd { .. } => AdminAnswer::Refused("a metadata server answers this".into()),
+            | AdminRequest::BackupEnd { .. }
+            | AdminRequest::ListFiles { .. } => AdminAnswer::Refused("a metadata server answers this".into()),
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Report {
 
 #[derive(Serialize)]
 struct Finding {
-    /// namespace, orphan-chunk, length, checksum, replicas or placement.
+    /// namespace, lost, orphan-chunk, length, checksum, replicas or placement.
     kind: &'static str,
     place: String,
     what: String,
