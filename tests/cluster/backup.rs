@@ -149,8 +149,9 @@ fn go_on_after_the_backup(cluster: &mut Cluster, at: &Path, writer: Writer) {
     // In place: a file that is truncated first gets a new content.
     let changed = OpenOptions::new().write(true).open(at.join("changed")).expect("opened");
     changed.write_all_at(&content(11, 100_000), 0).and_then(|()| changed.sync_all()).expect("changed");
+    // Further than a session that was there at the backup may have been granted: that would be cut when the session is taken apart.
     let grown = OpenOptions::new().append(true).open(at.join("grown"));
-    grown.and_then(|mut file| file.write_all(&content(3, 3 << 20)).and_then(|()| file.sync_all())).expect("grown");
+    grown.and_then(|mut file| file.write_all(&content(3, 9 << 20)).and_then(|()| file.sync_all())).expect("grown");
     let chunks = |report: &Value| report["chunks"].as_u64().expect("a number");
     let all = chunks(&fsck(cluster));
     std::fs::remove_file(at.join("removed")).expect("removed");
