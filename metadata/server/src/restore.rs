@@ -126,8 +126,8 @@ pub fn check_directory(config: &Config) -> Result<(), RestoreError> {
     };
     for entry in entries {
         let entry = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
-        let ours = [START, RESTORING, "lost+found"].contains(&&*entry);
-        if !ours && !(cut_short && OURS.contains(&&*entry)) {
+        let may_be_there = [START, RESTORING, "lost+found"].contains(&&*entry);
+        if !(may_be_there || cut_short && OURS.contains(&&*entry)) {
             return Err(RestoreError::NotEmpty { path: path.clone(), entry });
         }
     }
