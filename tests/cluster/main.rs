@@ -2,6 +2,7 @@
 //!
 //! Run by `cargo xtask test --only cluster`, one test at a time; as root, since power cuts need loop devices.
 
+mod backup;
 mod bad_input;
 mod chaos;
 mod fsck;

@@ -10,9 +10,9 @@ use holdfast_types::{
     ShardId, SnapshotNumber, Term, Timestamp, VolumeId,
 };
 use holdfast_wire::admin::{
-    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, GroupScrub, InodeFacts, RebuildStatus,
-    ServerPlace, ServerRecord, ServerStatus, SessionStatus, ShardStatus, SlowIn, Slowness, StoragePlace, StorageStatus,
-    TableCheck,
+    AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, GroupScrub, HeldByNode, HeldGroup, HeldTable,
+    InodeFacts, RebuildStatus, ServerPlace, ServerRecord, ServerStatus, SessionStatus, ShardStatus, SlowIn, Slowness,
+    StoragePlace, StorageStatus, TableCheck, WholeFile,
 };
 use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
@@ -368,7 +368,12 @@ pub fn results() -> Named<Result<Response, MetadataError>> {
 
 fn responses() -> Named<Response> {
     let now = Timestamp { seconds: 1_700_000_000, nanos: 5 };
-    let facts = InodeFacts { content: Some((Generation(3), 4096)), purging: vec![Generation(2)], volume_gone: false };
+    let facts = InodeFacts {
+        content: Some((Generation(3), 4096)),
+        purging: vec![Generation(2)],
+        volume_gone: false,
+        whole: 4095,
+    };
     let events = vec![(1, Event::StopCaching), (2, Event::StartCaching), (3, Event::Ended { reason: "fenced".into() })];
     vec![
         ("done", Response::Done),
@@ -632,12 +637,20 @@ pub fn admin_answers() -> Named<AdminAnswer> {
     let chunk = ChunkFacts { chunk: chunk(), length: 4096, digest: 7, damaged: true };
     let result = scrub_result();
     let scrub = GroupScrub { group: GroupId(4), last: Some((8, result)), running: Some(result), due: 9 };
+    let member = MemberId { node: NodeId(1), disk: DiskId(2), incarnation: Incarnation(3) };
+    let file = WholeFile { volume: VolumeId(1), inode: InodeId(2), generation: Generation(3), size: 4 };
+    let group = HeldGroup { group: GroupId(4), member, last: OpNumber { epoch: Epoch(5), count: OpCount(6) } };
     vec![
         ("server", AdminAnswer::Server(server)),
         ("refused", AdminAnswer::Refused("why".into())),
         ("check", AdminAnswer::Check(check)),
         ("chunks", AdminAnswer::Chunks(vec![chunk])),
         ("scrubs", AdminAnswer::Scrubs(vec![scrub])),
+        ("held", AdminAnswer::Held(HeldTable { backup: 1, index: LogIndex(2), term: Term(3), bytes: 4 })),
+        ("behind", AdminAnswer::Behind { applied: LogIndex(5) }),
+        ("rows", AdminAnswer::Rows { rows: vec![(Bytes::from_static(b"key"), Bytes::new())], last: true }),
+        ("files", AdminAnswer::Files { files: vec![file], next: Some((VolumeId(1), InodeId(2))) }),
+        ("node", AdminAnswer::Node(Box::new(HeldByNode { map: map(), groups: vec![group] }))),
     ]
 }
 
@@ -652,6 +665,15 @@ pub fn admin_requests() -> Named<AdminRequest> {
         ("request-list-chunks", list),
         ("request-scrub-status", AdminRequest::ScrubStatus),
         ("request-scrub-now", AdminRequest::ScrubNow),
+        ("request-backup-begin", AdminRequest::BackupBegin { at_least: LogIndex(6) }),
+        ("request-backup-join", AdminRequest::BackupJoin { backup: 1, at_least: LogIndex(6) }),
+        (
+            "request-backup-rows",
+            AdminRequest::BackupRows { backup: 1, shard: ShardId(1), after: Bytes::from_static(b"key") },
+        ),
+        ("request-backup-end", AdminRequest::BackupEnd { backup: 1 }),
+        ("request-list-files", AdminRequest::ListFiles { after: (VolumeId(1), InodeId(2)), limit: 3 }),
+        ("request-held-map", AdminRequest::HeldMap),
     ]
 }
 

@@ -3,7 +3,7 @@
 use crate::cluster_file::ClusterFile;
 use crate::transport::Transport;
 use holdfast_client_core::Failure;
-use holdfast_types::{NodeId, Sequence, ServerId, SessionId, ShardId, Term};
+use holdfast_types::{LogIndex, NodeId, Sequence, ServerId, SessionId, ShardId, Term};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest};
 use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
 use std::collections::BTreeMap;
@@ -61,6 +61,20 @@ impl Cluster {
     /// # Errors
     /// [`RequestError`].
     pub async fn request(&self, shard: ShardId, request: Request, timeout: Duration) -> Result<Response, RequestError> {
+        Ok(self.request_at(shard, request, timeout).await?.0)
+    }
+
+    /// As [`Cluster::request`]; says as well which entry of the shard's log the answer holds at. Of a read: everything that anybody was told
+    /// is done before it was asked is at or below it.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn request_at(
+        &self,
+        shard: ShardId,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<(Response, LogIndex), RequestError> {
         let started = tokio::time::Instant::now();
         let servers = self.servers();
         let mut at = self.favourite.load(Ordering::Relaxed) % servers.len();
@@ -81,7 +95,7 @@ impl Cluster {
                 Ok(answer) => match answer.result {
                     Ok(response) => {
                         self.favourite.store(at, Ordering::Relaxed);
-                        return Ok(response);
+                        return Ok((response, answer.applied));
                     }
                     Err(MetadataError::NotLeader { hint }) => {
                         hinted = hint.and_then(|h| servers.iter().position(|s| *s == h)).filter(|i| *i != at);

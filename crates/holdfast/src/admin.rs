@@ -1,7 +1,7 @@
 //! `holdfast admin`: what an administrator sees and does.
 
 use crate::cli::{Admin, AdminCommand, Limit, LimitArguments, MetadataCommand, VolumeCommand};
-use crate::{fsck, layout, scrub, storage};
+use crate::{backup, fsck, layout, scrub, storage};
 use anyhow::{Context, Result, bail};
 use holdfast_client::{Cluster, ClusterFile, MetadataAddress, RequestError};
 use holdfast_config::Size;
@@ -35,6 +35,10 @@ pub async fn run(admin: Admin) -> Result<ExitCode> {
 }
 
 async fn carry_out(admin: Admin) -> Result<ExitCode> {
+    if let AdminCommand::Metadata(MetadataCommand::Verify { file }) = &admin.command {
+        // Of a file alone.
+        return backup::verify(file);
+    }
     let path =
         admin.cluster.context("say which cluster: --cluster FILE, or HOLDFAST_CLUSTER=FILE in the environment")?;
     let mut file = ClusterFile::load(&path)?;
@@ -77,6 +81,9 @@ async fn records(cluster: &Cluster) -> Result<Vec<ServerRecord>> {
 }
 
 async fn metadata(path: &Path, file: &ClusterFile, cluster: &Cluster, command: MetadataCommand) -> Result<ExitCode> {
+    if let Some(done) = backup::run(file, cluster, &command).await {
+        return done;
+    }
     let directory = std::path::absolute(path)?.parent().context("cluster.toml has a directory")?.to_path_buf();
     tidy_up(&directory, (path, file), &records(cluster).await?)?;
     match command {
@@ -97,6 +104,9 @@ async fn metadata(path: &Path, file: &ClusterFile, cluster: &Cluster, command: M
             tidy_up(&directory, (path, file), &records(cluster).await?)?;
             println!("metadata server {id} is out, for good; its process ends by itself, and its directory may go");
             Ok(ExitCode::SUCCESS)
+        }
+        MetadataCommand::Backup { .. } | MetadataCommand::Restore { .. } | MetadataCommand::Verify { .. } => {
+            unreachable!("done above")
         }
     }
 }
@@ -277,8 +287,7 @@ async fn status(file: &ClusterFile, cluster: &Cluster, json: bool) -> Result<Exi
         let answer = cluster.ask_server(server.id, AdminRequest::ServerStatus, SERVER_PATIENCE).await;
         servers.push(match answer {
             Some(AdminAnswer::Server(status)) => Some(status),
-            Some(AdminAnswer::Refused(_) | AdminAnswer::Check(_) | AdminAnswer::Chunks(_) | AdminAnswer::Scrubs(_))
-            | None => None,
+            Some(_) | None => None,
         });
     }
     let report = report(&known, &servers, whole);

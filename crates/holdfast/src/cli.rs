@@ -216,14 +216,44 @@ pub enum MetadataCommand {
         /// Its id.
         id: u64,
     },
-    /// Put a new server in the place of one that is lost, or is to go. The old one counts until the new one is caught up.
+    /// Put a new server in the place of one that is lost, damaged, or is to go. The old one counts until the new one is caught up.
     Replace {
         /// Id of the server that goes.
         old: u64,
         /// Id of the new one: a number that no server of this cluster ever had.
         new: u64,
-        /// HOST:PORT that the new one will listen on (UDP).
+        /// HOST:PORT that the new one will listen on (UDP). That of the old one, if it does not run any more.
         address: String,
+    },
+    /// Write all that the metadata servers hold to a file, as it is at one moment, while clients work. Data is not in it: that is on the
+    /// storage nodes.
+    Backup {
+        /// New file; `-` for standard output.
+        file: PathBuf,
+        /// Take what this server has, without a leader's word that it is the newest: when a majority of the servers is lost. What was
+        /// acknowledged last may be missing.
+        #[arg(long, value_name = "ID")]
+        unconfirmed: Option<u64>,
+    },
+    /// Begin anew from a backup, when the metadata servers are lost: writes the directory of one server, which goes on alone until others
+    /// are added. The storage nodes' data goes on with it, and they are asked what they know.
+    Restore {
+        /// The file.
+        file: PathBuf,
+        /// config.toml of the server that is to begin. Its data directory must be empty.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// This storage node is lost: do not ask it. Repeated for several.
+        #[arg(long, value_name = "ID")]
+        without_storage: Vec<u64>,
+        /// Where nobody knows which copies of a group are whole, take the one that was written last.
+        #[arg(long)]
+        accept_unknown: bool,
+    },
+    /// Read a backup from its start to its end, verify it, and say what it is of.
+    Verify {
+        /// The file.
+        file: PathBuf,
     },
 }
 

@@ -11,16 +11,20 @@
 //! the time is counted as unsettled.
 
 mod chunks;
+mod ends;
 mod report;
 
 use anyhow::{Result, bail};
 use chunks::{Chunks, Suspect};
+use ends::Ends;
 use holdfast_client::{Cluster, ClusterFile, MetadataAddress, RequestError};
 use holdfast_types::{GroupId, MapVersion, NodeId, ServerId, ShardId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest, TableCheck};
 use holdfast_wire::map::{ClusterMap, MapUpdate};
 use holdfast_wire::metadata::{Request, Response};
-use report::{Progress, Report};
+pub(crate) use report::Progress;
+use report::Report;
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -70,8 +74,8 @@ pub(super) async fn run(file: &ClusterFile, cluster: &Cluster, options: &Options
         map.servers.keys().copied().collect()
     };
     cluster.learn(&map.servers);
-    tables(servers, cluster, &mut report).await;
-    data(cluster, &map, options, &mut report).await;
+    tables(servers.clone(), cluster, &mut report).await;
+    data(cluster, &map, servers, options, &mut report).await;
     report.end(options.json)
 }
 
@@ -147,14 +151,14 @@ async fn table(cluster: &Cluster, id: ServerId, progress: &Progress) -> Result<T
 }
 
 /// Every group's chunks.
-async fn data(cluster: &Cluster, map: &ClusterMap, options: &Options, report: &mut Report) {
+async fn data(cluster: &Cluster, map: &ClusterMap, servers: Vec<ServerId>, options: &Options, report: &mut Report) {
     if map.views.is_empty() {
         return report.not_checked("data: the pool is not formed yet, not all storage nodes have come".into());
     }
     let progress = Progress::new("data");
     let mut waiting = (0..map.views.len() as u32).map(GroupId);
     let mut running = JoinSet::new();
-    let mut suspects = Vec::new();
+    let (mut suspects, mut ends) = (Vec::new(), Ends::default());
     let mut done = 0;
     loop {
         while running.len() < GROUPS_AT_A_TIME
@@ -174,11 +178,22 @@ async fn data(cluster: &Cluster, map: &ClusterMap, options: &Options, report: &m
                 report.chunks += looked.chunks;
                 report.bytes += looked.bytes;
                 suspects.append(&mut looked.suspects);
+                ends.merge(&looked.ends);
             }
             Err(reason) => report.not_checked(format!("group {}: {reason}", group.0)),
         }
     }
     progress.end();
+    // Where a group was not looked at, the ends of files there were not seen either.
+    if report.groups as usize == map.views.len() {
+        match ends::missing(cluster, &servers, map.views.len() as u32, ends).await {
+            Ok(missing) => {
+                let known: BTreeSet<String> = suspects.iter().map(Suspect::place).collect();
+                suspects.extend(missing.into_iter().filter(|suspect| !known.contains(&suspect.place())));
+            }
+            Err(reason) => report.not_checked(format!("whether the ends of files are there: {reason}")),
+        }
+    }
     settle(suspects, report).await;
 }
 

@@ -4,6 +4,7 @@
 
 mod admin;
 mod allocator;
+mod backup;
 mod cli;
 mod fsck;
 mod helper;

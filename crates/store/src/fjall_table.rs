@@ -362,11 +362,17 @@ impl From<fjall::Error> for StoreError {
     fn from(error: fjall::Error) -> Self {
         use fjall::Error;
         let full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+        // The system did as it was asked, and what was there is not what was written: too short, nonsense, or gone.
+        let wrong = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::NotFound)
+        };
         match &error {
             Error::Locked => Self::InUse,
             Error::Io(io) if full(io) => Self::Full(error.into()),
+            Error::Io(io) if wrong(io) => Self::Damaged(error.into()),
             Error::Io(_) | Error::Poisoned | Error::KeyspaceDeleted => Self::Failed(error.into()),
             Error::Storage(fjall::LsmError::Io(io)) if full(io) => Self::Full(error.into()),
+            Error::Storage(fjall::LsmError::Io(io)) if wrong(io) => Self::Damaged(error.into()),
             Error::Storage(fjall::LsmError::Io(_)) => Self::Failed(error.into()),
             // Checksums, tags, versions, files that are gone: and whatever a later fjall adds is not trusted either.
             _ => Self::Damaged(error.into()),

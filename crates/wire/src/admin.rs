@@ -1,9 +1,11 @@
 //! What administrators ask and see.
 
 use crate::group::{KeyRange, ScrubResult};
+use crate::map::ClusterMap;
+use bytes::Bytes;
 use holdfast_types::{
-    ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, LogIndex, MapVersion, MemberId, NodeId, ServerId,
-    SessionId, Term, VolumeId,
+    ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, InodeId, LogIndex, MapVersion, MemberId, NodeId,
+    OpNumber, ServerId, SessionId, ShardId, Term, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +38,43 @@ pub enum AdminRequest {
     ScrubStatus,
     /// A storage node scrubs every group that it is primary of, one after the other, from now on. Answer: `Scrubs`.
     ScrubNow,
+    /// A metadata server holds on to its volumes' table as it is, for a backup, once it has applied `at_least`. Answer: `Held`, or
+    /// `Behind`. One backup at a time; who does not ask for 30 s has it dropped.
+    BackupBegin {
+        /// What a confirmed leader had applied.
+        at_least: LogIndex,
+    },
+    /// It holds on to the cluster's table as well. Asked after the volumes' were held and a leader of shard 0 was confirmed after that,
+    /// so that the cluster knows everything that the volumes rest on. Answer: `Held`, or `Behind`.
+    BackupJoin {
+        /// Which backup, as `BackupBegin` answered.
+        backup: u64,
+        /// What a confirmed leader had applied.
+        at_least: LogIndex,
+    },
+    /// The next rows of a table that is held. Answer: `Rows`.
+    BackupRows {
+        /// Which backup.
+        backup: u64,
+        /// Which table.
+        shard: ShardId,
+        /// The last key of the rows before; empty: from the start.
+        after: Bytes,
+    },
+    /// The tables are not needed any more. Answer: `Held`, of what was.
+    BackupEnd {
+        /// Which backup.
+        backup: u64,
+    },
+    /// A metadata server names files that have no holes, from its own table as it is. Answer: `Files`.
+    ListFiles {
+        /// Those after this one, in the order of volumes and inodes.
+        after: (VolumeId, InodeId),
+        /// Inodes looked at, at the most (1 to 10,000).
+        limit: u32,
+    },
+    /// A storage node says which map it has, and how far its disks are with each group. Answer: `Node`.
+    HeldMap,
 }
 
 /// Answers to [`AdminRequest`].
@@ -51,6 +90,29 @@ pub enum AdminAnswer {
     Chunks(Vec<ChunkFacts>),
     /// The groups that the storage node is primary of.
     Scrubs(Vec<GroupScrub>),
+    /// A table is held as it is, for a backup.
+    Held(HeldTable),
+    /// The server has not applied yet what was asked for.
+    Behind {
+        /// What it has applied.
+        applied: LogIndex,
+    },
+    /// Rows of a table, in key order.
+    Rows {
+        /// Keys and values.
+        rows: Vec<(Bytes, Bytes)>,
+        /// There are no more.
+        last: bool,
+    },
+    /// Files.
+    Files {
+        /// Some of them.
+        files: Vec<WholeFile>,
+        /// Where to go on; `None`: there are no more.
+        next: Option<(VolumeId, InodeId)>,
+    },
+    /// What a storage node knows and holds.
+    Node(Box<HeldByNode>),
 }
 
 /// How it stands with the scrub of a group, at its primary.
@@ -64,6 +126,52 @@ pub struct GroupScrub {
     pub running: Option<ScrubResult>,
     /// Seconds until the next one is due; 0: it waits for its turn.
     pub due: u64,
+}
+
+/// A file of which every byte was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WholeFile {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// Which.
+    pub inode: InodeId,
+    /// Its present content.
+    pub generation: Generation,
+    /// Bytes; more than 0.
+    pub size: u64,
+}
+
+/// A table that a metadata server holds on to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldTable {
+    /// Names the backup.
+    pub backup: u64,
+    /// The last entry whose changes it holds.
+    pub index: LogIndex,
+    /// Term of that entry.
+    pub term: Term,
+    /// About how many bytes it takes.
+    pub bytes: u64,
+}
+
+/// What a storage node knows and holds: what a metadata service that is restored must not contradict.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldByNode {
+    /// The newest map it had. Version 0: none since it was started, and none was kept.
+    pub map: ClusterMap,
+    /// Groups that its disks hold something of.
+    pub groups: Vec<HeldGroup>,
+}
+
+/// How far a disk is with a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldGroup {
+    /// Which group.
+    pub group: GroupId,
+    /// The disk, in its present life.
+    pub member: MemberId,
+    /// Number of the last change that it was given.
+    pub last: OpNumber,
 }
 
 /// How far a metadata server's check of its own tables is, and what it has found.
@@ -107,6 +215,8 @@ pub struct InodeFacts {
     pub purging: Vec<Generation>,
     /// The whole volume is being removed.
     pub volume_gone: bool,
+    /// Bytes, from the first, all of which were written. 0: it is empty, no file, or may have holes.
+    pub whole: u64,
 }
 
 /// A metadata server about itself.

@@ -1,9 +1,24 @@
-//! What a log's entries say, for the simulator: its model of the namespace is replayed from what was committed, and shares no
-//! code with `apply`.
+//! What logs and tables say of themselves. A log's entries, for the simulator: its model of the namespace is replayed from what was
+//! committed, and shares no code with `apply`. How far a table is, for backups.
 
+use crate::api::LogPosition;
 use crate::command::{Command, Proposal, VolumesCommand};
+use crate::tables::Row;
+use crate::tables::applied::{self, AppliedRow};
+use holdfast_store::View;
 use holdfast_types::{Generation, InodeId, Sequence, SessionId};
 use holdfast_wire::namespace::Mutation;
+
+/// How far a table is.
+///
+/// # Errors
+/// A text, if that cannot be read.
+pub fn applied(view: &dyn View) -> Result<LogPosition, String> {
+    match view.get(&applied::key()).map_err(|error| error.to_string())? {
+        Some(bytes) => AppliedRow::decode(&bytes).map(|row| row.at()).map_err(|error| error.to_string()),
+        None => Ok(LogPosition::default()),
+    }
+}
 
 /// A command of shard 1, as far as it changes what clients can see.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 
 use holdfast_metadata_core::{fsck, invariants};
 use holdfast_store::Table;
-use holdfast_types::ShardId;
+use holdfast_types::{InodeId, ShardId, VolumeId};
 use holdfast_wire::admin::{AdminAnswer, TableCheck};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +14,9 @@ const ASKED_WITHIN: Duration = Duration::from_secs(30);
 /// Findings whose text is kept.
 const FINDINGS_MAX: usize = 1000;
 
+/// Inodes looked at for one answer.
+const FILES_MAX: u32 = 10_000;
+
 /// The state that a check's thread and those who ask share.
 struct Shared {
     progress: TableCheck,
@@ -21,10 +24,11 @@ struct Shared {
 }
 
 /// Checks of one server.
+#[derive(Clone)]
 pub struct Checks {
     /// By shard.
     tables: [Arc<dyn Table>; 2],
-    last: Mutex<Option<Arc<Mutex<Shared>>>>,
+    last: Arc<Mutex<Option<Arc<Mutex<Shared>>>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -34,7 +38,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Checks {
     /// Of these tables.
     pub fn new(tables: [Arc<dyn Table>; 2]) -> Self {
-        Self { tables, last: Mutex::new(None) }
+        Self { tables, last: Arc::default() }
     }
 
     /// Starts a check.
@@ -58,6 +62,15 @@ impl Checks {
                 AdminAnswer::Check(progress)
             }
             Err(error) => AdminAnswer::Refused(format!("no thread for a check: {error}")),
+        }
+    }
+
+    /// Files without holes, from the table as it is. Reads the disk.
+    pub fn files(&self, after: (VolumeId, InodeId), limit: u32) -> AdminAnswer {
+        let view = self.tables[1].snapshot();
+        match fsck::files(&*view, after, limit.clamp(1, FILES_MAX)) {
+            Ok((files, next)) => AdminAnswer::Files { files, next },
+            Err(reason) => AdminAnswer::Refused(reason),
         }
     }
 

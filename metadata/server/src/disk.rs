@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! data/START            `form` or `join`: this server has never started and may do so once; written by who prepares the directory
+//! data/RESTORING        a backup is being written here, or was when that was cut short: nobody starts from it
 //! data/IDENTITY         cluster, server, format and the life of its logs, written when the directory is made
 //! data/shard-0/log/     journal of shard 0        data/shard-0/table/   its table
 //! data/shard-1/log/     the same of shard 1       data/shard-1/table/
@@ -18,7 +19,7 @@
 use crate::config::Config;
 use crate::log_store::{Birth, LogError, LogStore, RecoveredLog};
 use crate::medium::{self, Medium};
-use holdfast_journal::{JournalConfig, Syncing};
+use holdfast_journal::{JournalConfig, JournalError, Syncing};
 use holdfast_store::{FjallConfig, FjallTable, KeyRange, StoreError, Table};
 use holdfast_types::size::MIB;
 use holdfast_types::{ServerId, ShardId};
@@ -27,9 +28,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Format of the directory: rises when rows of the tables change.
-const FORMAT: u32 = 6;
+pub const FORMAT: u32 = 6;
 /// Name of the file that allows a first start.
 pub const START: &str = "START";
+/// Name of the file that stands there while a backup is written into the directory.
+pub const RESTORING: &str = "RESTORING";
 /// What a server does at its first start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
@@ -125,6 +128,33 @@ pub enum DiskError {
         /// Where.
         path: PathBuf,
     },
+    /// A backup was being written here.
+    #[error(
+        "{path} holds half of a backup: restoring it was cut short. Restore again: \
+         holdfast admin metadata restore FILE --config …/config.toml"
+    )]
+    HalfRestored {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Bytes of a log or table are not what was written.
+    #[error(
+        "the {what} of {shard} in {path} is damaged: {reason}. Metadata server {id} must not go on by guessing; the others have everything \
+         and serve meanwhile. Put a new one in its place (it may have the same address, and starts from what they have): \
+         holdfast admin metadata replace {id} NEW-ID HOST:PORT"
+    )]
+    Damaged {
+        /// Log or table.
+        what: &'static str,
+        /// Which shard.
+        shard: ShardId,
+        /// Where.
+        path: PathBuf,
+        /// What is wrong, with its causes.
+        reason: String,
+        /// Who.
+        id: u64,
+    },
     /// A log.
     #[error("log of {shard} in {path}: {source}")]
     Log {
@@ -164,6 +194,9 @@ pub struct Shard {
 pub fn open(config: &Config) -> Result<(Birth, [Shard; 2]), DiskError> {
     let path = &config.data;
     let io = |source| DiskError::Io { path: path.clone(), source };
+    if path.join(RESTORING).exists() {
+        return Err(DiskError::HalfRestored { path: path.clone() });
+    }
     let known = identity(config)?;
     let start = read_start(path).map_err(io)?;
     if known.is_none() && start.is_none() {
@@ -214,7 +247,7 @@ fn be_born(config: &Config, start: Start, shards: &mut [Shard; 2]) -> Result<Bir
 }
 
 /// A number that nobody else has drawn; not 0.
-fn draw() -> std::io::Result<u64> {
+pub(crate) fn draw() -> std::io::Result<u64> {
     let mut bytes = [0; 8];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes).max(1))
@@ -242,14 +275,20 @@ pub fn prepare(data: &Path, start: Start) -> std::io::Result<()> {
     std::fs::File::open(data)?.sync_all()
 }
 
-fn open_shard(config: &Config, shard: ShardId, syncing: Syncing) -> Result<Shard, DiskError> {
+pub(crate) fn open_shard(config: &Config, shard: ShardId, syncing: Syncing) -> Result<Shard, DiskError> {
     let base = config.data.join(format!("shard-{}", shard.0));
     let path = base.join("log");
     let disk = medium::open(&path, syncing).map_err(|source| DiskError::Io { path: path.clone(), source })?;
     let id = config.cluster_id().0 ^ (u128::from(config.id) << 32) ^ u128::from(shard.0);
     let journal = JournalConfig { segment_bytes: 16 << 20, ..JournalConfig::new("raft", id) };
-    let (log, recovered) =
-        LogStore::open(disk, &journal).map_err(|source| DiskError::Log { shard, path: path.clone(), source })?;
+    let damaged = |what, path: &Path, error: &dyn std::error::Error| {
+        let (path, reason) = (path.to_owned(), with_causes(error));
+        DiskError::Damaged { what, shard, path, reason, id: config.id }
+    };
+    let (log, recovered) = LogStore::open(disk, &journal).map_err(|source| match &source {
+        LogError::Journal(JournalError::Damaged { .. } | JournalError::Replay { .. }) => damaged("log", &path, &source),
+        LogError::Journal(_) => DiskError::Log { shard, path: path.clone(), source },
+    })?;
     let path = base.join("table");
     // Most rows are in the volumes' table; the cluster's is small.
     let share = if shard == ShardId::VOLUMES { 7 } else { 1 };
@@ -257,12 +296,29 @@ fn open_shard(config: &Config, shard: ShardId, syncing: Syncing) -> Result<Shard
     // What waits to be written to files is in proportion, so that little memory for the one is little for all.
     let memtable_bytes = FjallConfig::default().memtable_bytes.min((config.cache.0 / 8).max(MIB));
     let fjall = FjallConfig { cache_bytes, memtable_bytes, ..FjallConfig::default() };
-    let table = FjallTable::open(&path, fjall).map_err(|source| DiskError::Table { shard, path, source })?;
+    let table = FjallTable::open(&path, fjall).map_err(|source| match &source {
+        StoreError::Damaged(_) => damaged("table", &path, &source),
+        StoreError::Full(_) | StoreError::Failed(_) | StoreError::InUse => DiskError::Table { shard, path, source },
+    })?;
     Ok(Shard { log, recovered, table: Arc::new(table) })
 }
 
+/// An error and all its causes, each once.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let said = next.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
 /// Who a directory is of, but for the life.
-fn expected(config: &Config) -> String {
+pub(crate) fn expected(config: &Config) -> String {
     format!("format {FORMAT} cluster {} metadata {} life ", config.cluster, config.id)
 }
 
@@ -296,7 +352,7 @@ fn format_of(identity: &str) -> Option<u32> {
     identity.strip_prefix("format ")?.split(' ').next()?.parse().ok()
 }
 
-fn write_identity(path: &Path, text: &str) -> std::io::Result<()> {
+pub(crate) fn write_identity(path: &Path, text: &str) -> std::io::Result<()> {
     let partial = path.join("IDENTITY.new");
     let mut file = std::fs::File::create(&partial)?;
     file.write_all(text.as_bytes())?;

@@ -6,6 +6,7 @@
 //! * An effect is started in the order in which the core asked for it.
 //! * A log that cannot be written stops its shard on this server, and nothing else; the others go on.
 
+pub mod backup;
 mod check;
 pub mod config;
 pub mod disk;
@@ -15,8 +16,10 @@ pub mod medium;
 mod metrics;
 mod node;
 mod peers;
+pub mod restore;
 mod room;
 mod run;
 mod service;
+mod snapshots;
 
 pub use run::{Error, Listening, run};

@@ -336,7 +336,13 @@ impl Machine {
                 Effect::Servers { servers, gone } => workers.peers.update(&servers, gone),
                 Effect::Stop { reason } => self.expelled = Some(reason),
                 Effect::Halt { shard, index, reason } => {
-                    tracing::error!(%shard, %index, reason, "shard halted on this server: it is wrong or its disk is; replace it");
+                    let id = self.core.id().0;
+                    let remedy = format!("holdfast admin metadata replace {id} NEW-ID HOST:PORT");
+                    tracing::error!(
+                        %shard, %index, reason, remedy,
+                        "shard halted on this server, the others go on. A full disk: make room and start it again. Damage, or a mistake of ours: \
+                         put a new one in its place"
+                    );
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::node::{Arrival, Inlet, Node, Workers, now};
 use crate::peers::Peers;
 use crate::room;
 use crate::service::Service;
+use crate::snapshots::Snapshots;
 use holdfast_metadata_core::api::TICK;
 use holdfast_metadata_core::{Config as CoreConfig, Input, MetadataCore, Recovered, RecoveredShard, StartError};
 use holdfast_rpc::{Address, ConnectError, Identity, IdentityError, Server, ServerOptions, Transport};
@@ -45,9 +46,20 @@ pub enum Error {
     /// The data directory.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// Log and table do not fit together.
-    #[error("{0}; this server must be replaced by a new one, it must not guess")]
-    Start(#[from] StartError),
+    /// Log and table do not fit together, or the table cannot be read.
+    #[error(
+        "{reason}. Metadata server {id} must not go on by guessing; the others have everything and serve meanwhile. Put a new one in its \
+         place (it may have the same address, and starts from what they have): holdfast admin metadata replace {id} NEW-ID HOST:PORT"
+    )]
+    Start {
+        /// What does not fit, with its causes.
+        reason: String,
+        /// Who.
+        id: u64,
+    },
+    /// The core refuses its configuration.
+    #[error(transparent)]
+    Core(StartError),
     /// The cluster wants no more of it.
     #[error(
         "{reason}. It must not start again under its id {id}; to put another in its place: \
@@ -133,9 +145,10 @@ async fn run_once(
     let metrics = Arc::new(Metrics::register(&mut registry, config.slow_operation.0));
     let endpoint = http::serve(&config.telemetry_address, registry, metrics.clone()).await?;
     let checks = Checks::new(shards.each_ref().map(|shard| Arc::clone(&shard.table)));
+    let snapshots = Snapshots::new(shards.each_ref().map(|shard| Arc::clone(&shard.table)));
     let (node, inlet, threads) = assemble(&config, &identity, (&birth, shards), &metrics)?;
     let address: Address = config.address.parse()?;
-    let handler = Arc::new(Service { inlet: inlet.clone(), checks });
+    let handler = Arc::new(Service { inlet: inlet.clone(), checks, snapshots });
     let options = ServerOptions { local: true, ..ServerOptions::default() };
     let server = match Server::bind(Transport::Quic, &address, identity, handler, options).await {
         Ok(server) => server,
@@ -215,7 +228,12 @@ fn assemble(
         table: shard.table.clone(),
     };
     let recovered = Recovered { cluster: recovered(&cluster), volumes: recovered(&volumes) };
-    let core = MetadataCore::new(core_config(config, birth), recovered, now())?;
+    let core = MetadataCore::new(core_config(config, birth), recovered, now()).map_err(|error| match &error {
+        StartError::Damaged { .. } | StartError::Store(_) => {
+            Error::Start { reason: disk::with_causes(&error), id: config.id }
+        }
+        StartError::Config(_) | StartError::Raft(_) => Error::Core(error),
+    })?;
     let servers = config.servers.iter().map(|server| (ServerId(server.id), server.address.clone()));
     let peers = Peers::new(identity.clone(), servers, inlet.clone()).map_err(Error::Address)?;
     let confirm = || {

@@ -2,6 +2,7 @@
 
 use crate::check::Checks;
 use crate::node::{Arrival, Inlet};
+use crate::snapshots::Snapshots;
 use holdfast_metadata_core::{Caller, Input};
 use holdfast_rpc::{Handler, Incoming, PeerIdentity, Refusal, Responder, Role};
 use holdfast_types::{NodeId, ServerId};
@@ -16,6 +17,8 @@ pub struct Service {
     pub inlet: Inlet,
     /// Checks of this server's tables.
     pub checks: Checks,
+    /// Tables held for backups.
+    pub snapshots: Snapshots,
 }
 
 fn caller(peer: &PeerIdentity) -> Caller {
@@ -25,6 +28,41 @@ fn caller(peer: &PeerIdentity) -> Caller {
         Role::Client => Caller::Client,
         Role::Admin => Caller::Admin,
     }
+}
+
+impl Service {
+    /// What an administrator asks of this server's tables, beside the loop.
+    fn administer(&self, from: &PeerIdentity, request: AdminRequest, respond: Responder) {
+        let answer = match request {
+            _ if from.role != Role::Admin => {
+                AdminAnswer::Refused("this needs the administrator's certificate (admin/cert.pem)".into())
+            }
+            AdminRequest::CheckBegin => self.checks.begin(),
+            AdminRequest::CheckPoll { check } => self.checks.poll(check),
+            AdminRequest::BackupBegin { at_least } => self.snapshots.begin(at_least),
+            AdminRequest::BackupJoin { backup, at_least } => self.snapshots.join(backup, at_least),
+            AdminRequest::BackupEnd { backup } => self.snapshots.end(backup),
+            // These read the disk, and no connection waits for that.
+            AdminRequest::BackupRows { backup, shard, after } => {
+                let snapshots = self.snapshots.clone();
+                return in_the_background(respond, move || snapshots.rows(backup, shard, after));
+            }
+            AdminRequest::ListFiles { after, limit } => {
+                let checks = self.checks.clone();
+                return in_the_background(respond, move || checks.files(after, limit));
+            }
+            AdminRequest::ServerStatus
+            | AdminRequest::ListChunks { .. }
+            | AdminRequest::HeldMap
+            | AdminRequest::ScrubStatus
+            | AdminRequest::ScrubNow => AdminAnswer::Refused("a storage node answers this".into()),
+        };
+        respond.send(codec::encode(&answer), bytes::Bytes::new());
+    }
+}
+
+fn in_the_background(respond: Responder, answer: impl FnOnce() -> AdminAnswer + Send + 'static) {
+    tokio::task::spawn_blocking(move || respond.send(codec::encode(&answer()), bytes::Bytes::new()));
 }
 
 impl Handler for Service {
@@ -45,21 +83,9 @@ impl Handler for Service {
             },
             Some(Kind::Admin) => match codec::decode::<AdminRequest>(&request.message) {
                 Ok(AdminRequest::ServerStatus) => Arrival::Status(respond),
-                other => {
-                    let answer = match other {
-                        Err(error) => AdminAnswer::Refused(error.to_string()),
-                        Ok(_) if from.role != Role::Admin => {
-                            AdminAnswer::Refused("this needs the administrator's certificate (admin/cert.pem)".into())
-                        }
-                        Ok(AdminRequest::CheckBegin) => self.checks.begin(),
-                        Ok(AdminRequest::CheckPoll { check }) => self.checks.poll(check),
-                        Ok(
-                            AdminRequest::ServerStatus
-                            | AdminRequest::ListChunks { .. }
-                            | AdminRequest::ScrubStatus
-                            | AdminRequest::ScrubNow,
-                        ) => AdminAnswer::Refused("a storage node answers this".into()),
-                    };
+                Ok(request) => return self.administer(from, request, respond),
+                Err(error) => {
+                    let answer = AdminAnswer::Refused(error.to_string());
                     return respond.send(codec::encode(&answer), bytes::Bytes::new());
                 }
             },

@@ -12,7 +12,7 @@ use crate::request;
 use crate::scrub::Scrubs;
 use bytes::Bytes;
 use holdfast_types::{DiskId, GroupId, Incarnation, Instant, MapVersion, MemberId, NodeId, OpNumber};
-use holdfast_wire::admin::GroupScrub;
+use holdfast_wire::admin::{GroupScrub, HeldByNode, HeldGroup};
 use holdfast_wire::chunk::{ChunkRequest, Refusal};
 use holdfast_wire::group::{GroupBody, GroupMessage};
 use holdfast_wire::map::{ClusterMap, MapUpdate, View};
@@ -66,6 +66,23 @@ impl StorageCore {
     /// The greatest version told by [`Effect::Acknowledged`].
     pub fn acknowledged(&self) -> MapVersion {
         self.acknowledged
+    }
+
+    /// The map it has, and how far its disks are with each group that they hold something of.
+    pub fn held(&self) -> HeldByNode {
+        let none = OpNumber::default();
+        let mut last: BTreeMap<(GroupId, DiskId), OpNumber> =
+            self.stored.iter().map(|((disk, group), state)| ((*group, *disk), state.last)).collect();
+        for (id, group) in &self.groups {
+            let known = last.entry((*id, group.base.me.disk)).or_default();
+            *known = group.base.last.max(*known);
+        }
+        let held = last.into_iter().filter(|(_, last)| *last != none);
+        let groups = held.filter_map(|((group, disk), last)| {
+            let incarnation = self.config.disks.iter().find(|(id, _)| *id == disk).map(|(_, life)| *life)?;
+            Some(HeldGroup { group, member: MemberId { node: self.config.node, disk, incarnation }, last })
+        });
+        HeldByNode { groups: groups.collect(), map: self.map.clone() }
     }
 
     /// Chunks removed so far of groups that live elsewhere now.

@@ -1,4 +1,5 @@
-//! What `holdfast admin fsck` asks of a node: chunks as one of its disks holds them, read and verified on request.
+//! What `holdfast admin` asks of a node: chunks as one of its disks holds them, read and verified on request, for `fsck`; and which map and
+//! groups it has, for whoever restores the metadata service.
 //!
 //! Beside the core, on threads of its own: nothing here changes anything or is waited for by a client, and one question at a time is
 //! worked on, so that a check takes one reader's share of the disks and no more.
@@ -6,6 +7,7 @@
 use crate::chunk_store::Reader;
 use crate::clock::now;
 use crate::disk::Disk;
+use crate::map_file::MapFile;
 use crate::medium::Medium;
 use crate::owner::Owner;
 use holdfast_rpc::{PeerIdentity, Responder, Role};
@@ -24,26 +26,22 @@ pub(crate) struct Inspector {
     node: NodeId,
     disks: Vec<(DiskId, Incarnation, Reader<Medium>)>,
     turn: Mutex<()>,
-    owner: OnceLock<Weak<Owner>>,
+    owner: Arc<OnceLock<Weak<Owner>>>,
+    map_file: Arc<MapFile>,
     runtime: tokio::runtime::Handle,
 }
 
 impl Inspector {
-    /// Must be called within a tokio runtime.
-    pub fn new(node: NodeId, disks: &[Disk]) -> Self {
+    /// Must be called within a tokio runtime. The owner may come later.
+    pub fn new(node: NodeId, disks: &[Disk], owner: Arc<OnceLock<Weak<Owner>>>, map_file: Arc<MapFile>) -> Self {
         Self {
             node,
             disks: disks.iter().map(|disk| (disk.id, disk.incarnation, disk.reader())).collect(),
             turn: Mutex::new(()),
-            owner: OnceLock::new(),
+            owner,
+            map_file,
             runtime: tokio::runtime::Handle::current(),
         }
-    }
-
-    /// The core's owner, once there is one.
-    pub fn knows(&self, owner: Weak<Owner>) {
-        // Set once, when the node is put together.
-        let _ = self.owner.set(owner);
     }
 
     fn scrubs(&self, begin: bool) -> AdminAnswer {
@@ -92,9 +90,26 @@ impl Inspector {
             }
             AdminRequest::ScrubNow => self.scrubs(true),
             AdminRequest::ScrubStatus => self.scrubs(false),
-            AdminRequest::ServerStatus | AdminRequest::CheckBegin | AdminRequest::CheckPoll { .. } => {
-                AdminAnswer::Refused("a metadata server answers this".into())
-            }
+            AdminRequest::HeldMap => match self.owner.get().and_then(Weak::upgrade) {
+                Some(owner) => {
+                    let mut held = owner.held();
+                    // Since it was started there may have been nobody who had one.
+                    let kept = self.map_file.read();
+                    if kept.version > held.map.version {
+                        held.map = kept;
+                    }
+                    AdminAnswer::Node(Box::new(held))
+                }
+                None => AdminAnswer::Refused("the node is just starting, or stopping; ask again".into()),
+            },
+            AdminRequest::ServerStatus
+            | AdminRequest::CheckBegin
+            | AdminRequest::CheckPoll { .. }
+            | AdminRequest::BackupBegin { .. }
+            | AdminRequest::BackupJoin { .. }
+            | AdminRequest::BackupRows { .. }
+            | AdminRequest::BackupEnd { .. }
+            | AdminRequest::ListFiles { .. } => AdminAnswer::Refused("a metadata server answers this".into()),
         }
     }
 }

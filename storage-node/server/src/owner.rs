@@ -14,6 +14,7 @@
 use crate::clock::now;
 use crate::shell::Shell;
 use holdfast_storage_core::{Effect, Input, StorageCore};
+use holdfast_wire::admin::HeldByNode;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::watch;
@@ -123,6 +124,11 @@ impl Owner {
     /// Looks at the core, between two inputs.
     pub fn look<T>(&self, at: impl FnOnce(&StorageCore) -> T) -> T {
         at(&self.machine.lock().unwrap_or_else(PoisonError::into_inner).core)
+    }
+
+    /// What the core knows and holds, for an administrator.
+    pub fn held(&self) -> HeldByNode {
+        self.look(StorageCore::held)
     }
 
     /// Becomes true when a panic has ended the core's life.

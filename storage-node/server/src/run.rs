@@ -14,6 +14,7 @@ use crate::control::Control;
 use crate::disk::{self, Report, Store, Threads};
 use crate::heartbeat::Beat;
 use crate::inspect::Inspector;
+use crate::map_file::MapFile;
 use crate::medium;
 use crate::metrics::{Journeys, Metrics};
 use crate::owner::Owner;
@@ -230,6 +231,7 @@ struct Node {
     standing: Arc<Standing>,
     fetching: Arc<AtomicBool>,
     inspector: Arc<Inspector>,
+    map_file: Arc<MapFile>,
     scrubs: Arc<ScrubFile>,
     threads: Threads,
 }
@@ -258,8 +260,11 @@ impl Node {
         let directories = config.disks.iter().map(|disk| (disk.disk_id(), disk.path.clone()));
         let scrubs = Arc::new(ScrubFile::open(directories.collect()));
         let (disks, threads) = disk::start(stores, &report, &metrics)?;
-        let inspector = Arc::new(Inspector::new(config.node_id(), &disks));
-        let kept = ServersFile::new(config.disks.iter().map(|disk| disk.path.clone()).collect());
+        let directories: Vec<PathBuf> = config.disks.iter().map(|disk| disk.path.clone()).collect();
+        let map_file = Arc::new(MapFile::new(directories.clone()));
+        let inspector = Inspector::new(config.node_id(), &disks, Arc::clone(&late), Arc::clone(&map_file));
+        let inspector = Arc::new(inspector);
+        let kept = ServersFile::new(directories);
         let control = Arc::new(Control::new(identity, &config.metadata, kept)?);
         let standing = Arc::new(Standing {
             map_version: AtomicU64::new(0),
@@ -299,14 +304,14 @@ impl Node {
                 owner: owner.clone(),
                 runtime: tokio::runtime::Handle::current(),
                 fetching: Arc::clone(&fetching),
+                map_file: Arc::clone(&map_file),
                 journeys: Journeys::new(Arc::clone(&metrics)),
                 scrubs: Arc::clone(&scrubs),
             };
             Owner::new(core, shell, owner)
         });
         late.set(Arc::downgrade(&owner)).expect("set once");
-        inspector.knows(Arc::downgrade(&owner));
-        Ok(Self { owner, requests, metrics, control, standing, fetching, inspector, scrubs, threads })
+        Ok(Self { owner, requests, metrics, control, standing, fetching, inspector, map_file, scrubs, threads })
     }
 
     /// Beats, ticks and follows the map until told to stop; then leaves the views.
@@ -333,6 +338,7 @@ impl Node {
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&beat).run());
         tasks.spawn(beat.follow_map());
+        tasks.spawn(Arc::clone(&self.map_file).run());
         tasks.spawn(tick(Arc::clone(&self.owner), Arc::clone(&self.requests)));
         tasks.spawn(keep_scrubs(Arc::clone(&self.scrubs)));
         let mut dead = self.owner.dead();
@@ -372,14 +378,15 @@ impl Node {
 
     /// Ends threads and connections, with a last checkpoint of each disk.
     async fn end(self) {
-        let Self { owner, control, scrubs, threads, .. } = self;
+        let Self { owner, control, map_file, scrubs, threads, .. } = self;
         owner.close();
         control.close().await;
         let joined = tokio::task::spawn_blocking(move || {
+            map_file.write_pending();
             scrubs.flush();
             threads.join();
-        })
-        .await;
+        });
+        let joined = joined.await;
         if joined.is_err() {
             tracing::error!("a disk's thread panicked");
         }

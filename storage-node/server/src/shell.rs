@@ -2,6 +2,7 @@
 
 use crate::control::Control;
 use crate::disk::{Disk, Vitals};
+use crate::map_file::MapFile;
 use crate::metrics::Journeys;
 use crate::owner::Owner;
 use crate::peers::Peers;
@@ -52,6 +53,7 @@ pub(crate) struct Shell {
     pub runtime: tokio::runtime::Handle,
     /// A question for the map is under way.
     pub fetching: Arc<AtomicBool>,
+    pub map_file: Arc<MapFile>,
     pub journeys: Journeys,
     pub scrubs: Arc<ScrubFile>,
 }
@@ -66,6 +68,7 @@ impl Shell {
     pub fn map_changed(&mut self, map: &ClusterMap) {
         self.standing.map_version.store(map.version.0, Ordering::Relaxed);
         self.peers.learn(map);
+        self.map_file.take(map);
         let node = self.node;
         let member = |&(disk, incarnation, _): &(DiskId, Incarnation, _)| MemberId { node, disk, incarnation };
         let members: Vec<MemberId> = self.standing.disks.iter().map(member).collect();

@@ -1,10 +1,11 @@
 //! The chunks of one group: what its members in sync hold, side by side, and what the inodes they belong to say.
 
+use super::ends::Ends;
 use super::{SERVER_PATIENCE, address, map};
 use holdfast_client::Cluster;
-use holdfast_types::limits::CHUNK_BYTES;
-use holdfast_types::{ChunkKey, Epoch, GroupId, InodeId, MemberId, ShardId, VolumeId};
-use holdfast_wire::admin::{AdminAnswer, AdminRequest, ChunkFacts, InodeFacts};
+use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
+use holdfast_types::{ChunkIndex, ChunkKey, Epoch, GroupId, InodeId, MemberId, ShardId, SnapshotNumber, VolumeId};
+use holdfast_wire::admin::{AdminAnswer, AdminRequest, ChunkFacts, InodeFacts, WholeFile};
 use holdfast_wire::group::KeyRange;
 use holdfast_wire::metadata::{Request, Response};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,8 @@ pub(super) struct Looked {
     pub chunks: u64,
     pub bytes: u64,
     pub suspects: Vec<Suspect>,
+    /// Files whose last chunk is here, and long enough.
+    pub ends: Ends,
 }
 
 /// All that is seen of a chunk at one look. Two looks that see the same compare equal.
@@ -87,6 +90,9 @@ impl Chunks {
                 looked.bytes += members.values().flatten().map(|facts| u64::from(facts.length)).sum::<u64>();
                 let Some(inode) = inodes.get(&(chunk.volume, chunk.inode)).cloned() else { continue };
                 let sight = Sight { epoch, members, inode };
+                if is_end(chunk, &sight) {
+                    looked.ends.turn(chunk.volume, chunk.inode, chunk.generation);
+                }
                 if !findings((self.group, self.groups), chunk, &sight).is_empty() {
                     looked.suspects.push(Suspect { chunks: self.clone(), chunk, sight, verify, stood_still: 0 });
                 }
@@ -155,6 +161,18 @@ impl Chunks {
 }
 
 impl Suspect {
+    /// The last chunk of a file that was not seen: of that it must be found out whether it is there.
+    pub fn of_end(cluster: &Cluster, groups: u32, file: &WholeFile) -> Self {
+        let WholeFile { volume, inode, generation, size } = *file;
+        let index = ChunkIndex((size - 1) / CHUNK_BYTES);
+        let chunk = ChunkKey { volume, inode, generation, index, born: SnapshotNumber(0) };
+        let group = GroupId::of(volume, inode, index, groups);
+        let inode = InodeFacts { content: None, purging: Vec::new(), volume_gone: false, whole: 0 };
+        let sight = Sight { epoch: Epoch(0), members: BTreeMap::new(), inode };
+        let chunks = Chunks { cluster: cluster.clone(), group, groups };
+        Self { chunks, chunk, sight, verify: false, stood_still: 0 }
+    }
+
     /// Looks again. Returns whether something is still wrong.
     pub async fn look_again(&mut self) -> Result<bool, String> {
         let (epoch, members) = self.chunks.members().await?;
@@ -185,11 +203,37 @@ impl Suspect {
     }
 }
 
+/// Bytes of a chunk that must be there, if it is the last one of a file without holes.
+fn needed(chunk: ChunkKey, sight: &Sight) -> Option<u64> {
+    let InodeFacts { content, whole, .. } = &sight.inode;
+    let is_present = content.is_some_and(|(generation, _)| generation == chunk.generation);
+    let last = whole.checked_sub(1).filter(|_| is_present)?;
+    (last / CHUNK_BYTES == chunk.index.0).then_some(last % CHUNK_BYTES + 1)
+}
+
+fn longest(sight: &Sight) -> u64 {
+    sight.members.values().flatten().map(|facts| u64::from(facts.length)).max().unwrap_or(0)
+}
+
+/// Whether it is the end of a file without holes, and there. What a file is longer by within a block was never written.
+fn is_end(chunk: ChunkKey, sight: &Sight) -> bool {
+    needed(chunk, sight).is_some_and(|needed| longest(sight).next_multiple_of(BLOCK_BYTES) >= needed)
+}
+
+/// Whether it is the end of a file without holes, and not there.
+fn is_missing(chunk: ChunkKey, sight: &Sight) -> bool {
+    needed(chunk, sight).is_some() && !is_end(chunk, sight)
+}
+
 /// What is wrong with a chunk, if it stays so.
 fn findings((group, groups): (GroupId, u32), chunk: ChunkKey, sight: &Sight) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
     let held: Vec<(&MemberId, &ChunkFacts)> =
         sight.members.iter().filter_map(|(member, facts)| Some((member, facts.as_ref()?))).collect();
+    if is_missing(chunk, sight) {
+        let whole = sight.inode.whole;
+        found.push(("lost", format!("the end of the file's {whole} bytes is not there: it reads as zeros")));
+    }
     if held.is_empty() {
         return found;
     }
@@ -213,10 +257,9 @@ fn findings((group, groups): (GroupId, u32), chunk: ChunkKey, sight: &Sight) -> 
     match sight.inode.content {
         _ if gone => {}
         Some((generation, end)) if generation == chunk.generation => {
-            let longest = held.iter().map(|(_, facts)| u64::from(facts.length)).max().unwrap_or(0);
             // What is written is written in whole blocks at the most.
-            let reaches = chunk.index.0.saturating_mul(CHUNK_BYTES).saturating_add(longest);
-            if reaches > end.next_multiple_of(holdfast_types::limits::BLOCK_BYTES) {
+            let reaches = chunk.index.0.saturating_mul(CHUNK_BYTES).saturating_add(longest(sight));
+            if reaches > end.next_multiple_of(BLOCK_BYTES) {
                 found.push(("length", format!("reaches byte {reaches}, the file may have {end} at the most")));
             }
         }
@@ -231,7 +274,7 @@ fn findings((group, groups): (GroupId, u32), chunk: ChunkKey, sight: &Sight) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_types::{ChunkIndex, DiskId, Generation, Incarnation, NodeId, SnapshotNumber};
+    use holdfast_types::{DiskId, Generation, Incarnation, NodeId};
 
     const GROUPS: u32 = 8;
 
@@ -247,7 +290,7 @@ mod tests {
     fn sight() -> Sight {
         let facts = Some(ChunkFacts { chunk: chunk(), length: 5000, digest: 7, damaged: false });
         let content = Some((Generation(2), CHUNK_BYTES + 5000));
-        let inode = InodeFacts { content, purging: Vec::new(), volume_gone: false };
+        let inode = InodeFacts { content, purging: Vec::new(), volume_gone: false, whole: CHUNK_BYTES + 5000 };
         Sight { epoch: Epoch(1), members: (1..=3).map(|node| (member(node), facts)).collect(), inode }
     }
 
@@ -271,10 +314,20 @@ mod tests {
         assert_eq!(kinds(|sight| sight.inode.content = None), ["orphan-chunk"]);
         assert_eq!(kinds(|sight| sight.inode.content = Some((Generation(3), u64::MAX >> 1))), ["orphan-chunk"]);
         assert_eq!(kinds(|sight| sight.inode.content = Some((Generation(2), CHUNK_BYTES))), ["length"]);
-        // Being removed, or gone everywhere: nothing is wrong.
+        // Being removed, or gone everywhere from a file that may have holes: nothing is wrong.
         let purged = |sight: &mut Sight| (sight.inode.content, sight.inode.purging) = (None, vec![Generation(2)]);
         assert_eq!(kinds(purged), Vec::<&str>::new());
-        assert_eq!(kinds(|sight| sight.members.values_mut().for_each(|facts| *facts = None)), Vec::<&str>::new());
+        let gone = |sight: &mut Sight| sight.members.values_mut().for_each(|facts| *facts = None);
+        let holes = |sight: &mut Sight| sight.inode.whole = 0;
+        assert_eq!(kinds(|sight| (gone(sight), holes(sight)).1), Vec::<&str>::new());
+        // Of one without holes the end must be there, to the block.
+        assert_eq!(kinds(gone), ["lost"]);
+        let shorten = |sight: &mut Sight, length| {
+            sight.members.values_mut().flatten().for_each(|facts| facts.length = length);
+        };
+        assert_eq!(kinds(|sight| shorten(sight, 4096)), ["lost"]);
+        assert_eq!(kinds(|sight| shorten(sight, 4097)), Vec::<&str>::new());
+        assert_eq!(kinds(|sight| (shorten(sight, 1), holes(sight)).1), Vec::<&str>::new());
         let elsewhere = findings((GroupId(GROUPS), GROUPS), chunk(), &sight());
         assert_eq!(elsewhere.first().map(|(kind, _)| *kind), Some("placement"));
     }

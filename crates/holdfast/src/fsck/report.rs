@@ -31,7 +31,7 @@ pub(super) struct Report {
 
 #[derive(Serialize)]
 struct Finding {
-    /// namespace, orphan-chunk, length, checksum, replicas or placement.
+    /// namespace, lost, orphan-chunk, length, checksum, replicas or placement.
     kind: &'static str,
     place: String,
     what: String,
@@ -89,7 +89,7 @@ impl Report {
 
 /// Says on standard error how far a part of the check is, and when it will end.
 #[derive(Clone)]
-pub(super) struct Progress(Arc<Mutex<State>>);
+pub(crate) struct Progress(Arc<Mutex<State>>);
 
 struct State {
     what: &'static str,

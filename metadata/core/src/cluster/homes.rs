@@ -56,7 +56,7 @@ impl GroupRow {
 
 impl Cluster {
     /// Storage nodes that are not gone.
-    pub(super) fn present(&self) -> impl Iterator<Item = (&NodeId, &NodeRow)> {
+    pub(crate) fn present(&self) -> impl Iterator<Item = (&NodeId, &NodeRow)> {
         self.nodes.iter().filter(|(_, row)| row.place != StoragePlace::Gone)
     }
 

@@ -67,7 +67,9 @@ impl Cluster {
         if self.servers.contains_key(&server) || server.0 == 0 {
             return Err(invalid(format!("metadata server {server} is, or was, one of this cluster; take a new id")));
         }
-        if let Some((id, row)) = self.servers.iter().find(|(_, row)| row.address == address && !is_gone(row)) {
+        // Whoever takes another's place may take its address as well: they do not run at the same time there.
+        let others = || self.servers.iter().filter(|(id, row)| !is_gone(row) && replaces != Some(**id));
+        if let Some((id, row)) = others().find(|(_, row)| row.address == address) {
             return Err(invalid(format!("{address} is the address of metadata server {id} ({:?})", row.place)));
         }
         self.is_quiet()?;
@@ -188,14 +190,16 @@ impl MetadataCore {
     ///
     /// What this server has applied may be old, but a life that is on record is on record for ever.
     pub(crate) fn is_known(&mut self, from: ServerId, shard: ShardId, (from_life, to_life): (u64, u64)) -> bool {
-        if to_life != 0 && self.config.life != 0 && to_life != self.config.life {
+        let takes_part =
+            if shard == ShardId::CLUSTER { self.cluster.has_member(from) } else { self.volumes.has_member(from) };
+        // Not the word of one that is gone: it may be of the history that this cluster's backup was taken from, and know us from there.
+        let is_out = self.cluster.machine.servers.get(&from).is_some_and(is_gone) && !takes_part;
+        if !is_out && to_life != 0 && self.config.life != 0 && to_life != self.config.life {
             self.stop("the cluster knows this server by another log: the log that it had is lost".into());
             return false;
         }
         let Some(row) = self.cluster.machine.servers.get(&from) else { return true };
-        let takes_part =
-            if shard == ShardId::CLUSTER { self.cluster.has_member(from) } else { self.volumes.has_member(from) };
-        let stranger = if is_gone(row) && !takes_part {
+        let stranger = if is_out {
             Some(0)
         } else {
             (from_life != 0 && row.life != 0 && from_life != row.life).then_some(row.life)

@@ -31,8 +31,10 @@ use crate::txn::decode;
 use bytes::Bytes;
 use holdfast_store::{KeyRange, Pair, Pairs, View};
 use holdfast_types::{InodeId, VolumeId};
-use holdfast_wire::admin::InodeFacts;
+use holdfast_wire::admin::{InodeFacts, WholeFile};
+use holdfast_wire::namespace::FileKind;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// Rows between two looks at whether the check goes on.
 const ROWS_BETWEEN: u64 = 1024;
@@ -93,10 +95,51 @@ pub fn inodes(view: &dyn View, wanted: &[(VolumeId, InodeId)]) -> Result<Vec<Ino
         for pair in view.range(KeyRange::prefix(Key::of(purge::PURGE).number(volume.0).number(number.0).done())) {
             purging.push(purge::purge_of(&pair?.0).2);
         }
+        let whole = row.as_ref().map_or(0, whole);
         let content = row.map(|row| (row.generation, row.end()));
-        Ok(InodeFacts { content, purging, volume_gone: dropped.is_some_and(|row| row != DroppedRow::Done) })
+        Ok(InodeFacts { content, purging, volume_gone: dropped.is_some_and(|row| row != DroppedRow::Done), whole })
     };
     wanted.iter().map(one).collect::<Applied<_>>().map_err(|fail| describe(&fail))
+}
+
+/// Bytes of a file, if all of them were written; 0 for anything else.
+fn whole(row: &InodeRow) -> u64 {
+    if row.kind == FileKind::File && !row.sparse { row.size } else { 0 }
+}
+
+/// Files without holes after a place, of at most so many inodes, and where to go on.
+///
+/// # Errors
+/// A text, if the table cannot be read.
+#[allow(clippy::type_complexity, reason = "the answer to one question, taken apart at once")]
+pub fn files(
+    view: &dyn View,
+    (volume, after): (VolumeId, InodeId),
+    limit: u32,
+) -> Result<(Vec<WholeFile>, Option<(VolumeId, InodeId)>), String> {
+    let run = || -> Applied<_> {
+        let mut files = Vec::new();
+        let mut dropped = (VolumeId(0), false);
+        let start = Bound::Excluded(inode::key(volume, after).into());
+        let end = KeyRange::prefix(vec![inode::INODE]).end;
+        for (number, pair) in view.range(KeyRange { start, end }).enumerate() {
+            let (key, value) = pair?;
+            let row: InodeRow = decode(&key, &value)?;
+            let (volume, inode) = (VolumeId(number_at(&key, 0)), InodeId(number_at(&key, 1)));
+            if volume != dropped.0 {
+                dropped = (volume, get::<DroppedRow>(view, &volume::dropped(volume))?.is_some());
+            }
+            let size = whole(&row);
+            if size > 0 && !dropped.1 {
+                files.push(WholeFile { volume, inode, generation: row.generation, size });
+            }
+            if number + 1 >= limit as usize {
+                return Ok((files, Some((volume, inode))));
+            }
+        }
+        Ok((files, None))
+    };
+    run().map_err(|fail| describe(&fail))
 }
 
 fn get<R: Row>(view: &dyn View, key: &[u8]) -> Applied<Option<R>> {

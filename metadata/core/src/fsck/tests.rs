@@ -1,6 +1,6 @@
 //! The check of live tables against the one of small tables: what that one finds in a damaged table, this one finds, too.
 
-use super::{Watch, check_volumes, inodes};
+use super::{Watch, check_volumes, files, inodes};
 use crate::tables::{entry, inode, mark, purge, session, volume};
 use crate::testing::{World, name};
 use holdfast_store::{Batch, KeyRange, MemoryTable, Pair, Table, View};
@@ -192,4 +192,39 @@ fn what_a_check_of_chunks_asks_is_answered() {
     world.mutate(s, Mutation::Unlink { parent: InodeId::ROOT, name: name("file"), open: None }).unwrap();
     let facts = ask(&world);
     assert_eq!((facts.content, facts.purging), (None, vec![file.generation]));
+}
+
+#[test]
+fn files_without_holes_are_named_a_page_at_a_time_and_no_others() {
+    let (mut world, s) = world();
+    let root = InodeId::ROOT;
+    let mut whole = Vec::new();
+    for (number, size) in [(0, 1), (1, 4096), (2, 5 << 20), (3, 0)] {
+        let file = world.create(s, root, &format!("w{number}"), NewNode::File);
+        let (inode, generation) = (file.inode, file.generation);
+        world.mutate(s, Mutation::Reserve { inode, generation, bound: 8 << 20, least: size }).unwrap();
+        let sparse = number == 1;
+        let (mtime, clear_set_ids) = (file.mtime, false);
+        let publish = Mutation::Publish { inode, generation, size, mtime, release: true, clear_set_ids, sparse };
+        world.mutate(s, publish).unwrap();
+        whole.extend((size > 0 && !sparse).then_some((inode, size)));
+    }
+    // Longer without being written.
+    let set = SetAttributes { size: Some(9999), ..SetAttributes::default() };
+    let file = world.create(s, root, "hole", NewNode::File).inode;
+    world.mutate(s, Mutation::SetAttributes { inode: file, set }).unwrap();
+    world.run(5);
+    let table = world.table(1, ShardId::VOLUMES);
+    for limit in [1, 2, 7, 1000] {
+        let (mut found, mut at) = (Vec::new(), Some((VolumeId(0), InodeId(0))));
+        while let Some(after) = at {
+            let (page, next) = files(&table, after, limit).unwrap();
+            assert!(page.len() <= limit as usize && next.is_none_or(|next| next > after));
+            found.extend(page.into_iter().map(|file| (file.inode, file.size)));
+            at = next;
+        }
+        assert_eq!(found, whole, "{limit} at a time");
+    }
+    let facts = inodes(&table, &[(VolumeId(1), whole[1].0), (VolumeId(1), file)]).unwrap();
+    assert_eq!((facts[0].whole, facts[1].whole), (5 << 20, 0));
 }

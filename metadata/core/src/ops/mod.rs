@@ -167,7 +167,7 @@ impl Op<'_, '_> {
         directory.changed(self.stamp);
     }
 
-    fn volume_row(&self) -> Applied<VolumeRow> {
+    pub(crate) fn volume_row(&self) -> Applied<VolumeRow> {
         let row: Option<VolumeRow> = self.txn.get(&volume::key(self.volume))?;
         row.ok_or_else(|| Fail::Broken(format!("{} has no row", self.volume)))
     }

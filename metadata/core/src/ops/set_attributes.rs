@@ -76,7 +76,7 @@ impl Op<'_, '_> {
         let end = row.end();
         if size == 0 && end > 0 {
             self.purge(inode, row);
-            row.generation = row.generation.next();
+            row.generation = row.generation.max(self.volume_row()?.generation_floor).next();
             row.trim = None;
             row.stale_bound = 0;
             // Whoever truncates goes on to write: its bound now is one of the new generation.

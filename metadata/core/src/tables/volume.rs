@@ -1,7 +1,7 @@
 //! A volume's totals, and volumes that are being dropped.
 
 use super::{Key, Row};
-use holdfast_types::{InodeId, VolumeId};
+use holdfast_types::{Generation, InodeId, VolumeId};
 use holdfast_wire::namespace::VolumeRecord;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,9 @@ pub(crate) struct VolumeRow {
     pub(crate) inodes_used: u64,
     /// Sum of `InodeRow::charges().granted`.
     pub(crate) bytes_granted: u128,
+    /// No inode gets a new generation at or below it: storage nodes may hold chunks of such, which a backup that was restored knows
+    /// nothing of.
+    pub(crate) generation_floor: Generation,
 }
 
 impl Row for VolumeRow {}
@@ -77,6 +80,7 @@ mod tests {
             bytes_used: 4096,
             inodes_used: 1,
             bytes_granted: 0,
+            generation_floor: Generation(3),
         };
         super::super::assert_round_trip(row);
         super::super::assert_round_trip(DroppedRow::Chunks);

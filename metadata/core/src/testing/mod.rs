@@ -12,6 +12,7 @@ mod model;
 mod namespace;
 mod raft;
 mod rebuild;
+mod restore;
 mod room;
 mod sessions;
 mod slow;

@@ -119,7 +119,14 @@ fn make_root(txn: &mut Txn<'_>, record: &VolumeRecord, stamp: Timestamp) {
     };
     txn.put(inode::key(record.id, InodeId::ROOT), &root);
     let inode_next = InodeId::ROOT.next();
-    let row = VolumeRow { record: record.clone(), inode_next, bytes_used: 0, inodes_used: 1, bytes_granted: 0 };
+    let row = VolumeRow {
+        record: record.clone(),
+        inode_next,
+        bytes_used: 0,
+        inodes_used: 1,
+        bytes_granted: 0,
+        generation_floor: Generation(0),
+    };
     txn.put(volume::key(record.id), &row);
 }
 
@@ -259,7 +266,10 @@ fn forget_oldest(txn: &mut Txn<'_>) -> Applied<()> {
     let ended = txn.prefix(Key::of(session::ENDED).done(), ENDED_KEPT + 2)?;
     if ended.len() > ENDED_KEPT {
         let (key, _) = &ended[0];
-        txn.put(session::ended_floor(), &EndedFloorRow { floor: SessionId(number_at(key, 0)) });
+        // A restored backup has put it far above the sessions that it ended.
+        let before: EndedFloorRow = txn.get(&session::ended_floor())?.unwrap_or_default();
+        let floor = before.floor.max(SessionId(number_at(key, 0)));
+        txn.put(session::ended_floor(), &EndedFloorRow { floor });
         txn.remove(key.to_vec());
     }
     Ok(())

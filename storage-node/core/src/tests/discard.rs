@@ -120,3 +120,16 @@ fn a_disk_that_becomes_a_member_while_it_removes_its_copy_gets_all_of_it_again()
         world.settle();
     }
 }
+
+#[test]
+fn a_node_says_which_map_it_has_and_how_far_it_is_with_each_group() {
+    let (world, dead) = replaced(4);
+    for (node, held) in world.nodes.iter().enumerate().filter_map(|(node, at)| Some((node, at.core.as_ref()?.held()))) {
+        assert_ne!(node, dead);
+        assert_eq!(held.map.version, world.authority.map.version);
+        let [group] = held.groups.as_slice() else { panic!("{:?}", held.groups) };
+        assert_eq!((group.group, group.member.node, group.member.disk), (G, NodeId(node as u64 + 1), DISK));
+        assert!(world.authority.map.views[0].in_sync.contains(&group.member), "in its present life");
+        assert!(group.last.epoch.0 > 0 && group.last.count.0 >= 40, "{:?}", group.last);
+    }
+}

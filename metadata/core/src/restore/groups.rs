@@ -1,0 +1,106 @@
+//! Who holds each group when a backup is restored: by the backup, by the newest map of a storage node, and by what the disks say.
+//!
+//! ```text
+//! newest map that a storage node has ──▶ its view counts                     everybody in sync there is
+//! nobody has a newer one, and no disk has a change of a later epoch ──▶ the backup's view counts
+//! a disk has one of a later epoch ──▶ the copy that was changed last, alone   the others are compared with it, and caught up
+//! ```
+//! * A change goes to every member in sync of its epoch. So where no disk has a change of a later epoch than a view's, the members of that
+//!   view hold whatever any later view acknowledged: nothing.
+//! * A member in sync when the backup was made had everything of before, and keeps it until its copy is given up. So the copy that was
+//!   changed last is looked for among these; where another disk has later changes, it is *unknown* whether that one is whole.
+//! * No copy is given up for it: every disk that has something of a group that has changed is on the list of those that keep it.
+
+use super::leap::Leap;
+use crate::cluster::placement::Place;
+use crate::command::home;
+use crate::tables::cluster::GroupRow;
+use holdfast_types::{Epoch, GroupId, MemberId, NodeId, OpNumber};
+use holdfast_wire::admin::HeldByNode;
+use holdfast_wire::map::{ClusterMap, View};
+use std::collections::BTreeMap;
+
+/// What is known of the groups.
+pub(super) struct Known<'a> {
+    /// The newest map, if it is newer than the backup.
+    pub(super) newest: Option<&'a ClusterMap>,
+    pub(super) held: &'a BTreeMap<NodeId, HeldByNode>,
+    pub(super) leap: Leap,
+    pub(super) replicas: usize,
+}
+
+/// A group as it goes on.
+pub(super) struct Regrouped {
+    pub(super) row: GroupRow,
+    /// It goes on with one copy.
+    pub(super) compared: bool,
+    /// And it is not known whether that copy is whole.
+    pub(super) unknown: bool,
+}
+
+impl Known<'_> {
+    /// A group as it goes on; `None` if epochs leap no further.
+    pub(super) fn regroup(&self, group: GroupId, before: &GroupRow) -> Option<Regrouped> {
+        let number = group.0 as usize;
+        let newest = self.newest.and_then(|map| Some((map.views.get(number)?, map.homes.get(number)?)));
+        let (view, kept) = match newest {
+            Some((view, kept)) if view.epoch >= before.view.epoch => (view.clone(), kept.clone()),
+            Some(_) | None => (before.view.clone(), before.kept()),
+        };
+        let holders = self.holders(group);
+        let written = holders.iter().map(|(_, last)| last.epoch).max().unwrap_or_default();
+        let epoch = Epoch(self.leap.epoch(view.epoch.max(written).0)?);
+        let (homes, mut leaving) = self.homes(before, &view, kept);
+        let compared = written > view.epoch;
+        let (mut next, mut unknown) = (View { epoch, ..view.clone() }, false);
+        if compared {
+            let last = |(_, last): &&(MemberId, OpNumber)| *last;
+            let was_in_sync =
+                |(member, _): &&(MemberId, OpNumber)| view.in_sync.iter().any(|other| home(*other) == home(*member));
+            let latest = holders.iter().max_by_key(last)?;
+            let best = holders.iter().filter(was_in_sync).max_by_key(last);
+            let best = best.filter(|best| best.1 >= latest.1);
+            unknown = best.is_none();
+            let (only, _) = best.unwrap_or(latest);
+            next = View { epoch, primary: *only, in_sync: vec![*only], syncing: Vec::new() };
+            leaving.extend(holders.iter().map(|(member, _)| home(*member)));
+        }
+        leaving.extend(next.members().map(home));
+        leaving.retain(|place| !homes.contains(place));
+        leaving.sort_unstable();
+        leaving.dedup();
+        let row = GroupRow { view: next, homes, leaving, ..before.clone() };
+        Some(Regrouped { row, compared, unknown })
+    }
+
+    /// Disks that have something of a group, and the number of the last change that each was given.
+    fn holders(&self, group: GroupId) -> Vec<(MemberId, OpNumber)> {
+        let all = self.held.values().flat_map(|held| &held.groups);
+        all.filter(|held| held.group == group).map(|held| (held.member, held.last)).collect()
+    }
+
+    /// Where a group is at home, and which other disks keep it. Maps name both in one list.
+    fn homes(&self, before: &GroupRow, view: &View, kept: Vec<Place>) -> (Vec<Place>, Vec<Place>) {
+        let same = |places: &[Place]| {
+            let mut sorted = places.to_vec();
+            sorted.sort_unstable();
+            sorted
+        };
+        if same(&kept) == same(&before.kept()) {
+            return (before.homes.clone(), before.leaving.clone());
+        }
+        // Those in sync first, their primary before the others: it is preferred from then on.
+        let in_sync = |place: &Place| view.in_sync.iter().any(|member| home(*member) == *place);
+        let mut ordered = kept;
+        ordered.sort_by_key(|place| (*place != home(view.primary), !in_sync(place)));
+        let (mut homes, mut leaving) = (Vec::<Place>::new(), Vec::new());
+        for place in ordered {
+            if homes.len() < self.replicas && homes.iter().all(|other| other.0 != place.0) {
+                homes.push(place);
+            } else {
+                leaving.push(place);
+            }
+        }
+        (homes, leaving)
+    }
+}
