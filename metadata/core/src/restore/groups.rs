@@ -24,7 +24,8 @@ use std::collections::BTreeMap;
 pub(super) struct Known<'a> {
     /// The newest map, if it is newer than the backup.
     pub(super) newest: Option<&'a ClusterMap>,
-    pub(super) held: &'a BTreeMap<NodeId, HeldByNode>,
+    /// Disks that have something of a group, and the number of the last change that each was given.
+    pub(super) holders: BTreeMap<GroupId, Vec<(MemberId, OpNumber)>>,
     pub(super) leap: Leap,
     pub(super) replicas: usize,
 }
@@ -38,6 +39,15 @@ pub(super) struct Regrouped {
     pub(super) unknown: bool,
 }
 
+/// Who has something of each group, by what the nodes say.
+pub(super) fn holders(held: &BTreeMap<NodeId, HeldByNode>) -> BTreeMap<GroupId, Vec<(MemberId, OpNumber)>> {
+    let mut holders: BTreeMap<GroupId, Vec<_>> = BTreeMap::new();
+    for held in held.values().flat_map(|held| &held.groups) {
+        holders.entry(held.group).or_default().push((held.member, held.last));
+    }
+    holders
+}
+
 impl Known<'_> {
     /// A group as it goes on; `None` if epochs leap no further.
     pub(super) fn regroup(&self, group: GroupId, before: &GroupRow) -> Option<Regrouped> {
@@ -47,7 +57,8 @@ impl Known<'_> {
             Some((view, kept)) if view.epoch >= before.view.epoch => (view.clone(), kept.clone()),
             Some(_) | None => (before.view.clone(), before.kept()),
         };
-        let holders = self.holders(group);
+        let none = Vec::new();
+        let holders = self.holders.get(&group).unwrap_or(&none);
         let written = holders.iter().map(|(_, last)| last.epoch).max().unwrap_or_default();
         let epoch = Epoch(self.leap.epoch(view.epoch.max(written).0)?);
         let (homes, mut leaving) = self.homes(before, &view, kept);
@@ -71,12 +82,6 @@ impl Known<'_> {
         leaving.dedup();
         let row = GroupRow { view: next, homes, leaving, ..before.clone() };
         Some(Regrouped { row, compared, unknown })
-    }
-
-    /// Disks that have something of a group, and the number of the last change that each was given.
-    fn holders(&self, group: GroupId) -> Vec<(MemberId, OpNumber)> {
-        let all = self.held.values().flat_map(|held| &held.groups);
-        all.filter(|held| held.group == group).map(|held| (held.member, held.last)).collect()
     }
 
     /// Where a group is at home, and which other disks keep it. Maps name both in one list.

@@ -351,7 +351,12 @@ impl Restoration {
         for (id, row) in nodes(&machine, newest) {
             batch.put(rows::node(id), row.encode());
         }
-        let known = Known { newest, held: &plan.held, leap: self.leap, replicas: settings.replicas as usize };
+        let known = Known {
+            newest,
+            holders: groups::holders(&plan.held),
+            leap: self.leap,
+            replicas: settings.replicas as usize,
+        };
         for (number, row) in machine.groups.iter().enumerate() {
             let group = GroupId(number as u32);
             let mut regrouped = known.regroup(group, row).ok_or(RestoreError::Exhausted("epoch"))?;

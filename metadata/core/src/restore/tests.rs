@@ -1,6 +1,6 @@
 //! Who holds a group when a backup is restored.
 
-use super::groups::{Known, Regrouped};
+use super::groups::{Known, Regrouped, holders};
 use super::leap::Leap;
 use crate::cluster::views::is_valid;
 use crate::tables::cluster::GroupRow;
@@ -48,7 +48,7 @@ fn regroup(newest: Option<(View, &[u64])>, held: &BTreeMap<NodeId, HeldByNode>) 
         ..ClusterMap::default()
     });
     let leap = Leap::between(Timestamp::default(), Timestamp::default()).expect("the same moment");
-    let known = Known { newest: map.as_ref(), held, leap, replicas: 3 };
+    let known = Known { newest: map.as_ref(), holders: holders(held), leap, replicas: 3 };
     let regrouped = known.regroup(GroupId(0), &before()).expect("it leaps");
     let row = &regrouped.row;
     assert!(is_valid(&row.view), "{:?}", row.view);

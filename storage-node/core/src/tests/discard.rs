@@ -123,7 +123,11 @@ fn a_disk_that_becomes_a_member_while_it_removes_its_copy_gets_all_of_it_again()
 
 #[test]
 fn a_node_says_which_map_it_has_and_how_far_it_is_with_each_group() {
-    let (world, dead) = replaced(4);
+    let (mut world, dead) = replaced(4);
+    let newest = world.authority.map.version;
+    world.until("everybody has the map", 10_000, |w| {
+        w.nodes.iter().filter_map(|node| node.core.as_ref()).all(|core| core.map_version() >= newest)
+    });
     for (node, held) in world.nodes.iter().enumerate().filter_map(|(node, at)| Some((node, at.core.as_ref()?.held()))) {
         assert_ne!(node, dead);
         assert_eq!(held.map.version, world.authority.map.version);
