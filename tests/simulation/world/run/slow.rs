@@ -1,7 +1,7 @@
 //! A world in which one node is slow for a while, and nothing else goes wrong.
 
 use super::{Failure, Outcome, Sim, judged};
-use crate::world::setup::Setup;
+use crate::world::setup::{Flavour, Setup};
 use crate::world::{Local, slow};
 use holdfast_sim::{Actor, LinkConfig, WorldTime};
 use std::time::Duration;
@@ -70,7 +70,9 @@ impl Sim {
 pub fn run_with_one_slow(seed: u64, what: SlowIn) -> Result<Outcome, Failure> {
     let hostile = WHOLE_BY + BACK_AFTER;
     let (calls, slots, think_ms, leave_one_in) = (CALLS, SLOTS, THINK_MS, u64::from(u32::MAX));
-    let setup = Setup { hostile, calls, slots, think_ms, leave_one_in, nodes: 4, ..Setup::of(seed, None) };
+    // No ambushes either: those are other flavours'.
+    let flavour = Flavour::Slow;
+    let setup = Setup { flavour, hostile, calls, slots, think_ms, leave_one_in, nodes: 4, ..Setup::of(seed, None) };
     judged(Sim::new(seed, setup, 0), |sim| {
         sim.calm();
         (0..sim.servers.len()).for_each(|at| sim.start_server(at));
