@@ -24,7 +24,10 @@ fn keys(source: &str, name: &str) -> Vec<Key> {
     let start = format!("pub struct {name} {{");
     let body = text.split_once(&start).unwrap_or_else(|| panic!("{source} has no {start}")).1;
     let body = body.split_once("\n}").expect("the type ends").0;
-    let (mut keys, mut doc, mut optional) = (Vec::new(), String::new(), false);
+    // Where the type has a default, each of its keys has.
+    let attributes = text.split_once(&start).expect("found").0.rsplit("\n}").next().unwrap_or_default();
+    let all_optional = attributes.lines().any(|line| line.starts_with("#[serde(") && line.contains(", default"));
+    let (mut keys, mut doc, mut optional) = (Vec::new(), String::new(), all_optional);
     for line in body.lines().map(str::trim) {
         if let Some(text) = line.strip_prefix("///") {
             doc.push_str(text);
@@ -34,7 +37,7 @@ fn keys(source: &str, name: &str) -> Vec<Key> {
             let kind = kind.trim_end_matches(',').to_owned();
             let name = field.replace('_', "-");
             keys.push(Key { name, kind, doc: doc.trim().to_owned(), optional });
-            (doc, optional) = (String::new(), false);
+            (doc, optional) = (String::new(), all_optional);
         }
     }
     assert!(!keys.is_empty(), "{source}: {name} has no keys");
@@ -53,7 +56,10 @@ fn words(kind: &str) -> &str {
         "Span" => "duration, \"250 ms\"",
         "Vec<(String, String)>" => "list of pairs of texts",
         "IoChoice" => "\"auto\", \"io_uring\" or \"threads\"",
-        "TlsFiles" => "table",
+        "TlsFiles" | "DiskFaults" | "ClockFaults" | "ConnectionFaults" => "table",
+        "f64" => "number",
+        "Option<Span>" => "duration, \"250 ms\"",
+        "Vec<u32>" => "list of whole numbers",
         list if list.starts_with("Vec<") => "tables",
         other => panic!("no words for the type {other}"),
     }
@@ -71,6 +77,7 @@ fn table(page: &mut String, source: &str, name: &str) {
 
 const METADATA: &str = "metadata/server/src/config.rs";
 const STORAGE: &str = "storage-node/server/src/config.rs";
+const FAULTS: &str = "crates/faults/src/plan.rs";
 const CLUSTER: &str = "crates/client/src/cluster_file.rs";
 
 fn page() -> String {
@@ -97,6 +104,14 @@ fn page() -> String {
     table(&mut page, CLUSTER, "TlsFiles");
     page.push_str("### `[[metadata]]`\n\n");
     table(&mut page, CLUSTER, "MetadataAddress");
+    page.push_str(
+        "## A fault plan\n\nFor tests alone: `--fault-plan FILE` of builds with the feature `faults` ([operations.md](operations.md#faults-on-demand)).\n\n",
+    );
+    table(&mut page, FAULTS, "Plan");
+    for (key, name) in [("disk", "DiskFaults"), ("clock", "ClockFaults"), ("connection", "ConnectionFaults")] {
+        writeln!(page, "### `[{key}]`\n").expect("a string takes everything");
+        table(&mut page, FAULTS, name);
+    }
     while page.ends_with("\n\n") {
         page.pop();
     }

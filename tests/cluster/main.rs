@@ -13,6 +13,7 @@ mod network_loss;
 mod power_loss;
 mod process_loss;
 mod rebuild;
+mod slow;
 mod start_order;
 mod telemetry;
 mod two_mounts;

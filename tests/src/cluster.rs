@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::command::{holdfast, must, quote, run};
+use crate::command::{holdfast, holdfast_with_faults, must, quote, run};
 use crate::janitor::Janitor;
 use crate::mount::Mount;
 use crate::namespaces::Network;
@@ -39,6 +39,10 @@ pub struct Options {
     pub small_disks: Option<(Vec<String>, u64)>,
     /// A storage disk away for longer is given up, as `init` takes it; its default if not given.
     pub out_after: Option<&'static str>,
+    /// Servers are built for faults on demand, see [`Cluster::fail`]. Nothing fails at first.
+    pub faults: bool,
+    /// Disks of each storage node; they are numbered from 1.
+    pub disks: u32,
     /// Where its folder is made; the temporary folder if not given.
     pub folder: Option<PathBuf>,
 }
@@ -54,6 +58,8 @@ impl Default for Options {
             skip_sync: false,
             small_disks: None,
             out_after: None,
+            faults: false,
+            disks: 1,
             folder: None,
         }
     }
@@ -119,9 +125,15 @@ impl Cluster {
             let config = cluster.folder.join("cluster").join(name).join("config.toml");
             cluster.configure(name, &config, options)?;
             let mut command = cluster.words_before(name)?;
-            command.push(holdfast()?.to_string_lossy().into_owned());
+            let binary = if options.faults { holdfast_with_faults()? } else { holdfast()? };
+            command.push(binary.to_string_lossy().into_owned());
             command.extend([kind, "--config"].map(str::to_string));
             command.push(config.to_string_lossy().into_owned());
+            if options.faults {
+                cluster.fail(name, "")?;
+                command.push("--fault-plan".to_string());
+                command.push(cluster.fault_plan(name).to_string_lossy().into_owned());
+            }
             cluster.servers.push(Process::new(name, command, &cluster.log(name), &cluster.janitor));
         }
         Ok(cluster)
@@ -150,12 +162,23 @@ impl Cluster {
     /// Changes what a test needs different in a server's configuration.
     fn configure(&self, name: &str, config: &Path, options: &Options) -> Result<()> {
         let skip_sync = options.skip_sync && name.starts_with("storage-");
-        if !skip_sync && self.network.is_none() {
+        let disks = if name.starts_with("storage-") { options.disks } else { 1 };
+        let more_disks = 2..=disks;
+        if !skip_sync && self.network.is_none() && more_disks.is_empty() {
             return Ok(());
         }
         let mut table: toml::Table = std::fs::read_to_string(config)?.parse().context("a server's configuration")?;
         if skip_sync {
             table.insert("test-skip-sync".to_string(), toml::Value::Boolean(true));
+        }
+        for number in more_disks {
+            let disks =
+                table.get_mut("disks").and_then(toml::Value::as_array_mut).context("a storage node has disks")?;
+            let disk = toml::Table::from_iter([
+                ("id".to_string(), toml::Value::Integer(number.into())),
+                ("path".to_string(), toml::Value::String(format!("disk-{number}"))),
+            ]);
+            disks.push(disk.into());
         }
         if let Some(network) = &self.network {
             // `init` spreads each kind of server over the addresses in turn; here every server has a host of its own.
@@ -168,6 +191,22 @@ impl Cluster {
         std::io::Write::write_all(&mut &file, toml::to_string(&table)?.as_bytes())?;
         file.sync_all()?;
         Ok(())
+    }
+
+    fn fault_plan(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}-faults.toml"))
+    }
+
+    /// From now on, and until the next plan, a server fails as this one says (`crates/faults`); an empty one ends that. It is in force a
+    /// moment after this returns.
+    ///
+    /// # Errors
+    /// When the plan cannot be written.
+    pub fn fail(&self, name: &str, plan: &str) -> Result<()> {
+        // In one step: half a plan is another one.
+        let new = self.folder.join(format!("{name}-faults.new"));
+        std::fs::write(&new, plan)?;
+        Ok(std::fs::rename(new, self.fault_plan(name))?)
     }
 
     fn words_before(&self, host: &str) -> Result<Vec<String>> {

@@ -21,6 +21,21 @@ pub fn holdfast() -> Result<PathBuf> {
     beside.context("the holdfast binary is not built (cargo build --release -p holdfast)")
 }
 
+/// The binary under test with faults on demand: `$HOLDFAST_FAULTS_BIN`, or the one beside [`holdfast`].
+///
+/// # Errors
+/// When there is none.
+pub fn holdfast_with_faults() -> Result<PathBuf> {
+    let path = match std::env::var_os("HOLDFAST_FAULTS_BIN") {
+        Some(path) => path.into(),
+        None => holdfast()?.with_file_name("holdfast-faults"),
+    };
+    if path.is_file() {
+        return Ok(path);
+    }
+    bail!("{} is not built (cargo build --release -p holdfast --features faults --bin holdfast-faults)", path.display())
+}
+
 /// The repository this test belongs to.
 pub fn repository() -> PathBuf {
     let package =

@@ -19,7 +19,7 @@ pub mod up;
 
 pub use cluster::{Cluster, Options};
 pub use janitor::Janitor;
-pub use report::{can_mount, note, skip};
+pub use report::{can_inject_faults, can_mount, note, skip};
 pub use up::Up;
 
 use std::time::{Duration, Instant};

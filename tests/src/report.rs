@@ -38,6 +38,17 @@ pub fn can_mount(name: &str, programs: &[&str]) -> bool {
     true
 }
 
+/// The same for tests that make servers fail on purpose.
+pub fn can_inject_faults(name: &str, programs: &[&str]) -> bool {
+    match crate::command::holdfast_with_faults() {
+        Ok(_) => can_mount(name, programs),
+        Err(error) => {
+            skip(name, &format!("{error}"));
+            false
+        }
+    }
+}
+
 /// Whether the long variants were asked for (`cargo xtask test --long`).
 pub fn long() -> bool {
     std::env::var_os("HOLDFAST_TEST_LONG").is_some()

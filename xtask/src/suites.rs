@@ -84,6 +84,7 @@ pub fn check(context: &Context<'_>) -> Result<Vec<Step>> {
                 "warnings",
             ],
         ),
+        Step::exits("clippy, with faults", &CLIPPY_FAULTS),
         Step::tests(
             "tidy",
             &["cargo", "test", "--release", "--quiet", "--package", "holdfast-tests", "--test", "tidy"],
@@ -96,6 +97,21 @@ pub fn check(context: &Context<'_>) -> Result<Vec<Step>> {
 /// A second binary beside the first; only our own crates that touch disks, clocks and connections are compiled again for it.
 const FAULTS: [&str; 8] =
     ["cargo", "build", "--release", "--package", "holdfast", "--features=faults", "--bin", "holdfast-faults"];
+
+/// What only that one has in it.
+const CLIPPY_FAULTS: [&str; 11] = [
+    "cargo",
+    "clippy",
+    "--release",
+    "--quiet",
+    "--package",
+    "holdfast",
+    "--features=faults",
+    "--all-targets",
+    "--",
+    "-D",
+    "warnings",
+];
 
 fn build(_: &Context<'_>) -> Result<Vec<Step>> {
     Ok(vec![

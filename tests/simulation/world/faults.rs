@@ -141,12 +141,9 @@ impl Flavour {
                 SlowDown(Slow::Disk),
                 SlowDown(Slow::Reads),
                 SlowDown(Slow::Node),
-                SlowDown(Slow::Node),
                 CrashNode,
-                RebootNode,
                 CutNodes,
                 CrashLeader,
-                IsolateLeader,
                 PowerCut,
             ],
             Self::Zombies => &[OrphanNode, OrphanNode, StopNode, StopNode, CutClient, StopClient, MuteNode, CutNodes],
@@ -488,14 +485,6 @@ impl Sim {
         self.disks_slow = Some((until, others.clone()));
         self.lure = Some(Lure { until, group, primary, ambush: Ambush::Acknowledged { primary, others } });
         self.ambush_after = until + Duration::from_millis(500);
-    }
-
-    /// How much longer a node's disk takes than usual.
-    pub(super) fn slowness(&self, at: usize) -> Duration {
-        match &self.disks_slow {
-            Some((until, slow)) if slow.contains(&at) => until.since(self.world.now()),
-            _ => Duration::ZERO,
-        }
     }
 
     /// Whether an actor is not told of a new map.

@@ -33,6 +33,8 @@ mod truth;
 
 #[allow(unused_imports, reason = "of tests/simulation/orders.rs")]
 pub use run::orders::{Start, all_orders, run_in_order};
+#[allow(unused_imports, reason = "of tests/simulation/main.rs")]
+pub use run::slow::{SlowIn, run_with_one_slow};
 pub use run::{Failure, Outcome, run};
 pub use setup::Mutation;
 pub use stats::{Stats, Totals};

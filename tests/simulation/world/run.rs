@@ -2,6 +2,8 @@
 
 #[allow(dead_code, reason = "the simulator's program runs seeds; tests/simulation/orders.rs runs these")]
 pub(super) mod orders;
+#[allow(dead_code, reason = "tests/simulation/main.rs runs these")]
+pub(super) mod slow;
 
 use super::script::State;
 use super::setup::{Mutation, Setup};

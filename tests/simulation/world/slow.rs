@@ -74,6 +74,11 @@ impl Sim {
         }
         let at = self.prng.below(self.nodes.len() as u64) as usize;
         let until = now + Duration::from_millis(self.prng.between(3_000, 20_000));
+        self.slow_down_node(at, what, until);
+    }
+
+    /// Something of this one is.
+    pub(super) fn slow_down_node(&mut self, at: usize, what: Slow, until: WorldTime) {
         self.slow.0.push((at, what, until));
         if what == Slow::Node {
             let me = self.nodes[at].actor;
@@ -96,6 +101,14 @@ impl Sim {
     fn is_slow(&self, at: usize, in_what: &[Slow]) -> bool {
         let now = self.world.now();
         self.slow.0.iter().any(|(node, what, until)| *node == at && *until > now && in_what.contains(what))
+    }
+
+    /// How much longer a node's disk takes than usual.
+    pub(super) fn slowness(&self, at: usize) -> Duration {
+        match &self.disks_slow {
+            Some((until, slow)) if slow.contains(&at) => until.since(self.world.now()),
+            _ => Duration::ZERO,
+        }
     }
 
     /// How much longer than usual a batch of changes takes: its records, and perhaps what they switch to.

@@ -57,6 +57,10 @@ struct Judgement {
 }
 
 impl Judgement {
+    fn on_probation(&self) -> bool {
+        self.slow && self.since.is_some()
+    }
+
     /// Takes a reading. Says whether the judgement has changed.
     fn hear(&mut self, now: u64, level: Level, patience: u64, probation: u64) -> bool {
         let (against, length) = if self.slow { (Level::Fast, probation) } else { (Level::Slow, patience) };
@@ -256,13 +260,13 @@ impl MetadataCore {
     /// For status.
     pub(super) fn slowness(&self, place: Place) -> Option<Slowness> {
         let case = self.cluster_lead.slow.cases.get(&place).filter(|case| case.lead.slow || case.out.slow)?;
-        let on_probation = case.lead.since.is_some() || case.out.since.is_some();
+        let on_probation = case.lead.on_probation() || case.out.on_probation();
         Some(Slowness { out: self.is_out_for_slowness(place), on_probation, ..case.worst })
     }
 
     /// Members in sync that a group is left with, and stand like this.
     fn left(&self, row: &GroupRow, but: &[ViewStep], stand: &[Standing]) -> Vec<MemberId> {
-        let goes = |member: &MemberId| but.iter().any(|step| *step == ViewStep::Remove { member: *member });
+        let goes = |member: &MemberId| but.contains(&ViewStep::Remove { member: *member });
         let there = row.view.in_sync.iter().filter(|member| !goes(member));
         there.copied().filter(|member| stand.contains(&self.standing(*member))).collect()
     }

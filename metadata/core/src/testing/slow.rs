@@ -77,6 +77,7 @@ fn a_disk_that_is_slow_to_write_loses_its_lead_then_its_place_and_gets_both_back
     world.storage.get_mut(&2).unwrap().write_us = 300_000;
     work(&mut world, 3);
     assert_eq!((leads(&world, 2), member_of(&world, 2)), (0, 16), "others lead, and it has every copy");
+    assert!(!slowness(&mut world, 2).unwrap().on_probation);
     work(&mut world, 4);
     assert_eq!((leads(&world, 2), member_of(&world, 2)), (0, 0));
     let said = slowness(&mut world, 2).unwrap();
