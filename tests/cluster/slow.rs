@@ -124,7 +124,7 @@ fn count(status: &Value, id: u64, key: &str) -> Result<u64> {
 }
 
 /// The state of a node's disk.
-fn disk<'a>(status: &'a Value, id: u64, disk: u64) -> Result<&'a Value> {
+fn disk(status: &Value, id: u64, disk: u64) -> Result<&Value> {
     let disks = node(status, id)?["disks"].as_array().context("disks")?;
     disks.iter().find(|found| found["id"] == disk).with_context(|| format!("no disk {disk}: {status}"))
 }

@@ -163,7 +163,8 @@ impl Cluster {
     /// Changes what a test needs different in a server's configuration.
     fn configure(&self, name: &str, config: &Path, options: &Options) -> Result<()> {
         let skip_sync = options.skip_sync && name.starts_with("storage-");
-        let more_disks = if name.starts_with("storage-") { 2..=options.disks } else { 2..=1 };
+        let disks = if name.starts_with("storage-") { options.disks } else { 1 };
+        let more_disks = 2..=disks;
         if !skip_sync && self.network.is_none() && more_disks.is_empty() {
             return Ok(());
         }

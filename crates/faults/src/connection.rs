@@ -101,7 +101,7 @@ mod tests {
     async fn nothing_is_lost_or_reordered_and_the_end_comes_last() {
         let (mut sender, receiver) = tokio::io::duplex(1 << 20);
         let mut receiver = late(receiver);
-        let sent: Vec<u8> = (0..300_000u32).map(|n| (n * 7 >> 3) as u8).collect();
+        let sent: Vec<u8> = (0..300_000u32).map(|n| ((n * 7) >> 3) as u8).collect();
         sender.write_all(&sent).await.expect("fits");
         drop(sender);
         let mut found = Vec::new();

@@ -266,7 +266,7 @@ impl MetadataCore {
 
     /// Members in sync that a group is left with, and stand like this.
     fn left(&self, row: &GroupRow, but: &[ViewStep], stand: &[Standing]) -> Vec<MemberId> {
-        let goes = |member: &MemberId| but.iter().any(|step| *step == ViewStep::Remove { member: *member });
+        let goes = |member: &MemberId| but.contains(&ViewStep::Remove { member: *member });
         let there = row.view.in_sync.iter().filter(|member| !goes(member));
         there.copied().filter(|member| stand.contains(&self.standing(*member))).collect()
     }
