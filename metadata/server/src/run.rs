@@ -21,11 +21,14 @@ use holdfast_types::{LogIndex, ServerId, ShardId, prng};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How long a planned stop waits for others to lead.
 const LEAVE: Duration = Duration::from_millis(500);
+/// How long opening is tried by a server that starts anew, and the pause between.
+const OPEN_AGAIN: Duration = Duration::from_secs(90);
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long answers under way may take at a stop.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -108,15 +111,24 @@ pub async fn run(
     ready: impl FnOnce(Listening) + Send,
 ) -> Result<(), Error> {
     let mut ready = Some(ready);
+    let mut again = None;
     loop {
         let say = |listening| {
             if let Some(ready) = ready.take() {
                 ready(listening);
             }
         };
-        match run_once(config.clone(), shutdown.clone(), say).await? {
-            Ended::Asked => return Ok(()),
-            Ended::RoomAgain => {}
+        match run_once(config.clone(), shutdown.clone(), say).await {
+            Ok(Ended::Asked) => return Ok(()),
+            Ok(Ended::RoomAgain) => again = Some(Instant::now()),
+            // A backup or a check may hold on to the tables of the life before for a while.
+            Err(Error::Disk(error)) if again.is_some_and(|since| since.elapsed() < OPEN_AGAIN) => {
+                tracing::warn!(%error, "not opened yet; trying again");
+                if tokio::time::timeout(PAUSE, shutdown.clone().wait_for(|stop| *stop)).await.is_ok() {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(error),
         }
     }
 }

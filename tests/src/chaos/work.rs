@@ -166,25 +166,34 @@ impl Work {
             let mut step: Option<StepOf> = None;
             while !truth.stop.load(Ordering::SeqCst) {
                 let power = seen(&truth.power);
-                let result = match &mut step {
-                    Some(step) => step(&truth, &mut prng),
-                    None => opening().map(|opened| step = Some(opened)).map_err(Trouble::Failed),
+                if power % 2 == 1 {
+                    step = None;
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+                let Some(ready) = &mut step else {
+                    match opening() {
+                        Ok(opened) => step = Some(opened),
+                        Err(error) if power == seen(&truth.power) => return truth.say(format!("{name}: {error}")),
+                        Err(_) => {}
+                    }
+                    continue;
                 };
+                let result = ready(&truth, &mut prng);
+                // What was seen while power went proves nothing, and nothing was acknowledged.
+                let went = power != seen(&truth.power);
                 match result {
                     Ok(()) => {
                         counter.fetch_add(1, Ordering::SeqCst);
                         std::thread::sleep(pause);
                     }
+                    Err(_) if went => step = None,
                     Err(Trouble::Failed(error)) => {
-                        let off = power % 2 == 1 || power != seen(&truth.power);
                         let full = error.kind() == io::ErrorKind::StorageFull && truth.full.load(Ordering::SeqCst);
-                        if off {
-                            step = None;
-                        } else if full {
-                            truth.refused.fetch_add(1, Ordering::SeqCst);
-                        } else {
+                        if !full {
                             return truth.say(format!("{name}: {error}"));
                         }
+                        truth.refused.fetch_add(1, Ordering::SeqCst);
                         std::thread::sleep(PAUSE);
                     }
                     Err(Trouble::Wrong(text)) => return truth.say(format!("{name}: {text}")),
@@ -387,8 +396,10 @@ fn goes(number: u64) -> bool {
 }
 
 fn remove(folder: PathBuf) -> Opening {
+    // The number of the last one that was begun, and one.
+    let begun = Arc::new(AtomicU64::new(0));
     Box::new(move || {
-        let folder = folder.clone();
+        let (folder, begun) = (folder.clone(), Arc::clone(&begun));
         Ok(Box::new(move |truth, _| {
             let number = seen(&truth.removed);
             if number + KEPT >= seen(&truth.files) {
@@ -396,11 +407,17 @@ fn remove(folder: PathBuf) -> Opening {
                 return Ok(());
             }
             if goes(number) {
+                let power = seen(&truth.power);
+                let again = begun.swap(number + 1, Ordering::SeqCst) == number + 1;
                 match std::fs::remove_file(folder.join(number.to_string())) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && seen(&truth.power) > 0 => {}
+                    // It was begun before, and failed.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && again => {}
                     other => other?,
                 }
                 File::open(&folder)?.sync_all()?;
+                if power != seen(&truth.power) {
+                    return Err(io::Error::other("power went").into());
+                }
             }
             note(&truth.removed, number + 1);
             Ok(())

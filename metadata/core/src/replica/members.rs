@@ -88,7 +88,7 @@ impl<M: Machine> Replica<M> {
         self.node.store().conf_state().voters.into_iter().filter(|id| self.hears(*id)).map(ServerId).collect()
     }
 
-    fn hears(&self, id: u64) -> bool {
+    pub(crate) fn hears(&self, id: u64) -> bool {
         id == self.config.id.0 || self.heard.get(&id).is_some_and(|tick| self.ticks < tick + HEARD_TICKS)
     }
 

@@ -26,6 +26,8 @@ use std::time::Duration;
 const MENDS_MAX: u32 = 3;
 /// So long a read waits for a member that is away and may have what is damaged here. By eye: a host that starts again is back by then.
 const AWAY_MAX: Duration = Duration::from_secs(600);
+/// Who waits asks again much sooner than this.
+const AWAY_FORGOTTEN: Duration = Duration::from_secs(60);
 /// Most chunks of which it is remembered how long that has gone on; reads of others wait. By eye.
 const AWAY_CHUNKS_MAX: usize = 4096;
 
@@ -60,8 +62,8 @@ pub(crate) struct Reads {
     /// When that round began, and when it was last asked.
     pub(crate) since: Instant,
     asked_at: Instant,
-    /// Chunks with blocks that only members that are away can have, and since when that is known.
-    away: BTreeMap<ChunkKey, Instant>,
+    /// Chunks with blocks that only members that are away can have: since when that is known, and when it was last seen.
+    away: BTreeMap<ChunkKey, (Instant, Instant)>,
 }
 
 impl Primary {
@@ -231,10 +233,14 @@ impl Primary {
             away.remove(&examined.chunk);
             return false;
         }
-        if away.len() >= AWAY_CHUNKS_MAX {
+        // Nobody has asked for it for a while: what was found then is over.
+        away.retain(|_, (_, seen)| ctx.now.since(*seen) < AWAY_FORGOTTEN);
+        if away.len() >= AWAY_CHUNKS_MAX && !away.contains_key(&examined.chunk) {
             return true;
         }
-        ctx.now.since(*away.entry(examined.chunk).or_insert(ctx.now)) < AWAY_MAX
+        let (since, seen) = away.entry(examined.chunk).or_insert((ctx.now, ctx.now));
+        *seen = ctx.now;
+        ctx.now.since(*since) < AWAY_MAX
     }
 
     /// Answers the reads that nothing holds back any more.
