@@ -14,6 +14,7 @@ use holdfast_storage_core::latency::{Gauge, micros};
 use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOp, LocalOutcome, Ticket};
 use holdfast_types::limits::NODE_HEARTBEAT;
 use holdfast_types::{DiskId, Incarnation, Instant};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -46,23 +47,52 @@ pub(crate) struct Vitals {
     pub free: AtomicU64,
     pub failed: AtomicBool,
     /// How long reads that wait for the disk, and batches of changes, take of late.
-    reads: Mutex<Gauge>,
+    reads: Mutex<Reads>,
     writes: Mutex<Gauge>,
 }
 
-fn lock(gauge: &Mutex<Gauge>) -> MutexGuard<'_, Gauge> {
-    gauge.lock().unwrap_or_else(PoisonError::into_inner)
+/// Reads that wait for a disk.
+#[derive(Debug, Default)]
+struct Reads {
+    gauge: Gauge,
+    /// When those under way began, and how many began then.
+    under_way: BTreeMap<Instant, usize>,
+}
+
+impl Reads {
+    fn begin(&mut self, at: Instant) {
+        *self.under_way.entry(at).or_default() += 1;
+    }
+
+    /// One that began then has ended.
+    fn end(&mut self, at: Instant) {
+        if let Some(count) = self.under_way.get_mut(&at) {
+            *count -= 1;
+            if *count == 0 {
+                self.under_way.remove(&at);
+            }
+        }
+    }
+
+    fn reading(&mut self, now: Instant) -> Option<Duration> {
+        let oldest = self.under_way.keys().next().map_or(Duration::ZERO, |since| now.since(*since));
+        self.gauge.reading(now, oldest)
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Vitals {
     /// How long reads and changes take of late, in microseconds, as heartbeats say it.
     pub fn speed(&self) -> (Option<u32>, Option<u32>) {
         let (now, oldest) = (now(), self.oldest());
-        let reads = lock(&self.reads).reading(now, Duration::ZERO);
+        let reads = lock(&self.reads).reading(now);
         (reads.map(micros), lock(&self.writes).reading(now, oldest).map(micros))
     }
 
-    /// How long the oldest unfinished operation has been under way.
+    /// How long the oldest unfinished change has been under way. Reads are not among them: one that hangs costs the lead, and no copy.
     pub fn oldest(&self) -> Duration {
         match self.busy_since.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
@@ -337,14 +367,18 @@ impl ReadRound {
     }
 
     fn carry_out(self, report: &Report, metrics: &Metrics) {
-        let begun = std::time::Instant::now();
+        let (since, begun) = (now(), std::time::Instant::now());
+        self.asked.iter().for_each(|asked| lock(&asked.vitals.reads).begin(since));
         let mut bytes = 0;
         Reader::serve_later(self.later, &mut |index, result| {
             let Asked { ticket, command, given, vitals } = &self.asked[index];
+            let mut reads = lock(&vitals.reads);
+            reads.end(since);
             if let Ok(LocalOutcome::Data { bytes: read, .. }) = &result {
                 bytes += read.len();
-                lock(&vitals.reads).add_sized(now(), begun.elapsed(), bytes);
+                reads.gauge.add_sized(now(), begun.elapsed(), bytes);
             }
+            drop(reads);
             ended(report, metrics, *given, (*ticket, command), result);
         });
     }
@@ -475,26 +509,30 @@ impl Writer {
 
     /// Finds out how fast the disk is, where nobody uses it and it was slow when somebody did.
     fn probe(&mut self) {
-        let (write, read) = (lock(&self.vitals.writes).wants_probe(now()), lock(&self.vitals.reads).wants_probe(now()));
+        let write = lock(&self.vitals.writes).wants_probe(now());
+        let read = {
+            let reads = lock(&self.vitals.reads);
+            // One that is under way tells enough, and perhaps hangs, as this thread then would.
+            reads.under_way.is_empty() && reads.gauge.wants_probe(now())
+        };
         if !(write || read) || self.store.fault().is_some() {
             return;
         }
+        // Changes wait behind the reading, too.
         self.vitals.busy_since.store(now().0, Ordering::Relaxed);
-        // What is read must have been written past the memory of this host, so one goes with the other.
         let begun = std::time::Instant::now();
-        let done = self.store.probe_write().and_then(|()| {
-            let wrote = begun.elapsed();
-            self.store.probe_read().map(|()| (wrote, begun.elapsed().saturating_sub(wrote)))
-        });
+        let wrote = if write { self.store.probe_write() } else { Ok(false) };
+        if wrote == Ok(true) {
+            lock(&self.vitals.writes).add(now(), begun.elapsed());
+        }
+        let begun = std::time::Instant::now();
+        let found = wrote.and_then(|_| if read { self.store.probe_read() } else { Ok(false) });
+        if found == Ok(true) {
+            lock(&self.vitals.reads).gauge.add(now(), begun.elapsed());
+        }
         self.vitals.busy_since.store(0, Ordering::Relaxed);
-        match done {
-            Ok((wrote, took)) => {
-                lock(&self.vitals.writes).add(now(), wrote);
-                lock(&self.vitals.reads).add(now(), took);
-            }
-            Err(LocalError::Failed) => self.tell_fault(),
-            // A full disk: it is written to when there is room again.
-            Err(LocalError::NoSpace | LocalError::BadBlock) => {}
+        if found.is_err() {
+            self.tell_fault();
         }
     }
 

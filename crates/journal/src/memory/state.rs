@@ -244,7 +244,7 @@ impl State {
             return Err(io::Error::new(ErrorKind::UnexpectedEof, "read beyond the end of the file"));
         }
         if !content.readable(offset, buffer.len() as u64) {
-            return Err(io::Error::other("the simulated medium cannot be read here"));
+            return Err(rustix::io::Errno::IO.into());
         }
         content.read(buffer, offset);
         Ok(())
@@ -278,7 +278,7 @@ impl State {
             content.sync();
         }
         self.finish(crash)?;
-        if fail { Err(io::Error::other("the simulated sync failed")) } else { Ok(()) }
+        if fail { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
     }
 
     pub(super) fn bytes_len(&mut self, life: u64, key: u64) -> io::Result<u64> {

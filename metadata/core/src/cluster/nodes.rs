@@ -6,6 +6,8 @@
 //! ```
 //! * Silence is counted in this server's own ticks, since it leads at the earliest.
 //! * The last members in sync stay listed while they are silent.
+//! * A disk that hangs while its node is heard may go on in a moment, and others with it may hang as well (one device, one cable): it goes
+//!   only from views that have enough without it.
 //! * A disk in another life is not the member that it was.
 
 use super::lead::Work;
@@ -32,8 +34,8 @@ const BALANCE_TICKS: u64 = ticks(Duration::from_millis(500));
 const BALANCED_AT_ONCE: usize = 2;
 /// A node must have lived for so long before it leads again what it once led: one that comes and goes moves nothing.
 const STEADY_TICKS: u64 = ticks(Duration::from_secs(10));
-/// A disk on which an operation is under way for longer, in milliseconds, is as good as one that is not heard.
-const DISK_SILENT_MS: u64 = 5_000;
+/// A disk on which an operation is under way for longer, in milliseconds, hangs.
+const DISK_HANGS_MS: u64 = 5_000;
 /// Groups named in a status.
 const DEGRADED_SHOWN: usize = 32;
 
@@ -60,6 +62,8 @@ pub(super) enum Standing {
     Serves,
     /// Not heard since this server leads, and not for long enough to tell.
     Unknown,
+    /// It is in this life, but an operation does not end; its node is heard.
+    Hangs,
     /// Its node is silent, or the disk failed, or is gone from its node.
     Gone,
     /// It serves in a later life.
@@ -197,13 +201,15 @@ impl MetadataCore {
             return Standing::Gone;
         }
         let Some(heard) = self.cluster_lead.heard.get(&member.node) else { return Standing::Unknown };
-        match heard.disks.iter().find(|disk| disk.id == member.disk) {
-            Some(disk) if disk.failed || disk.oldest_operation_ms > DISK_SILENT_MS => Standing::Gone,
-            Some(disk) if disk.incarnation == member.incarnation => Standing::Serves,
-            // The deliberate bug takes it for the member that it was.
-            Some(_) if self.config.mutations.other_incarnation_accepted => Standing::Serves,
-            Some(disk) => Standing::OtherLife(disk.incarnation),
-            None => Standing::Gone,
+        let Some(disk) = heard.disks.iter().find(|disk| disk.id == member.disk) else { return Standing::Gone };
+        // The deliberate bug takes any life for the member that it was.
+        let same = disk.incarnation == member.incarnation || self.config.mutations.other_incarnation_accepted;
+        match (disk.oldest_operation_ms > DISK_HANGS_MS, same) {
+            _ if disk.failed => Standing::Gone,
+            (false, true) => Standing::Serves,
+            (true, true) => Standing::Hangs,
+            (false, false) => Standing::OtherLife(disk.incarnation),
+            (true, false) => Standing::Gone,
         }
     }
 
@@ -253,7 +259,7 @@ impl MetadataCore {
         let mut steps = Vec::new();
         if in_sync().any(|(_, standing)| *standing == Standing::Serves) {
             reforming.remove(&group);
-            let gone = standing.iter().filter(|(_, standing)| !stays(standing));
+            let gone = standing.iter().filter(|(_, standing)| !stays(standing) && *standing != Standing::Hangs);
             steps.extend(gone.map(|(member, _)| ViewStep::Remove { member: *member }));
             steps.extend(self.slow_to_leave(row, &steps));
             let departing = self.departing(row);
@@ -264,7 +270,7 @@ impl MetadataCore {
         let members: Vec<MemberId> = in_sync()
             .filter_map(|(member, standing)| match standing {
                 Standing::OtherLife(incarnation) => Some(MemberId { incarnation: *incarnation, ..*member }),
-                Standing::Serves | Standing::Unknown | Standing::Gone => None,
+                Standing::Serves | Standing::Unknown | Standing::Hangs | Standing::Gone => None,
             })
             .collect();
         // Whoever is not heard yet may have kept its life, or may never come: those who are back must not be given up for it.
@@ -296,7 +302,7 @@ impl MetadataCore {
                 continue;
             }
             let usable =
-                |state: &&DiskState| state.id == *disk && !state.failed && state.oldest_operation_ms <= DISK_SILENT_MS;
+                |state: &&DiskState| state.id == *disk && !state.failed && state.oldest_operation_ms <= DISK_HANGS_MS;
             let Some(state) = heard.disks.iter().find(usable) else { continue };
             if self.is_better_without(row, before, (*node, *disk)) {
                 continue;

@@ -72,7 +72,7 @@ impl MetadataCore {
                 Standing::Serves | Standing::OtherLife(_) if !self.is_out_for_slowness(place) => {}
                 Standing::Unknown => drop(before.map(|ticks| away.insert(place, ticks))),
                 // A disk that stays slow is replaced as one that stays away.
-                Standing::Serves | Standing::OtherLife(_) | Standing::Gone => {
+                Standing::Serves | Standing::OtherLife(_) | Standing::Hangs | Standing::Gone => {
                     let count = before.unwrap_or(0) + if believed { passed } else { 0 };
                     away.insert(place, count);
                 }

@@ -8,6 +8,7 @@
 //! * Reads go to primaries only, so whoever leads decides how fast they are; a change waits for every member in sync, so who is slow to make
 //!   it durable is taken out of the view. Slow reads take nobody out.
 //! * Nobody is taken out of a view that needs it ([`MetadataCore::slow_to_leave`]), nor of any while too many nodes are out already.
+//! * A disk that is being caught up is slow for that, and nobody waits for it: to take it out would begin the catching up again, for ever.
 //! * All of it is the leader's memory, counted in its own ticks: a mistake costs a copy's catching up, never what was acknowledged.
 
 use super::nodes::Standing;
@@ -85,6 +86,8 @@ struct Case {
     /// Whether it should be out.
     out: Judgement,
     probation: u64,
+    /// The probation was made longer since it was last found slow.
+    prolonged: bool,
     /// When it was last slow.
     last: u64,
     /// In what it was slowest beside its peers, when it last was.
@@ -164,8 +167,8 @@ impl<'a> Peers<'a> {
 }
 
 impl Slow {
-    /// Compares what disks say of their speed. Says whether anything follows from it.
-    fn judge(&mut self, now: u64, all: &BTreeMap<Place, Readings>, nodes: usize) -> bool {
+    /// Compares what disks say of their speed: those that are heard. `syncing` are being caught up. Says whether anything follows from it.
+    fn judge(&mut self, now: u64, all: &BTreeMap<Place, Readings>, syncing: &BTreeSet<Place>, nodes: usize) -> bool {
         let forgiven = |case: &Case| !case.lead.slow && !case.out.slow && now >= case.last + FORGIVEN;
         self.cases.retain(|_, case| !forgiven(case));
         let peers = Peers::of(all);
@@ -179,6 +182,7 @@ impl Slow {
                 lead: Judgement::default(),
                 out: Judgement::default(),
                 probation: PROBATION,
+                prolonged: false,
                 last: now,
                 worst: peers.slowest(place),
                 writes,
@@ -187,28 +191,30 @@ impl Slow {
             if leads == Level::Slow {
                 (case.last, case.worst) = (now, peers.slowest(place));
             }
-            let probation = case.probation;
-            if case.lead.hear(now, leads, LEAD_AFTER, probation) {
-                changed = true;
-                self.found += u64::from(case.lead.slow);
-            }
-            if case.out.hear(now, writes, OUT_AFTER, probation) {
-                changed = true;
-                if !case.out.slow {
-                    case.probation = (probation * 2).min(PROBATION_MAX);
-                }
+            let lead_changed = case.lead.hear(now, leads, LEAD_AFTER, case.probation);
+            let excused = !case.out.slow && syncing.contains(&place);
+            let for_out = if excused { writes.min(Level::Between) } else { writes };
+            let out_changed = case.out.hear(now, for_out, OUT_AFTER, case.probation);
+            self.found += u64::from(lead_changed && case.lead.slow);
+            changed |= lead_changed || out_changed;
+            let given_back = (lead_changed && !case.lead.slow) || (out_changed && !case.out.slow);
+            if (lead_changed && case.lead.slow) || (out_changed && case.out.slow) {
+                case.prolonged = false;
+            } else if given_back && !std::mem::replace(&mut case.prolonged, true) {
+                case.probation = (case.probation * 2).min(PROBATION_MAX);
             }
         }
-        changed | self.choose_out(nodes)
+        changed | self.choose_out(all, nodes)
     }
 
-    /// Who of those that should be out is: whoever is already first, then in their order, for some nodes at a time.
-    fn choose_out(&mut self, nodes: usize) -> bool {
-        let slow = |place: &Place| self.cases.get(place).is_some_and(|case| case.out.slow);
+    /// Who of those that should be out is: whoever is already first, then in their order, for some nodes at a time. Those that are not heard
+    /// are out of the views in any case and keep nobody else in.
+    fn choose_out(&mut self, heard: &BTreeMap<Place, Readings>, nodes: usize) -> bool {
+        let slow = |place: &Place| heard.contains_key(place) && self.cases.get(place).is_some_and(|case| case.out.slow);
         let mut out: BTreeSet<Place> = self.out.iter().copied().filter(slow).collect();
         let mut of: BTreeSet<NodeId> = out.iter().map(|place| place.0).collect();
-        for (place, case) in &self.cases {
-            if case.out.slow && (of.contains(&place.0) || of.len() < (nodes / OUT_ONE_IN).max(1)) {
+        for place in self.cases.keys() {
+            if slow(place) && (of.contains(&place.0) || of.len() < (nodes / OUT_ONE_IN).max(1)) {
                 of.insert(place.0);
                 self.taken_out += u64::from(out.insert(*place) && !self.out.contains(place));
             }
@@ -237,12 +243,14 @@ impl MetadataCore {
         }
         let machine = &self.cluster.machine;
         let nodes = machine.present().count();
+        let syncing = machine.groups.iter().flat_map(|row| &row.view.syncing);
+        let syncing: BTreeSet<Place> = syncing.map(|member| home(*member)).collect();
         let slow = &mut self.cluster_lead.slow;
         slow.forget_but(|place| {
             machine.nodes.get(&place.0).is_some_and(|row| row.record.disks.iter().any(|disk| disk.id == place.1))
         });
         let before = (slow.found, slow.taken_out);
-        self.cluster_lead.dirty |= slow.judge(self.ticks, &all, nodes);
+        self.cluster_lead.dirty |= slow.judge(self.ticks, &all, &syncing, nodes);
         self.counters.disks_slow += slow.found - before.0;
         self.counters.disks_slow_out += slow.taken_out - before.1;
     }
@@ -271,12 +279,16 @@ impl MetadataCore {
         there.copied().filter(|member| stand.contains(&self.standing(*member))).collect()
     }
 
-    /// Members that a group does better without, as long as enough others serve for its writes.
+    /// Members that a group does better without, because they are slow or hang, as long as enough others serve for its writes.
     pub(super) fn slow_to_leave(&self, row: &GroupRow, steps: &[ViewStep]) -> Vec<ViewStep> {
         let needed = self.cluster.machine.settings.min_in_sync as usize;
         let mut serving = self.left(row, steps, &[Standing::Serves]);
         let mut leave = Vec::new();
-        for member in row.view.members().filter(|member| self.is_out_for_slowness(home(*member))) {
+        let hangs = |member: &MemberId| self.standing(*member) == Standing::Hangs;
+        // Those that hang first: the slow ones serve.
+        let slow = |member: &MemberId| !hangs(member) && self.is_out_for_slowness(home(*member));
+        let members = || row.view.members();
+        for member in members().filter(hangs).chain(members().filter(slow)) {
             let others = serving.iter().filter(|other| **other != member).count();
             if others >= needed {
                 serving.retain(|other| *other != member);
@@ -304,11 +316,11 @@ impl MetadataCore {
         late && self.left(row, steps, &there).len() >= self.cluster.machine.settings.min_in_sync as usize
     }
 
-    /// Hands the primary's role over, if a slow disk would have it after some steps and a fast one could.
+    /// Hands the primary's role over, if a disk that is slow or hangs would have it after some steps and a fast one could.
     pub(super) fn lead_elsewhere(&self, row: &GroupRow, steps: &[ViewStep]) -> Option<ViewStep> {
         let next = next_view(&row.view, steps, &row.homes);
         let next = next.as_ref().unwrap_or(&row.view);
-        if !self.is_slow(home(next.primary)) {
+        if !self.is_slow(home(next.primary)) && self.standing(next.primary) != Standing::Hangs {
             return None;
         }
         let fits = |member: &&MemberId| {
@@ -355,7 +367,7 @@ mod tests {
         for half in 0..400 {
             let ms = if half < slow_for_s * 2 { 300 } else { 3 };
             let now = start + half * ticks(Duration::from_millis(500));
-            slow.judge(now, &world(&[(1, ms), (2, 3), (3, 4)]), 3);
+            slow.judge(now, &world(&[(1, ms), (2, 3), (3, 4)]), &BTreeSet::new(), 3);
             match (slow.out.contains(&at(1)), out) {
                 (true, None) => out = Some(half / 2),
                 (false, Some(_)) if back.is_none() => back = Some(half / 2),
@@ -371,10 +383,9 @@ mod tests {
         assert_eq!(seconds_out(&mut slow, 0, 4), (None, None));
         assert_eq!((slow.found, slow.taken_out), (1, 0), "slow for long enough to be led by others");
         let later = |n: u64| n * ticks(Duration::from_secs(300));
-        assert_eq!(seconds_out(&mut slow, later(1), 30), (Some(5), Some(40)));
-        assert_eq!(seconds_out(&mut slow, later(2), 30), (Some(5), Some(50)));
-        assert_eq!(seconds_out(&mut slow, later(3), 30), (Some(5), Some(70)));
-        assert_eq!(seconds_out(&mut slow, later(4), 30), (Some(5), Some(70)), "and not for ever");
+        assert_eq!(seconds_out(&mut slow, later(1), 30), (Some(5), Some(50)), "the lead that it got back counts, too");
+        assert_eq!(seconds_out(&mut slow, later(2), 30), (Some(5), Some(70)));
+        assert_eq!(seconds_out(&mut slow, later(3), 30), (Some(5), Some(70)), "and not for ever");
         assert_eq!(seconds_out(&mut slow, later(9), 30), (Some(5), Some(40)), "forgiven");
     }
 
@@ -383,7 +394,7 @@ mod tests {
         let mut slow = Slow::default();
         let judge = |slow: &mut Slow, from: u64, of: &[(u64, u32)]| {
             for half in 0..20 {
-                slow.judge(from + half * ticks(Duration::from_millis(500)), &world(of), of.len());
+                slow.judge(from + half * ticks(Duration::from_millis(500)), &world(of), &BTreeSet::new(), of.len());
             }
         };
         let mut of: Vec<(u64, u32)> = (1..=9).map(|node| (node, 3)).collect();
@@ -395,5 +406,42 @@ mod tests {
         judge(&mut slow, 1000, &of);
         judge(&mut slow, 2000, &of);
         assert_eq!(slow.out, BTreeSet::from([at(6), at(8)]));
+        // One that is not heard any more does as well.
+        of[3].1 = 300;
+        of.remove(7);
+        judge(&mut slow, 3000, &of);
+        assert_eq!(slow.out, BTreeSet::from([at(4), at(6)]));
+    }
+
+    #[test]
+    fn a_disk_that_is_slow_because_it_is_caught_up_is_not_taken_out_for_it() {
+        let (mut slow, of) = (Slow::default(), world(&[(1, 300), (2, 3), (3, 4)]));
+        let mut judge = |from: u64, syncing: &BTreeSet<Place>| {
+            for half in 0..20 {
+                slow.judge((from + half) * ticks(Duration::from_millis(500)), &of, syncing, 3);
+            }
+            slow.out.contains(&at(1))
+        };
+        assert!(!judge(0, &BTreeSet::from([at(1)])));
+        assert!(judge(20, &BTreeSet::new()), "slow as a member in sync");
+        assert!(judge(40, &BTreeSet::from([at(1)])), "caught up because somebody needs it, it is as slow as before");
+    }
+
+    #[test]
+    fn whoever_reads_slowly_now_and_then_waits_longer_for_its_lead_each_time() {
+        let (mut slow, mut half) = (Slow::default(), 0);
+        let mut seconds_led_by_others = || {
+            let mut halves = 0;
+            for n in 0..200 {
+                let read_us = if n < 10 { 300_000 } else { 200 };
+                let mut of = world(&[(1, 3), (2, 3), (3, 4)]);
+                of.insert(at(1), [Some(read_us), Some(3_000), Some(900)]);
+                slow.judge(half * ticks(Duration::from_millis(500)), &of, &BTreeSet::new(), 3);
+                halves += u64::from(slow.cases.get(&at(1)).is_some_and(|case| case.lead.slow));
+                half += 1;
+            }
+            halves / 2
+        };
+        assert_eq!([(); 4].map(|()| seconds_led_by_others()), [13, 23, 43, 43]);
     }
 }

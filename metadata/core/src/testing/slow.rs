@@ -190,7 +190,7 @@ fn a_disk_that_stays_slow_is_replaced_where_there_is_another() {
 }
 
 #[test]
-fn a_disk_that_hangs_counts_as_silent() {
+fn a_disk_that_hangs_is_out_where_enough_are_left() {
     let mut world = pool(3, 3);
     world.storage.get_mut(&2).unwrap().oldest_operation_ms = 5_500;
     world.run(2 * SECOND);
@@ -198,5 +198,24 @@ fn a_disk_that_hangs_counts_as_silent() {
     world.storage.get_mut(&2).unwrap().oldest_operation_ms = 0;
     work(&mut world, 3);
     assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    world.check();
+}
+
+#[test]
+fn disks_that_hang_together_cost_no_copy_and_the_first_to_go_on_leads() {
+    let mut world = pool(3, 3);
+    world.storage.values_mut().for_each(|node| node.oldest_operation_ms = 7_000);
+    world.run(2 * SECOND);
+    world.storage.get_mut(&3).unwrap().oldest_operation_ms = 0;
+    world.run(2 * SECOND);
+    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3 && view.primary.node == NodeId(3)));
+    // With two that go on, the third can be spared.
+    world.storage.get_mut(&1).unwrap().oldest_operation_ms = 0;
+    world.run(2 * SECOND);
+    assert_eq!((member_of(&world, 1), member_of(&world, 2)), (16, 0));
+    // A silent one goes without regard to how many are left.
+    world.storage.get_mut(&1).unwrap().alive = false;
+    world.run(ticks(NODE_TTL) + 2 * SECOND);
+    assert_eq!(member_of(&world, 1), 0);
     world.check();
 }

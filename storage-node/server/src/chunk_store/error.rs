@@ -17,6 +17,11 @@ pub enum OpenError {
         /// What we know.
         known: u16,
     },
+    /// The clock is wrong, which a disk that is made must not be told by: it could pass for a later life of the one in whose place it is.
+    #[error(
+        "nothing is on this disk, and none is made as long as the clock says that it is before 2026: set the clock (date, NTP) and start again"
+    )]
+    Clock,
     /// Something that was durable is not there. The disk must be replaced, or wiped and filled again from other members.
     #[error("the disk is damaged: {0}")]
     Damaged(String),

@@ -61,13 +61,13 @@ use holdfast_storage_core::local::{GroupState, LocalError, LocalOp};
 use holdfast_store::Table;
 use holdfast_types::limits::BLOCK_BYTES;
 use holdfast_types::{ChunkKey, GroupId, Incarnation};
-use probe::Probe;
+use probe::is_of_device;
 use stage::{StageError, Staged, Writer};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-/// So many different blocks refused, and none read in between, are no bad blocks. By eye: a bad spot of a disk is smaller.
+/// So many different blocks refused, and none read in between, are a bad spot or a disk that is gone: another place of it tells.
 const REFUSED_MAX: usize = 8;
 
 /// What writer, readers and checkpoints share.
@@ -84,6 +84,8 @@ pub(crate) struct Shared<D: Disk> {
     /// Blocks that the disk refused to read, since it last read something; and whether there are any.
     refused: Mutex<BTreeSet<(GroupId, ChunkKey, u32)>>,
     refuses: AtomicBool,
+    /// A block that is nobody's.
+    probe: OnceLock<D::File>,
     failed: AtomicBool,
     fault: Mutex<Option<String>>,
 }
@@ -103,12 +105,23 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// The disk has refused to read a block. A few are bad blocks; a disk that refuses whatever is asked is none any more, and this is why.
+    /// The disk has refused to read a block. A few are bad blocks, also side by side; a disk that refuses whatever is asked, wherever it is, is
+    /// none any more, and this is why.
     fn read_failed(&self, block: (GroupId, ChunkKey, u32), error: &std::io::Error) -> Option<String> {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        self.refuses.store(true, Ordering::Relaxed);
-        refused.insert(block);
-        (refused.len() >= REFUSED_MAX).then(|| format!("nothing can be read any more, the last error is: {error}"))
+        if !is_of_device(error) {
+            return None;
+        }
+        {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            self.refuses.store(true, Ordering::Relaxed);
+            refused.insert(block);
+            if refused.len() < REFUSED_MAX {
+                return None;
+            }
+            refused.clear();
+        }
+        let elsewhere = self.read_probe().err().filter(is_of_device);
+        elsewhere.map(|elsewhere| format!("nothing can be read any more, the last errors are: {error}; {elsewhere}"))
     }
 
     fn check(&self) -> Result<(), LocalError> {
@@ -129,8 +142,6 @@ pub struct ChunkStore<D: Disk> {
     checkpoint: u64,
     /// Its position.
     begun: u64,
-    /// What finds out how fast the disk is.
-    probe: Option<Probe<D>>,
 }
 
 /// Space of a store, in bytes.

@@ -45,6 +45,10 @@ pub struct Mutations {
 const LIVES_PER_SECOND: u64 = 16;
 /// Seconds that are counted down from; about the year 4147.
 const SECONDS_MAX: u64 = 1 << 36;
+/// The beginning of 2026, in seconds since 1970. No disk was made before; a clock that says so lost its battery.
+const FIRST_MADE: u64 = 1_767_225_600;
+/// No disk begins its lives above.
+pub(super) const LIFE_BEFORE_MAX: Incarnation = Incarnation((SECONDS_MAX - FIRST_MADE) * LIVES_PER_SECOND);
 
 impl StoreOptions {
     /// For a disk that is made so long after 1970, if it is one that is made.

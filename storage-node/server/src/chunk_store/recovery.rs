@@ -10,6 +10,8 @@ use super::error::OpenError;
 use super::extents::{Extents, GrowthLimits};
 use super::identity::{self, DiskIdentity, IdentityFile};
 use super::keys::{self, Keys};
+use super::options::LIFE_BEFORE_MAX;
+use super::probe::is_of_device;
 use super::record::{Record, decode_checkpoint};
 use super::rows::{self, APPLIED_KEY, CHECKPOINT_KEY, ChunkRow, GroupRow};
 use super::space::{self, FreeSpace, Run};
@@ -23,7 +25,7 @@ use holdfast_types::prng::mix;
 use holdfast_types::{GroupId, Incarnation, OpNumber};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 const JOURNAL_NAME: &str = "journal";
 
@@ -82,6 +84,7 @@ impl<D: Disk + Clone> ChunkStore<D> {
             checkpoint: Mutex::new(from),
             refused: Mutex::default(),
             refuses: AtomicBool::new(false),
+            probe: OnceLock::new(),
             failed: AtomicBool::new(false),
             fault: Mutex::new(None),
         };
@@ -91,8 +94,12 @@ impl<D: Disk + Clone> ChunkStore<D> {
         let writer = Writer { table, extents, free, groups, touched, staged, inline_bytes_max, mend_unchecked };
         let incarnation = life.incarnation.next();
         let (syncing, checkpoint, begun) = (Vec::new(), 0, 0);
-        let (shared, probe) = (Arc::new(shared), None);
-        let mut store = Self { shared, writer, journal, incarnation, options, syncing, checkpoint, begun, probe };
+        // Where there is no room for it, or no descriptor, it is made when it is wanted.
+        if let Some(error) = shared.probe_file().err().filter(is_of_device) {
+            return Err(OpenError::Disk(error));
+        }
+        let shared = Arc::new(shared);
+        let mut store = Self { shared, writer, journal, incarnation, options, syncing, checkpoint, begun };
         store.checkpoint().map_err(|_| OpenError::Damaged(store.fault().unwrap_or_default()))?;
         identity::write(&store.shared.disk, &IdentityFile { identity: owner, incarnation, ready: true })?;
         Ok(store)
@@ -112,6 +119,9 @@ fn claim<D: Disk>(
     }
     if table.range(holdfast_store::KeyRange::all()).next().transpose()?.is_some() {
         return Err(OpenError::Foreign("it has no identity file, but an index".into()));
+    }
+    if life_before > LIFE_BEFORE_MAX {
+        return Err(OpenError::Clock);
     }
     let life = IdentityFile { identity: owner, incarnation: life_before, ready: false };
     identity::write(disk, &life)?;

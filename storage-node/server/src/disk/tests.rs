@@ -118,6 +118,21 @@ fn every_read_ends_once_with_its_own_bytes_in_memory_or_not() {
 }
 
 #[test]
+fn a_read_that_hangs_is_seen_in_what_is_said_of_reads_and_is_no_change_that_hangs() {
+    let vitals = Vitals::default();
+    let (first, second) = (Instant(now().0 - 3_000_000_000), Instant(now().0 - 700_000_000));
+    [first, second, second].into_iter().for_each(|at| lock(&vitals.reads).begin(at));
+    assert!(vitals.speed().0.expect("known") >= 3_000_000);
+    lock(&vitals.reads).end(first);
+    lock(&vitals.reads).end(second);
+    let left = vitals.speed().0.expect("one of two is left");
+    assert!((700_000..3_000_000).contains(&left), "{left}");
+    assert_eq!((vitals.speed().1, vitals.oldest()), (None, Duration::ZERO));
+    lock(&vitals.reads).end(second);
+    assert_eq!(vitals.speed().0, None);
+}
+
+#[test]
 fn a_read_in_place_that_waited_ends_the_trying_for_a_while() {
     let in_place = InPlace::default();
     assert!(in_place.wants(&read(1, 4096)));

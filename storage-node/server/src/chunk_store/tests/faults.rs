@@ -196,9 +196,18 @@ fn a_disk_that_refuses_to_read_anything_is_the_end_and_one_bad_block_never_is() 
     }
     assert_eq!(read(&store, 0, chunk(9, 0), 0, 10).unwrap().len(), 10, "the rest is there");
     refuse(8);
+    for n in (1..=8).chain(1..=8) {
+        assert_eq!(
+            read(&store, 0, chunk(n, 0), 0, 10),
+            Err(LocalError::BadBlock),
+            "{n}: a bad spot, the rest is there"
+        );
+    }
+    disk.fail_reads("probe", 0).unwrap();
     for n in 1..=7 {
         assert_eq!(read(&store, 0, chunk(n, 0), 0, 10), Err(LocalError::BadBlock), "{n}");
     }
+    assert_eq!(store.fault(), None);
     assert_eq!(read(&store, 0, chunk(8, 0), 0, 10), Err(LocalError::Failed));
     assert!(store.fault().expect("a reason").contains("nothing can be read"));
     assert_eq!(store.apply(&[op(0, 10, Change::Mark)]), [Err(LocalError::Failed)]);
@@ -221,12 +230,37 @@ fn a_disk_that_was_wiped_is_neither_the_one_that_it_was_nor_a_later_life_of_it()
 }
 
 #[test]
-fn a_probe_is_durable_and_its_failure_is_the_disks() {
+fn no_disk_is_made_by_a_clock_that_was_never_set_and_those_that_are_there_open() {
+    let (disk, table) = (MemoryDisk::new(1), MemoryTable::new());
+    let open_at = |at: u64| {
+        let options = StoreOptions::for_simulation().made(Duration::from_secs(at));
+        ChunkStore::open(disk.clone(), Arc::new(table.clone()), OWNER, options)
+    };
+    for wrong in [0, 1_767_225_599] {
+        let refused = open_at(wrong).err().expect("refused").to_string();
+        assert!(refused.contains("set the clock"), "{refused}");
+    }
+    drop(open_at(1_767_225_600).expect("makes it"));
+    assert!(open_at(0).is_ok());
+}
+
+#[test]
+fn only_the_devices_own_errors_speak_against_it() {
+    let is_of_device = |code| super::super::probe::is_of_device(&std::io::Error::from_raw_os_error(code));
+    assert!([libc::EIO, libc::ENXIO, libc::ENODEV].into_iter().all(is_of_device));
+    assert!(![libc::EMFILE, libc::ENOMEM, libc::EAGAIN, libc::EDQUOT, libc::ENOSPC].into_iter().any(is_of_device));
+}
+
+#[test]
+fn a_probe_is_durable_and_a_failure_to_write_it_is_the_disks() {
     let (disk, table, mut store) = fresh(1);
-    assert_eq!((store.probe_write(), store.probe_read()), (Ok(()), Ok(())));
+    assert_eq!((store.probe_read(), store.probe_write()), (Ok(true), Ok(true)));
     drop(store);
     let mut store = open(&disk, &table).expect("the probe is in nobody's way");
-    assert_eq!((store.probe_write(), store.probe_read()), (Ok(()), Ok(())));
+    assert_eq!((store.probe_write(), store.probe_read()), (Ok(true), Ok(true)));
+    disk.fail_reads("probe", 0).unwrap();
+    assert_eq!((store.probe_read(), store.fault()), (Ok(false), None), "one bad block");
+    assert_eq!((store.probe_write(), store.probe_read()), (Ok(true), Ok(true)), "that is written again");
     disk.fail_sync(1);
     assert_eq!(store.probe_write(), Err(LocalError::Failed));
     assert!(store.fault().expect("a reason").contains("probe"));
