@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! backup:   leader of shard 1 says how far it is ──▶ a server that is as far holds its table
-//!           leader of shard 0 says how far it is ──▶ the same server holds that table, too ──▶ rows ──▶ FILE.new ──synced──▶ FILE
+//!           leader of shard 0 says how far it is ──▶ the same server holds that table, too ──▶ rows ──▶ FILE.….new ──synced──▶ FILE
 //! restore:  nobody of the metadata servers answers ──▶ the whole file is verified ──▶ storage nodes say what they know ──▶ data directory
 //! ```
 
@@ -14,10 +14,14 @@ use bytes::Bytes;
 use holdfast_client::{Cluster, ClusterFile};
 use holdfast_metadata_server::backup::{Head, Totals, Writer};
 use holdfast_metadata_server::config::Config;
+use holdfast_metadata_server::restore::Before;
 use holdfast_metadata_server::{disk, restore};
-use holdfast_types::{LogIndex, NodeId, ServerId, ShardId, Term, Timestamp};
+use holdfast_types::{LogIndex, MapVersion, NodeId, ServerId, ShardId, Term, Timestamp};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest, HeldByNode, HeldTable};
+use holdfast_wire::map::ClusterMap;
 use holdfast_wire::metadata::Request;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -78,7 +82,9 @@ async fn backup(file: &ClusterFile, cluster: &Cluster, to: &Path, unconfirmed: O
                     confirmed: unconfirmed.is_none(),
                     at: held.map(|table| (table.index, table.term)),
                 };
-                let totals = copy(cluster, &head, held, to).await?;
+                let copied = copy(cluster, &head, held, to).await;
+                let_go(cluster, server, held[1].backup).await;
+                let totals = copied?;
                 eprintln!("{}", said(&head, totals, to));
                 return Ok(ExitCode::SUCCESS);
             }
@@ -113,11 +119,26 @@ async fn take(cluster: &Cluster, server: ServerId, confirmed: bool) -> Result<[H
     let volumes = Request::InspectInodes { inodes: Vec::new() };
     let at_least = confirm(cluster, ShardId::VOLUMES, volumes, confirmed).await?;
     let volumes = hold(cluster, server, AdminRequest::BackupBegin { at_least }).await?;
+    let backup = volumes.backup;
+    match joined(cluster, server, backup, confirmed).await {
+        Ok(cluster_table) => Ok([cluster_table, volumes]),
+        Err(error) => {
+            let_go(cluster, server, backup).await;
+            Err(error)
+        }
+    }
+}
+
+/// Has the server hold the other table, too.
+async fn joined(cluster: &Cluster, server: ServerId, backup: u64, confirmed: bool) -> Result<HeldTable> {
     // What the volumes rest on was committed in shard 0 before they did: a leader confirmed from now on has it.
     let at_least = confirm(cluster, ShardId::CLUSTER, Request::ListVolumes, confirmed).await?;
-    let backup = volumes.backup;
-    let cluster_table = hold(cluster, server, AdminRequest::BackupJoin { backup, at_least }).await?;
-    Ok([cluster_table, volumes])
+    hold(cluster, server, AdminRequest::BackupJoin { backup, at_least }).await
+}
+
+/// The server need not hold the tables any more. If it does not hear that, it lets them go after a while.
+async fn let_go(cluster: &Cluster, server: ServerId, backup: u64) {
+    let _ = cluster.ask_server(server, AdminRequest::BackupEnd { backup }, SERVER_PATIENCE).await;
 }
 
 /// How far a shard's confirmed leader is.
@@ -150,18 +171,12 @@ async fn copy(cluster: &Cluster, head: &Head, held: [HeldTable; 2], to: &Path) -
         let (_, totals) = rows(cluster, head, held, BufWriter::new(std::io::stdout())).await?;
         return Ok(totals);
     }
-    let mut partial = to.as_os_str().to_owned();
-    partial.push(".new");
-    let partial = PathBuf::from(partial);
-    // Names and attributes of everything: its owner's alone.
-    let mut options = File::options();
-    let created = options.write(true).create(true).truncate(true).mode(0o600).open(&partial);
-    let file = created.with_context(|| format!("cannot write {}", partial.display()))?;
+    let (file, partial) = create_partial(to)?;
     let result = async {
         let (file, totals) = rows(cluster, head, held, BufWriter::with_capacity(1 << 20, file)).await?;
         let file = file.into_inner().map_err(|error| anyhow!("{error}"))?;
         file.sync_all()?;
-        std::fs::rename(&partial, to)?;
+        publish(&partial, to)?;
         let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()?;
         Ok(totals)
@@ -171,6 +186,30 @@ async fn copy(cluster: &Cluster, head: &Head, held: [HeldTable; 2], to: &Path) -
         let _ = std::fs::remove_file(&partial);
     }
     result.with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// A file of this backup alone, to be given its name when it is whole: another that is written to the same name has its own.
+fn create_partial(to: &Path) -> Result<(File, PathBuf)> {
+    let moment = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(format!(".{}-{moment:x}.new", std::process::id()));
+    let partial = PathBuf::from(partial);
+    // Names and attributes of everything: its owner's alone.
+    let created = File::options().write(true).create_new(true).mode(0o600).open(&partial);
+    let file = created.with_context(|| format!("cannot write {}", partial.display()))?;
+    Ok((file, partial))
+}
+
+/// Gives a file its name, unless another has it by now.
+fn publish(partial: &Path, to: &Path) -> std::io::Result<()> {
+    match renameat_with(CWD, partial, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system can; those that cannot have links.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            std::fs::hard_link(partial, to)?;
+            std::fs::remove_file(partial)
+        }
+        renamed => Ok(renamed?),
+    }
 }
 
 async fn rows<W: Write>(cluster: &Cluster, head: &Head, held: [HeldTable; 2], out: W) -> Result<(W, Totals)> {
@@ -191,7 +230,6 @@ async fn rows<W: Write>(cluster: &Cluster, head: &Head, held: [HeldTable; 2], ou
         }
     }
     progress.end();
-    cluster.ask_server(head.server, AdminRequest::BackupEnd { backup: held[1].backup }, SERVER_PATIENCE).await;
     Ok(writer.finish()?)
 }
 
@@ -226,7 +264,7 @@ async fn restored(
         file.cluster
     );
     restore::check_directory(&config)?;
-    nobody_runs(cluster).await?;
+    nobody_runs(cluster, cluster.servers()).await?;
     let length = std::fs::metadata(from).map(|meta| meta.len() >> 10).unwrap_or(0);
     let verified = Progress::new("verifying, in KiB");
     let (head, survey, totals) = restore::survey(from, &mut |bytes| verified.at(0, bytes >> 10, length))?;
@@ -239,7 +277,14 @@ async fn restored(
         file.cluster
     );
     eprintln!("{}", said(&head, totals, from));
-    let held = ask_storage(cluster, survey.storage()?, lost).await?;
+    let before = survey.before()?;
+    let held = ask_storage(cluster, &before, lost).await?;
+    // Of servers that joined since the cluster file, or the backup, was written, the others know.
+    let asked = cluster.servers();
+    let maps = held.values().map(|held| &held.map.servers);
+    std::iter::once(&before.servers).chain(maps).for_each(|servers| cluster.learn(servers));
+    let more = cluster.servers().into_iter().filter(|id| !asked.contains(id)).collect();
+    nobody_runs(cluster, more).await?;
     let written = Progress::new("restoring, in KiB");
     let plan = |plan: &mut holdfast_metadata_server::restore::Plan| {
         (plan.held, plan.accept_unknown) = (held, accept_unknown);
@@ -277,8 +322,8 @@ async fn restored(
 }
 
 /// A metadata server that runs knows more than any backup.
-async fn nobody_runs(cluster: &Cluster) -> Result<()> {
-    for id in cluster.servers() {
+async fn nobody_runs(cluster: &Cluster, servers: Vec<ServerId>) -> Result<()> {
+    for id in servers {
         if cluster.ask_server(id, AdminRequest::ServerStatus, RUNS_WITHIN).await.is_some() {
             bail!(
                 "metadata server {} runs. While a majority does, nothing is lost: `admin metadata replace` puts new ones in the place of the \
@@ -295,10 +340,11 @@ async fn nobody_runs(cluster: &Cluster) -> Result<()> {
 /// What the storage nodes know and hold; those as well that only they know of.
 async fn ask_storage(
     cluster: &Cluster,
-    mut known: BTreeMap<NodeId, String>,
+    before: &Before,
     lost: &BTreeSet<NodeId>,
 ) -> Result<BTreeMap<NodeId, HeldByNode>> {
     let mut held: BTreeMap<NodeId, HeldByNode> = BTreeMap::new();
+    let mut known = before.storage.clone();
     let mut asked = lost.clone();
     let mut silent = Vec::new();
     while let Some((node, address)) = known.iter().find(|(node, _)| !asked.contains(node)) {
@@ -317,8 +363,8 @@ async fn ask_storage(
         }
     }
     // One that was taken out for good since the backup is in nobody's map any more.
-    let newest = held.values().map(|held| &held.map).max_by_key(|map| map.version);
-    silent.retain(|(node, _)| newest.is_none_or(|map| map.version.0 == 0 || map.nodes.contains_key(node)));
+    let maps = held.values().map(|held| &held.map);
+    silent.retain(|(node, _)| !is_taken_out(*node, before.version, maps.clone()));
     if !silent.is_empty() {
         let names: Vec<String> = silent.iter().map(|(node, address)| format!("{} ({address})", node.0)).collect();
         bail!(
@@ -328,6 +374,12 @@ async fn ask_storage(
         );
     }
     Ok(held)
+}
+
+/// Whether a storage node that does not answer was taken out since the backup. A map from before it may never have had the node.
+fn is_taken_out<'a>(node: NodeId, backup: MapVersion, maps: impl Iterator<Item = &'a ClusterMap>) -> bool {
+    let newest = maps.max_by_key(|map| map.version);
+    newest.is_some_and(|map| map.version > backup && !map.nodes.contains_key(&node))
 }
 
 /// Reads a backup from its start to its end, and says what it is of.
@@ -382,6 +434,30 @@ fn date(at: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_backups_to_one_name_do_not_mix_and_the_first_that_is_whole_has_it() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let to = folder.path().join("backup");
+        let [one, other] = [b"one", b"two"].map(|bytes| {
+            let (mut file, partial) = create_partial(&to).expect("made");
+            file.write_all(bytes).expect("written");
+            partial
+        });
+        publish(&one, &to).expect("it has the name");
+        let refused = publish(&other, &to).expect_err("it is taken");
+        assert_eq!(refused.kind(), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&to).expect("there"), b"one");
+        assert!(!one.exists() && other.exists());
+    }
+
+    #[test]
+    fn only_a_map_from_after_the_backup_says_that_a_node_was_taken_out() {
+        let map = |version| ClusterMap { version: MapVersion(version), ..ClusterMap::default() };
+        let is_out = |maps: &[ClusterMap]| is_taken_out(NodeId(4), MapVersion(9), maps.iter());
+        assert!(!is_out(&[]) && !is_out(&[map(0)]) && !is_out(&[map(8), map(9)]));
+        assert!(is_out(&[map(8), map(10)]));
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

@@ -246,7 +246,8 @@ pub enum MetadataCommand {
         /// This storage node is lost: do not ask it. Repeated for several.
         #[arg(long, value_name = "ID")]
         without_storage: Vec<u64>,
-        /// Where nobody knows which copies of a group are whole, take the one that was written last.
+        /// Where nobody knows which copies of a group are whole, take the one that was written last; and take the server of --config even if
+        /// no storage node has heard of it.
         #[arg(long)]
         accept_unknown: bool,
     },

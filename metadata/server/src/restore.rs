@@ -15,7 +15,7 @@ use crate::log_store::Birth;
 use holdfast_journal::Syncing;
 use holdfast_metadata_core::restore as core;
 use holdfast_metadata_core::restore::Restoration;
-pub use holdfast_metadata_core::restore::{Outcome, Plan, Survey};
+pub use holdfast_metadata_core::restore::{Before, Outcome, Plan, Survey};
 use holdfast_metadata_core::{HardState, LogRecord};
 use holdfast_store::Batch;
 use holdfast_types::{ClusterId, ServerId, ShardId};

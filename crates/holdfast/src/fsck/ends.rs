@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 
 /// Files asked for at once.
 const FILES: u32 = 10_000;
+/// Files that are looked at one by one. So many odd sums say that much is missing, or that much is written just now.
+const UNSEEN_MAX: usize = 10_000;
 /// Tries of a page.
 const TRIES: u32 = 4;
 
@@ -53,13 +55,30 @@ impl Ends {
     }
 }
 
-/// Ends of files that were not seen, after a first look of their own.
+/// Files to be looked at one by one, and how many more there would be.
+#[derive(Default)]
+struct Unseen {
+    files: Vec<WholeFile>,
+    more: u64,
+}
+
+impl Unseen {
+    fn add(&mut self, file: WholeFile) {
+        if self.files.len() < UNSEEN_MAX {
+            self.files.push(file);
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+/// Ends of files that were not seen, after a first look of their own, and how many files were too many to look at.
 pub(super) async fn missing(
     cluster: &Cluster,
     servers: &[ServerId],
     groups: u32,
     mut seen: Ends,
-) -> Result<Vec<Suspect>, String> {
+) -> Result<(Vec<Suspect>, u64), String> {
     let (mut refusal, mut source) = ("no metadata server answers".to_owned(), None);
     for server in servers {
         match page(cluster, *server, (VolumeId(0), InodeId(0)), 1).await {
@@ -84,10 +103,16 @@ pub(super) async fn missing(
     };
     each(&mut |file| seen.turn(file.volume, file.inode, file.generation)).await?;
     if seen == Ends::default() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), 0));
     }
-    let mut unseen = Vec::new();
-    each(&mut |file| unseen.extend(seen.is_suspect(&file).then_some(file))).await?;
+    let mut unseen = Unseen::default();
+    let mut look = |file: WholeFile| {
+        if seen.is_suspect(&file) {
+            unseen.add(file);
+        }
+    };
+    each(&mut look).await?;
+    let Unseen { files: unseen, more } = unseen;
     let progress = Progress::new("ends of files");
     let mut missing = Vec::new();
     for (number, file) in unseen.iter().enumerate() {
@@ -99,7 +124,7 @@ pub(super) async fn missing(
         progress.at(0, number as u64 + 1, unseen.len() as u64);
     }
     progress.end();
-    Ok(missing)
+    Ok((missing, more))
 }
 
 async fn page(
@@ -125,6 +150,13 @@ mod tests {
 
     fn file(inode: u64) -> WholeFile {
         WholeFile { volume: VolumeId(1), inode: InodeId(inode), generation: Generation(1), size: 9 }
+    }
+
+    #[test]
+    fn what_is_looked_at_one_by_one_is_bounded_and_the_rest_counted() {
+        let mut unseen = Unseen::default();
+        (0..UNSEEN_MAX as u64 + 3).for_each(|inode| unseen.add(file(inode)));
+        assert_eq!((unseen.files.len(), unseen.more), (UNSEEN_MAX, 3));
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Cluster {
     }
 
     /// Servers and where they listen, those that are gone left out.
-    pub(super) fn addresses(&self) -> BTreeMap<ServerId, String> {
+    pub(crate) fn addresses(&self) -> BTreeMap<ServerId, String> {
         let present = self.servers.iter().filter(|(_, row)| !is_gone(row));
         present.map(|(id, row)| (*id, row.address.clone())).collect()
     }
@@ -195,6 +195,11 @@ impl MetadataCore {
         // Not the word of one that is gone: it may be of the history that this cluster's backup was taken from, and know us from there.
         let is_out = self.cluster.machine.servers.get(&from).is_some_and(is_gone) && !takes_part;
         if !is_out && to_life != 0 && self.config.life != 0 && to_life != self.config.life {
+            if !self.cluster.machine.servers.is_empty() && !self.cluster.machine.servers.contains_key(&from) {
+                // It joined after the backup that this server goes on from, and nobody had heard of it. Whoever has really lost its log has
+                // an empty table, too, and knows no server at all.
+                return false;
+            }
             self.stop("the cluster knows this server by another log: the log that it had is lost".into());
             return false;
         }

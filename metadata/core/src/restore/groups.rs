@@ -7,8 +7,9 @@
 //! ```
 //! * A change goes to every member in sync of its epoch. So where no disk has a change of a later epoch than a view's, the members of that
 //!   view hold whatever any later view acknowledged: nothing.
-//! * A member in sync when the backup was made had everything of before, and keeps it until its copy is given up. So the copy that was
-//!   changed last is looked for among these; where another disk has later changes, it is *unknown* whether that one is whole.
+//! * That a copy was in sync once, and that it has the last change, does not make it whole: it may have left, come back, and be on its way to
+//!   be caught up, and whoever is caught up is given current changes as well. It is *proven* where the changes are of the very next epoch, and
+//!   the disk is in the life in which it was in sync: no single change of a view takes a member out and back in. Any other is *unknown*.
 //! * No copy is given up for it: every disk that has something of a group that has changed is on the list of those that keep it.
 
 use super::leap::Leap;
@@ -65,14 +66,13 @@ impl Known<'_> {
         let compared = written > view.epoch;
         let (mut next, mut unknown) = (View { epoch, ..view.clone() }, false);
         if compared {
-            let last = |(_, last): &&(MemberId, OpNumber)| *last;
-            let was_in_sync =
-                |(member, _): &&(MemberId, OpNumber)| view.in_sync.iter().any(|other| home(*other) == home(*member));
-            let latest = holders.iter().max_by_key(last)?;
-            let best = holders.iter().filter(was_in_sync).max_by_key(last);
-            let best = best.filter(|best| best.1 >= latest.1);
-            unknown = best.is_none();
-            let (only, _) = best.unwrap_or(latest);
+            let was_in_sync = |member: MemberId| view.in_sync.iter().any(|other| home(*other) == home(member));
+            let proven = |member: MemberId| written == view.epoch.next() && view.in_sync.contains(&member);
+            let latest = holders.iter().map(|(_, last)| *last).max()?;
+            // Of several that were changed last, the one of which most is known.
+            let of_last = holders.iter().filter(|(_, last)| *last == latest).map(|(member, _)| *member);
+            let only = &of_last.max_by_key(|member| (proven(*member), was_in_sync(*member)))?;
+            unknown = !proven(*only);
             next = View { epoch, primary: *only, in_sync: vec![*only], syncing: Vec::new() };
             leaving.extend(holders.iter().map(|(member, _)| home(*member)));
         }

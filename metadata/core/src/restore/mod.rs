@@ -9,7 +9,8 @@
 //! * Every session of before is over: shard 0 lists none, and shard 1 takes those that it knew apart as it always does.
 //! * Where the storage nodes know of newer views, those count ([`groups`]): the members of an old view may have missed writes since, and a
 //!   disk that the old view does not know may hold the only copy.
-//! * All other metadata servers of before are gone, for good; what they say is not listened to.
+//! * All other metadata servers of before are gone, for good; what they say is not listened to. Those that joined after the backup are known
+//!   from the maps of storage nodes.
 //!
 //! Pure, like all of this crate: bytes of rows go in and come out.
 
@@ -31,7 +32,9 @@ use crate::tables::{Row, number_at};
 use bytes::Bytes;
 use groups::Known;
 use holdfast_store::{Batch, KeyRange, MemoryTable, StoreError, Table, View};
-use holdfast_types::{GroupId, InodeId, LogIndex, NodeId, ServerId, SessionId, ShardId, Term, Timestamp, VolumeId};
+use holdfast_types::{
+    GroupId, InodeId, LogIndex, MapVersion, NodeId, ServerId, SessionId, ShardId, Term, Timestamp, VolumeId,
+};
 use holdfast_wire::admin::{HeldByNode, ServerPlace, StoragePlace};
 use holdfast_wire::map::ClusterMap;
 use holdfast_wire::namespace::VolumeRecord;
@@ -65,6 +68,17 @@ pub enum RestoreError {
     Gone {
         /// Which.
         id: ServerId,
+    },
+    /// The server was taken out since, as far as anybody knows.
+    #[error(
+        "metadata server {id} is not among those that storage nodes have heard of since the backup ({listed}): it was removed, and an id is used \
+         once. Restore with the configuration of one of those, or, if {id} never was a metadata server of this cluster, say --accept-unknown"
+    )]
+    Removed {
+        /// Which.
+        id: ServerId,
+        /// Who is.
+        listed: String,
     },
     /// Nobody knows who holds some groups.
     #[error(
@@ -116,6 +130,17 @@ impl Default for Survey {
     }
 }
 
+/// Who was there when the backup was made: to be asked before it is restored.
+#[derive(Clone, Debug, Default)]
+pub struct Before {
+    /// The map's version.
+    pub version: MapVersion,
+    /// Storage nodes, and where each listens.
+    pub storage: BTreeMap<NodeId, String>,
+    /// Metadata servers that had not left, and where each listens.
+    pub servers: BTreeMap<ServerId, String>,
+}
+
 /// How a server is to go on from a backup.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -131,8 +156,23 @@ pub struct Plan {
     pub now: Timestamp,
     /// What each storage node that was asked knows and holds.
     pub held: BTreeMap<NodeId, HeldByNode>,
-    /// Take for a group whose members nobody knows the copy that was written last.
+    /// Take for a group whose members nobody knows the copy that was written last, and a server that nobody knows.
     pub accept_unknown: bool,
+}
+
+impl Plan {
+    /// Whether the server may be the one that goes on: one that was removed since the backup may have a successor at its address.
+    fn check_server(&self, version: MapVersion) -> Result<(), RestoreError> {
+        let newest = self.held.values().map(|held| &held.map).max_by_key(|map| map.version);
+        match newest {
+            Some(map) if map.version > version && !map.servers.is_empty() && !self.accept_unknown => {
+                let listed: Vec<String> = map.servers.keys().map(ToString::to_string).collect();
+                let removed = RestoreError::Removed { id: self.server, listed: listed.join(", ") };
+                if map.servers.contains_key(&self.server) { Ok(()) } else { Err(removed) }
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
 }
 
 /// What came of a restoration, for the one who asked for it.
@@ -183,13 +223,17 @@ impl Survey {
         Ok(())
     }
 
-    /// Storage nodes to be asked what they know, and where each listens.
+    /// Who is to be asked before anything is decided.
     ///
     /// # Errors
     /// [`RestoreError::Rows`]
-    pub fn storage(&self) -> Result<BTreeMap<NodeId, String>, RestoreError> {
+    pub fn before(&self) -> Result<Before, RestoreError> {
         let machine = Cluster::load(&self.cluster).map_err(|fail| RestoreError::Rows(describe(&fail)))?;
-        Ok(machine.present().map(|(id, row)| (*id, row.record.address.clone())).collect())
+        Ok(Before {
+            version: machine.version(),
+            storage: machine.present().map(|(id, row)| (*id, row.record.address.clone())).collect(),
+            servers: machine.addresses(),
+        })
     }
 
     /// Volumes, and inodes in all of them.
@@ -209,6 +253,7 @@ impl Survey {
         if machine.servers.get(&plan.server).is_some_and(|row| row.place == ServerPlace::Gone) {
             return Err(RestoreError::Gone { id: plan.server });
         }
+        plan.check_server(machine.settings.version)?;
         let leap = Leap::between(plan.created, plan.now)
             .ok_or(RestoreError::Clock { created: plan.created.seconds, now: plan.now.seconds })?;
         let groups = machine.groups.len();
@@ -371,11 +416,9 @@ impl Restoration {
         for (id, row) in volumes(&machine, survey) {
             batch.put(rows::volume(id), row.encode());
         }
-        for (id, row) in machine.servers.iter().filter(|(id, _)| **id != plan.server) {
-            batch.put(rows::server(*id), ServerRow { place: ServerPlace::Gone, ..row.clone() }.encode());
+        for (id, row) in servers(&machine, plan) {
+            batch.put(rows::server(id), row.encode());
         }
-        let me = ServerRow { address: plan.address.clone(), life: plan.life, place: ServerPlace::Voter };
-        batch.put(rows::server(plan.server), me.encode());
         self.cluster = batch;
         Ok(())
     }
@@ -397,13 +440,29 @@ fn nodes(machine: &Cluster, newest: Option<&ClusterMap>) -> BTreeMap<NodeId, Nod
     nodes
 }
 
-/// Volumes. One that shard 1 has rows of and shard 0 forgot was deleted while the backup was made: its rows are still to go.
+/// Volumes, with those that shard 1 alone has rows of. Shard 0 gives the ids out in order: one up to its newest it knew and has forgotten, since
+/// it was deleted while the backup was made, and its rows are still to go. One above it has not heard of yet (a backup that no leader confirmed
+/// has the shards as they were, the first behind the second): that one is alive.
 fn volumes(machine: &Cluster, survey: &Survey) -> BTreeMap<VolumeId, VolumeEntryRow> {
     let mut entries = machine.volumes.clone();
     for (id, record) in &survey.volumes {
-        entries.entry(*id).or_insert_with(|| VolumeEntryRow { record: record.clone(), deleting: true });
+        let deleting = *id <= machine.settings.volume_newest;
+        entries.entry(*id).or_insert_with(|| VolumeEntryRow { record: record.clone(), deleting });
     }
     entries
+}
+
+/// The one that goes on, and all others that the backup or a storage node has ever heard of, which are gone.
+fn servers(machine: &Cluster, plan: &Plan) -> BTreeMap<ServerId, ServerRow> {
+    let mut servers = machine.servers.clone();
+    for (id, address) in plan.held.values().flat_map(|held| &held.map.servers) {
+        let unknown = || ServerRow { address: address.clone(), life: 0, place: ServerPlace::Gone };
+        servers.entry(*id).or_insert_with(unknown);
+    }
+    servers.values_mut().for_each(|row| row.place = ServerPlace::Gone);
+    let me = ServerRow { address: plan.address.clone(), life: plan.life, place: ServerPlace::Voter };
+    servers.insert(plan.server, me);
+    servers
 }
 
 fn session_of(key: &[u8]) -> Result<SessionId, RestoreError> {

@@ -2,15 +2,18 @@
 
 use super::{Server, ShardDisk, World, name};
 use crate::api::{HardState, LogPosition};
+use crate::cluster::Cluster;
 use crate::command::VolumesCommand;
+use crate::machine::Machine;
 use crate::restore::{Plan, RestoreError, Survey};
 use crate::tables::Row;
 use crate::tables::session::{self, EndedRow};
+use crate::tables::volume::{self, VolumeRow};
 use holdfast_store::{Batch, KeyRange, MemoryTable, Table, View};
 use holdfast_types::{Generation, InodeId, NodeId, ServerId, SessionId, ShardId, Timestamp};
 use holdfast_wire::admin::{HeldByNode, ServerPlace};
 use holdfast_wire::metadata::{ClientRecord, MetadataError, Request, Response};
-use holdfast_wire::namespace::{Mutation, NamespaceError, NewNode, Outcome, Query, SetAttributes};
+use holdfast_wire::namespace::{Mutation, NamespaceError, NewNode, Outcome, Query, SetAttributes, VolumeRecord};
 use std::collections::{BTreeMap, VecDeque};
 
 const ROOT: InodeId = InodeId::ROOT;
@@ -203,4 +206,63 @@ fn what_is_no_backup_of_this_is_refused() {
     let mut broken = rows;
     broken[0].retain(|(key, _)| key[0] != 0x22);
     assert!(matches!(survey(&broken).plan(&plan()), Err(RestoreError::Rows(reason)) if reason.contains("groups")));
+}
+
+#[test]
+fn a_server_that_joined_after_the_backup_does_not_stop_the_one_that_was_restored() {
+    let mut world = World::formed(3, 3);
+    let (s, _) = world.attach();
+    world.create(s, ROOT, "kept", NewNode::File);
+    world.run(20);
+    let rows = backup(&world, world.leader(ShardId::VOLUMES).unwrap());
+    world.join(4, None).unwrap();
+    world.make_server(4, true);
+    world.until("it votes", |world| world.place(4) == Some(ServerPlace::Voter));
+    world.run(20);
+    let map = world.core(world.leader(ShardId::CLUSTER).unwrap()).map();
+    let mut heard = plan();
+    heard.held.insert(NodeId(2), HeldByNode { map, groups: Vec::new() });
+    let late = world.servers.remove(&4).unwrap();
+    // No storage node knows of it: it is not listened to.
+    let mut new = restored(&rows, &plan(), &world);
+    new.servers.insert(4, late);
+    new.run(300);
+    assert!(new.servers[&1].stopped.is_none() && new.leader(ShardId::CLUSTER) == Some(1));
+    assert_eq!(new.core(1).cluster.machine.servers.get(&ServerId(4)), None);
+    // One does: it is told that it was removed.
+    let late = new.servers.remove(&4).unwrap();
+    let mut new = restored(&rows, &heard, &world);
+    new.servers.insert(4, late);
+    new.until("it is told", |world| world.servers[&4].stopped.is_some());
+    assert!(new.servers[&1].stopped.is_none() && new.place(4) == Some(ServerPlace::Gone));
+    // One that was removed since does not go on from the backup, unless somebody says so.
+    let held = heard.held.get_mut(&NodeId(2)).unwrap();
+    held.map.servers.remove(&ServerId(1));
+    let refused = survey(&rows).plan(&heard).map(|_| ());
+    assert!(matches!(refused, Err(RestoreError::Removed { id: ServerId(1), .. })), "{refused:?}");
+    assert!(survey(&rows).plan(&Plan { accept_unknown: true, ..heard }).is_ok());
+}
+
+#[test]
+fn a_volume_that_the_first_shard_has_not_heard_of_yet_is_kept_and_one_that_it_forgot_goes() {
+    let mut world = World::formed(1, 3);
+    world.attach();
+    let request = Request::CreateVolume { name: "forgotten".into(), limits: Default::default() };
+    let Ok(Response::Volume(forgotten)) = world.call(ShardId::CLUSTER, SessionId::NONE, request) else {
+        panic!("no volume");
+    };
+    world.run(20);
+    let mut rows = backup(&world, 1);
+    rows[0].retain(|(key, _)| **key != *crate::tables::cluster::volume(forgotten.id));
+    let late = VolumeRecord { id: forgotten.id.next(), name: "late".into(), ..forgotten.clone() };
+    let main = rows[1].iter().find(|(key, _)| key[0] == volume::VOLUME).expect("attached").1.clone();
+    for record in [&forgotten, &late] {
+        let row = VolumeRow { record: record.clone(), ..VolumeRow::decode(&main).unwrap() };
+        rows[1].push((volume::key(record.id).into(), row.encode()));
+    }
+    let cluster = MemoryTable::new();
+    cluster.commit(survey(&rows).plan(&plan()).unwrap().cluster_rows()).unwrap();
+    let entries = Cluster::load(&cluster).unwrap_or_else(|_| panic!("its rows are right")).volumes;
+    let deleting: Vec<_> = entries.values().map(|row| (row.record.name.as_str(), row.deleting)).collect();
+    assert_eq!(deleting, [("main", false), ("forgotten", true), ("late", false)]);
 }
