@@ -47,7 +47,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "build", seconds_expected: 420, seconds_max: 2_400, steps: build },
     Suite { name: "unit", seconds_expected: 60, seconds_max: 900, steps: unit },
     Suite { name: "simulation", seconds_expected: 240, seconds_max: 1_200, steps: simulation },
-    Suite { name: "cluster", seconds_expected: 420, seconds_max: 1_500, steps: cluster },
+    Suite { name: "cluster", seconds_expected: 1_300, seconds_max: 2_700, steps: cluster },
     Suite { name: "applications", seconds_expected: 240, seconds_max: 900, steps: applications },
     Suite { name: "posix", seconds_expected: 300, seconds_max: 900, steps: posix },
 ];

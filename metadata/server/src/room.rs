@@ -8,15 +8,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// How often it is looked at.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(100);
 /// Less than this part of the file system free is little; by design section 4.
 const PART: u64 = 10;
 /// So much is enough on a large one. By eye: a hundred times what log and tables write before they are persisted.
 const ENOUGH: u64 = 4 << 30;
+/// So little is little on a small one, up to this part of it: a log's segment, a table's journal and what is flushed of it at one moment.
+const LEAST: u64 = 128 << 20;
+const LEAST_PART: u64 = 4;
 
 /// Whether so much of a file system is little. What was little has to become a quarter more to be enough again.
 fn is_little(available: u64, total: u64, was: bool) -> bool {
-    let mark = (total / PART).min(ENOUGH);
+    let mark = (total / PART).min(ENOUGH).max(LEAST.min(total / LEAST_PART));
     available < if was { mark + mark / 4 } else { mark }
 }
 
@@ -57,10 +60,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tenth_is_little_on_a_small_disk_and_4_gib_are_enough_on_a_large_one() {
+    fn a_tenth_is_little_but_not_less_than_a_small_disk_fills_in_a_moment() {
         const MIB: u64 = 1 << 20;
-        assert!(is_little(51 * MIB, 512 * MIB, false) && !is_little(52 * MIB, 512 * MIB, false));
-        assert!(is_little(60 * MIB, 512 * MIB, true) && !is_little(65 * MIB, 512 * MIB, true));
+        assert!(is_little(199 * MIB, 2000 * MIB, false) && !is_little(200 * MIB, 2000 * MIB, false));
+        assert!(is_little(240 * MIB, 2000 * MIB, true) && !is_little(250 * MIB, 2000 * MIB, true));
         assert!(is_little(ENOUGH - 1, 1 << 42, false) && !is_little(ENOUGH, 1 << 42, false));
+        assert!(is_little(127 * MIB, 512 * MIB, false) && !is_little(128 * MIB, 512 * MIB, false));
+        assert!(is_little(24 * MIB, 100 * MIB, false) && !is_little(25 * MIB, 100 * MIB, false));
     }
 }

@@ -1,4 +1,5 @@
 //! What goes wrong: a nemesis for each kind of actor, and a director that aims at whoever leads or serves just now.
+// tidy: long because each fault is a few lines, and the director draws from all of them
 
 use super::rebuild::Change;
 use super::setup::Flavour;

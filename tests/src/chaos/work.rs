@@ -35,7 +35,7 @@ struct Truth {
     stop: AtomicBool,
     /// Rises when power goes and when it is back: odd while it is off.
     power: AtomicU64,
-    /// A disk is full, or was a moment ago.
+    /// A disk is full, or was.
     full: AtomicBool,
     refused: AtomicU64,
     wrong: Mutex<Vec<String>>,
@@ -209,9 +209,9 @@ impl Work {
         assert_eq!(before.is_multiple_of(2), off, "power goes and comes in turn");
     }
 
-    /// For want of space, steps may be refused from now on, or no more.
-    pub fn may_be_full(&self, full: bool) {
-        self.truth.full.store(full, Ordering::SeqCst);
+    /// For want of space, steps may be refused from now on.
+    pub fn may_be_full(&self) {
+        self.truth.full.store(true, Ordering::SeqCst);
     }
 
     /// Waits until each of them has done something new.

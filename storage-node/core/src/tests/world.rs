@@ -1,4 +1,5 @@
 //! A small world: real cores, stores in memory, an authority, a network that loses connections. Same seed, same trace.
+// tidy: long because the events of one world are in one place
 
 use super::authority::{Authority, DISK};
 use super::client::{Client, Outgoing};
