@@ -82,11 +82,9 @@ fn block(number: u64) -> Vec<u8> {
     bytes
 }
 
+/// What `admin fsck` finds.
 fn fsck(cluster: &Cluster) -> Value {
-    let mut command = Command::new(holdfast().expect("built"));
-    command.args(["admin", "fsck", "--json", "--cluster"]).arg(cluster.file());
-    let said = run(&mut command, Duration::from_secs(240)).expect("it ends");
-    serde_json::from_str(&said.stdout).unwrap_or_else(|_| panic!("{}{}", said.stdout, said.stderr))
+    cluster.admin_json(&["fsck", "--json"], Duration::from_secs(240)).expect("it ends and answers").0
 }
 
 /// What `admin` says on standard error when it refuses.

@@ -1,21 +1,15 @@
 //! `admin fsck` on a live cluster: clean while clients write, and it names what is wrong.
 
-use holdfast_tests::command::{holdfast, run};
 use holdfast_tests::load::Load;
 use holdfast_tests::{Cluster, Options, can_mount};
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 /// What the command says, and its exit status.
 pub fn fsck(cluster: &Cluster) -> (Value, bool) {
-    let mut command = Command::new(holdfast().expect("built"));
-    command.args(["admin", "fsck", "--json", "--cluster"]).arg(cluster.file());
-    let said = run(&mut command, Duration::from_secs(120)).expect("it ends");
-    let report = serde_json::from_str(&said.stdout).unwrap_or_else(|_| panic!("{}{}", said.stdout, said.stderr));
-    (report, said.success)
+    cluster.admin_json(&["fsck", "--json"], Duration::from_secs(120)).expect("it ends and answers")
 }
 
 /// The extent file of a storage node that holds these bytes, and where.

@@ -140,6 +140,14 @@ fn play(mounts: &[PathBuf], model: &mut Model, seed: u64, count: u32) {
     }
 }
 
+/// Two mounts of the volume.
+fn mounts(cluster: &mut Cluster) -> [PathBuf; 2] {
+    [(); 2].map(|()| {
+        let number = cluster.mount().expect("mounted");
+        cluster.mounted(number).path().to_path_buf()
+    })
+}
+
 #[test]
 fn two_mounts_see_one_file_system() {
     if !can_mount("two_mounts_see_one_file_system", &[]) {
@@ -177,12 +185,7 @@ fn appends_from_two_mounts_never_overwrite_each_other() {
         return;
     }
     let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
-    let mounts: Vec<PathBuf> = (0..2)
-        .map(|_| {
-            let number = cluster.mount().expect("mounted");
-            cluster.mounted(number).path().to_path_buf()
-        })
-        .collect();
+    let mounts = mounts(&mut cluster);
     const LINES: usize = 200;
     let writers: Vec<_> = mounts
         .iter()
@@ -218,12 +221,7 @@ fn mapped_pages_are_coherent_through_msync_and_a_new_mapping() {
         return;
     }
     let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
-    let mounts: Vec<PathBuf> = (0..2)
-        .map(|_| {
-            let number = cluster.mount().expect("mounted");
-            cluster.mounted(number).path().join("f")
-        })
-        .collect();
+    let mounts = mounts(&mut cluster).map(|mount| mount.join("f"));
     std::fs::write(&mounts[0], vec![b'.'; 3 * 4096]).expect("written");
     // Both have every page mapped before either writes; what an old mapping shows of the other's pages is nobody's promise.
     let script = "
@@ -259,12 +257,7 @@ fn watches_tell_of_changes_through_their_own_mount_only() {
         return;
     }
     let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
-    let mounts: Vec<PathBuf> = (0..2)
-        .map(|_| {
-            let number = cluster.mount().expect("mounted");
-            cluster.mounted(number).path().to_path_buf()
-        })
-        .collect();
+    let mounts = mounts(&mut cluster);
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC).expect("a watch");
     inotify::add_watch(&watch, &mounts[1], inotify::WatchFlags::CREATE).expect("watches");
     File::create(mounts[0].join("elsewhere")).expect("made");
@@ -284,12 +277,7 @@ fn a_flock_of_a_directory_holds_on_its_host_only() {
         return;
     }
     let mut cluster = Cluster::start(&Options::default()).expect("a healthy cluster");
-    let mounts: Vec<PathBuf> = (0..2)
-        .map(|_| {
-            let number = cluster.mount().expect("mounted");
-            cluster.mounted(number).path().to_path_buf()
-        })
-        .collect();
+    let mounts = mounts(&mut cluster);
     std::fs::create_dir(mounts[0].join("d")).expect("made");
     let open = |host: usize| File::open(mounts[host].join("d")).expect("opened");
     let (holder, here, elsewhere) = (open(0), open(0), open(1));

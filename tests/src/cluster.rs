@@ -282,11 +282,27 @@ impl Cluster {
     /// # Errors
     /// When it fails, with what it says.
     pub fn admin(&self, words: &[&str]) -> Result<String> {
+        must(&mut self.admin_command(words)?, Duration::from_secs(90))
+    }
+
+    /// Runs `holdfast admin` with these words, of which one is `--json`; returns what it answers, and whether its exit status says that all
+    /// is well.
+    ///
+    /// # Errors
+    /// When it does not end in time, or what it says is no JSON.
+    pub fn admin_json(&self, words: &[&str], limit: Duration) -> Result<(Value, bool)> {
+        let said = run(&mut self.admin_command(words)?, limit)?;
+        let answer = serde_json::from_str(&said.stdout)
+            .with_context(|| format!("admin {} said {}{}", words.join(" "), said.stdout, said.stderr))?;
+        Ok((answer, said.success))
+    }
+
+    fn admin_command(&self, words: &[&str]) -> Result<Command> {
         let mut all = self.words_before("client")?;
         all.push(holdfast()?.to_string_lossy().into_owned());
-        all.extend(["admin", "--cluster", &self.file().to_string_lossy()].map(str::to_string));
-        all.extend(words.iter().map(|word| (*word).to_string()));
-        must(Command::new(&all[0]).args(&all[1..]), Duration::from_secs(90))
+        let mut command = Command::new(&all[0]);
+        command.args(&all[1..]).args(["admin", "--cluster"]).arg(self.file()).args(words);
+        Ok(command)
     }
 
     /// Starts one more server of the cluster's folder, and waits until it is ready. It is one of the servers from then on.
@@ -317,11 +333,7 @@ impl Cluster {
     /// # Errors
     /// When the command fails to answer within 10 s. An unhealthy cluster is an answer.
     pub fn status(&self) -> Result<Value> {
-        let mut words = self.words_before("client")?;
-        words.push(holdfast()?.to_string_lossy().into_owned());
-        words.extend(["admin", "--cluster", &self.file().to_string_lossy(), "status", "--json"].map(str::to_string));
-        let said = run(Command::new(&words[0]).args(&words[1..]), Duration::from_secs(10))?;
-        serde_json::from_str(&said.stdout).with_context(|| format!("status said {}{}", said.stdout, said.stderr))
+        Ok(self.admin_json(&["status", "--json"], Duration::from_secs(10))?.0)
     }
 
     /// Waits until the cluster says that it is healthy.
@@ -442,14 +454,7 @@ impl Cluster {
     /// # Errors
     /// When members differed, or not every damaged block could be put right; with what the command said.
     pub fn scrub(&self) -> Result<()> {
-        let mut words = self.words_before("client")?;
-        words.push(holdfast()?.to_string_lossy().into_owned());
-        words.extend(
-            ["admin", "--cluster", &self.file().to_string_lossy(), "scrub", "--now", "--json"].map(str::to_string),
-        );
-        let said = run(Command::new(&words[0]).args(&words[1..]), SCRUB_LIMIT)?;
-        let answer: Value =
-            serde_json::from_str(&said.stdout).with_context(|| format!("scrub said {}{}", said.stdout, said.stderr))?;
+        let (answer, _) = self.admin_json(&["scrub", "--now", "--json"], SCRUB_LIMIT)?;
         let whole = answer["clean"] == true && answer["not_asked"] == serde_json::json!([]);
         if whole && answer["total"]["different"] == 0 { Ok(()) } else { bail!("{answer}") }
     }

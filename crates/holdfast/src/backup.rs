@@ -417,17 +417,8 @@ fn now() -> Timestamp {
 
 /// A moment in UTC, to the second, as RFC 3339 writes it.
 fn date(at: Timestamp) -> String {
-    let (days, second) = (at.seconds.div_euclid(86_400), at.seconds.rem_euclid(86_400));
-    // Days since 1 March of the year 0, in eras of 400 years (Howard Hinnant's `civil_from_days`).
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let at = time::OffsetDateTime::from_unix_timestamp(at.seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let (year, month, day, (hour, minute, second)) = (at.year(), u8::from(at.month()), at.day(), at.to_hms());
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 

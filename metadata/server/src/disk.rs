@@ -362,4 +362,4 @@ pub(crate) fn write_identity(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,6 +13,7 @@ mod control;
 mod disk;
 mod heartbeat;
 mod inspect;
+mod kept;
 mod map_file;
 mod medium;
 mod metrics;

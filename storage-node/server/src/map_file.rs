@@ -8,12 +8,11 @@
 //!   missing, and whoever asks takes that into account (changes of later epochs on the disks tell).
 //! * Best effort: a node that finds nonsense in it goes on without, and so does one that cannot write it, but it tries again.
 
+use crate::kept;
 use holdfast_types::checksum::crc32;
 use holdfast_types::{MapVersion, prng};
 use holdfast_wire::codec;
 use holdfast_wire::map::ClusterMap;
-use std::fs::File;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -96,7 +95,7 @@ impl MapFile {
         let content = [&MAGIC[..], &crc32(&encoded).to_le_bytes(), &encoded].concat();
         let mut failed = Vec::new();
         for directory in left.as_ref().unwrap_or(&self.directories) {
-            if let Err(error) = replace(directory, &content) {
+            if let Err(error) = kept::replace(directory, NAME, &content) {
                 // Said once of each map.
                 if left.is_none() {
                     tracing::warn!(directory = %directory.display(), %error, "the cluster map is not kept here; it is tried again");
@@ -133,15 +132,6 @@ fn read(path: &Path) -> Option<ClusterMap> {
         tracing::warn!(path = %path.display(), "not a cluster map that this release keeps: left alone");
     }
     kept
-}
-
-fn replace(directory: &Path, content: &[u8]) -> io::Result<()> {
-    let (path, partial) = (directory.join(NAME), directory.join(format!("{NAME}.new")));
-    let mut file = File::create(&partial)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&partial, &path)?;
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

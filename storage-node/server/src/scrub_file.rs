@@ -4,13 +4,13 @@
 //! held; a few dozen bytes each.
 
 use crate::clock::civil_seconds;
+use crate::kept;
 use holdfast_storage_core::Scrubbed;
 use holdfast_types::{DiskId, GroupId};
 use holdfast_wire::group::ScrubResult;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -92,7 +92,7 @@ impl ScrubFile {
             let Some(directory) = self.directories.get(&disk) else { continue };
             let scrubs = self.state().rows.iter().filter(|((of, _), _)| *of == disk).map(|(_, row)| *row).collect();
             let written = toml::to_string(&Kept { scrubs }).map_err(io::Error::other);
-            if let Err(error) = written.and_then(|text| replace(directory, &text)) {
+            if let Err(error) = written.and_then(|text| kept::replace(directory, NAME, text.as_bytes())) {
                 tracing::warn!(directory = %directory.display(), %error, "the times of scrubs are not kept here");
             }
         }
@@ -108,15 +108,6 @@ fn read(path: &Path) -> Vec<Row> {
             Vec::new()
         }
     }
-}
-
-fn replace(directory: &Path, text: &str) -> io::Result<()> {
-    let (path, partial) = (directory.join(NAME), directory.join(format!("{NAME}.new")));
-    let mut file = File::create(&partial)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&partial, &path)?;
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

@@ -3,9 +3,8 @@
 //! Best effort: a node that cannot write it, or finds nonsense in it, goes by its configuration, as on its first day.
 
 use crate::config::MetadataServer;
+use crate::kept;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// The dot keeps it out of the disk's own list of files.
@@ -46,7 +45,7 @@ impl ServersFile {
             Err(error) => return tracing::warn!(%error, "the metadata servers cannot be written down"),
         };
         for directory in &self.directories {
-            if let Err(error) = replace(directory, &text) {
+            if let Err(error) = kept::replace(directory, NAME, text.as_bytes()) {
                 tracing::warn!(directory = %directory.display(), %error, "the metadata servers are not kept here");
             }
         }
@@ -62,15 +61,6 @@ fn read(path: &Path) -> Option<Vec<MetadataServer>> {
             None
         }
     }
-}
-
-fn replace(directory: &Path, text: &str) -> io::Result<()> {
-    let (path, partial) = (directory.join(NAME), directory.join(format!("{NAME}.new")));
-    let mut file = File::create(&partial)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&partial, &path)?;
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

@@ -27,7 +27,9 @@ use holdfast_types::{
     ClusterId, DiskId, FileName, Incarnation, InodeId, Instant, MapVersion, NodeId, Sequence, ServerId, SessionId,
     ShardId, Term, Timestamp,
 };
+use holdfast_wire::admin::ClusterStatus;
 use holdfast_wire::chunk::{ChunkAnswer, ChunkRequest};
+use holdfast_wire::map::ClusterMap;
 use holdfast_wire::metadata::{Answer, ClientRecord, DiskState, Envelope, Heartbeat, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Attributes, Mutation, NewNode, Outcome, Query, VolumeRecord};
 use holdfast_wire::peer::PeerMessage;
@@ -526,6 +528,19 @@ impl World {
         match self.query(session, Query::GetAttributes { inode }) {
             Ok(Outcome::Attributes { attributes, .. }) => attributes,
             other => panic!("no attributes: {other:?}"),
+        }
+    }
+
+    /// The map, as the leader of shard 0 has it.
+    pub(crate) fn map(&self) -> ClusterMap {
+        self.core(self.leader(ShardId::CLUSTER).unwrap()).map()
+    }
+
+    /// How the cluster stands, as an administrator sees it.
+    pub(crate) fn status(&mut self) -> ClusterStatus {
+        match self.call(ShardId::CLUSTER, SessionId::NONE, Request::Status) {
+            Ok(Response::Status(status)) => *status,
+            other => panic!("{other:?}"),
         }
     }
 

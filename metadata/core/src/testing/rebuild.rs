@@ -4,7 +4,7 @@ use super::{Storage, World, envelope};
 use crate::api::{Caller, ticks};
 use holdfast_types::limits::NODE_TTL;
 use holdfast_types::{GroupId, NodeId, SessionId, ShardId};
-use holdfast_wire::admin::{ClusterStatus, StoragePlace};
+use holdfast_wire::admin::StoragePlace;
 use holdfast_wire::map::{ClusterMap, View};
 use holdfast_wire::metadata::{MetadataError, Request, Response};
 use std::collections::BTreeMap;
@@ -26,20 +26,9 @@ fn labelled(nodes: u64, labels: impl Fn(u64) -> Vec<(String, String)>) -> World 
         config.limits.moves_per_node = 4;
     });
     world.storage.iter_mut().for_each(|(id, node)| node.labels = labels(*id));
-    world.until("formed", |world| world.leader(CLUSTER).is_some() && !map(world).views.is_empty());
+    world.until("formed", |world| world.leader(CLUSTER).is_some() && !world.map().views.is_empty());
     world.run(15 * SECOND);
     world
-}
-
-fn map(world: &World) -> ClusterMap {
-    world.core(world.leader(CLUSTER).unwrap()).map()
-}
-
-fn status(world: &mut World) -> ClusterStatus {
-    match world.call(CLUSTER, SessionId::NONE, Request::Status) {
-        Ok(Response::Status(status)) => *status,
-        other => panic!("{other:?}"),
-    }
 }
 
 fn place(world: &mut World, node: u64, place: StoragePlace) -> Result<Response, MetadataError> {
@@ -59,7 +48,7 @@ fn work(world: &mut World, seconds: u64) -> (usize, usize) {
         if world.leader(CLUSTER).is_none() {
             continue;
         }
-        let now = map(world);
+        let now = world.map();
         fewest = now.views.iter().map(|view| view.in_sync.len()).min().unwrap().min(fewest);
         let mut catching: BTreeMap<NodeId, usize> = BTreeMap::new();
         now.views.iter().flat_map(|view| &view.syncing).for_each(|m| *catching.entry(m.node).or_default() += 1);
@@ -98,7 +87,7 @@ fn check_nodes(map: &ClusterMap) {
 }
 
 fn homes_on(world: &World, node: u64) -> usize {
-    map(world).homes.iter().filter(|homes| homes.iter().any(|place| place.0 == NodeId(node))).count()
+    world.map().homes.iter().filter(|homes| homes.iter().any(|place| place.0 == NodeId(node))).count()
 }
 
 fn is_in(view: &View, node: u64) -> bool {
@@ -116,8 +105,8 @@ fn a_node_that_stays_away_is_replaced_by_the_others() {
     let moved = rehomed(&world);
     assert!(homes_on(&world, 2) == 0 && (had as u64..=had as u64 + 1).contains(&moved), "{moved} for {had}");
     assert!(fewest == 2 && most <= 4, "{fewest} {most}");
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3 && view.syncing.is_empty() && !is_in(view, 2)));
-    let now = status(&mut world);
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3 && view.syncing.is_empty() && !is_in(view, 2)));
+    let now = world.status();
     assert_eq!((now.groups_degraded, now.rebuild.lost, now.rebuild.under_way), (0, 0, 0));
     assert!(now.storage.iter().all(|node| node.given_up == (node.id == NodeId(2))));
     // It comes back, empty for all that counts, and gets its share again.
@@ -131,31 +120,31 @@ fn a_node_that_stays_away_is_replaced_by_the_others() {
 #[test]
 fn a_node_that_comes_back_in_time_keeps_its_groups() {
     let mut world = pool(4);
-    let before = map(&world).homes;
+    let before = world.map().homes;
     for _ in 0..3 {
         world.storage.get_mut(&2).unwrap().alive = false;
         work(&mut world, 15);
         world.storage.get_mut(&2).unwrap().alive = true;
         work(&mut world, 15);
     }
-    assert_eq!((map(&world).homes, rehomed(&world)), (before, 0));
+    assert_eq!((world.map().homes, rehomed(&world)), (before, 0));
     world.check();
 }
 
 #[test]
 fn when_more_than_a_quarter_is_silent_nobody_is_given_up() {
     let mut world = pool(5);
-    let before = map(&world).homes;
+    let before = world.map().homes;
     for node in [2, 3] {
         world.storage.get_mut(&node).unwrap().alive = false;
     }
     work(&mut world, 60);
-    assert_eq!((map(&world).homes, rehomed(&world)), (before, 0));
+    assert_eq!((world.map().homes, rehomed(&world)), (before, 0));
     // One is back: the other one is a loss like any other.
     world.storage.get_mut(&3).unwrap().alive = true;
     work(&mut world, 60);
     assert_eq!(homes_on(&world, 2), 0);
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3));
     world.check();
 }
 
@@ -165,7 +154,7 @@ fn a_failed_disk_and_one_that_is_gone_are_replaced_as_a_node_is() {
     world.storage.get_mut(&4).unwrap().failed = true;
     work(&mut world, 60);
     assert_eq!(homes_on(&world, 4), 0);
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3));
     world.check();
 }
 
@@ -179,7 +168,7 @@ fn a_disk_that_its_node_cannot_open_for_a_while_is_waited_for() {
     world.storage.get_mut(&4).unwrap().diskless = false;
     work(&mut world, 2 * OUT_AFTER.as_secs());
     assert_eq!((homes_on(&world, 4), rehomed(&world)), (had, 0));
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3));
     world.storage.get_mut(&4).unwrap().diskless = true;
     work(&mut world, 3 * OUT_AFTER.as_secs());
     assert_eq!(homes_on(&world, 4), 0);
@@ -192,15 +181,15 @@ fn a_drained_node_serves_until_others_have_all() {
     let had = homes_on(&world, 2) as u64;
     place(&mut world, 2, StoragePlace::Draining).unwrap();
     work(&mut world, 1);
-    let begun = status(&mut world);
+    let begun = world.status();
     assert!(begun.storage[1].leaving_of > 0 && begun.storage[1].place == StoragePlace::Draining);
     let (fewest, most) = work(&mut world, 60);
     assert_eq!((fewest, homes_on(&world, 2)), (3, 0), "no copy was missing for it");
     assert!(most <= 4 && (had..=had + 1).contains(&rehomed(&world)), "{most} {}", rehomed(&world));
-    assert!(map(&world).views.iter().all(|view| !is_in(view, 2)));
-    assert_eq!(status(&mut world).storage[1].leaving_of, 0);
+    assert!(world.map().views.iter().all(|view| !is_in(view, 2)));
+    assert_eq!(world.status().storage[1].leaving_of, 0);
     // It is a part of the pool all the same, and used again when asked for.
-    assert!(map(&world).nodes[&NodeId(2)].alive);
+    assert!(world.map().nodes[&NodeId(2)].alive);
     place(&mut world, 2, StoragePlace::In).unwrap();
     let (fewest, _) = work(&mut world, 60);
     assert!(fewest == 3 && homes_on(&world, 2) >= 8);
@@ -229,11 +218,11 @@ fn a_removed_node_is_gone_when_it_is_empty_and_does_not_come_back() {
     place(&mut world, 2, StoragePlace::Leaving { successor: None }).unwrap();
     let (fewest, _) = work(&mut world, 60);
     assert_eq!((fewest, homes_on(&world, 2)), (3, 0));
-    assert!(!map(&world).nodes.contains_key(&NodeId(2)));
-    assert_eq!(status(&mut world).storage_gone, [NodeId(2)]);
+    assert!(!world.map().nodes.contains_key(&NodeId(2)));
+    assert_eq!(world.status().storage_gone, [NodeId(2)]);
     world.storage.get_mut(&2).unwrap().incarnation = 2;
     work(&mut world, 20);
-    assert!(!map(&world).nodes.contains_key(&NodeId(2)) && homes_on(&world, 2) == 0);
+    assert!(!world.map().nodes.contains_key(&NodeId(2)) && homes_on(&world, 2) == 0);
     assert!(matches!(place(&mut world, 2, StoragePlace::In), Err(MetadataError::Invalid { .. })));
     // Four are left: one more may go, and then no more.
     place(&mut world, 3, StoragePlace::Leaving { successor: None }).unwrap();
@@ -251,8 +240,8 @@ fn a_dead_node_that_is_removed_is_given_up_at_once() {
     work(&mut world, ticks(NODE_TTL) / SECOND + 1);
     place(&mut world, 2, StoragePlace::Leaving { successor: None }).unwrap();
     work(&mut world, 14);
-    assert!(!map(&world).nodes.contains_key(&NodeId(2)));
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    assert!(!world.map().nodes.contains_key(&NodeId(2)));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3));
     world.check();
 }
 
@@ -265,7 +254,7 @@ fn a_node_is_replaced_by_another_one_when_that_has_come() {
     world.storage.insert(4, Storage::new());
     let (fewest, _) = work(&mut world, 90);
     assert_eq!((fewest, homes_on(&world, 2), homes_on(&world, 4)), (3, 0, 16));
-    assert!(!map(&world).nodes.contains_key(&NodeId(2)));
+    assert!(!world.map().nodes.contains_key(&NodeId(2)));
     world.check();
 }
 
@@ -280,7 +269,7 @@ fn a_new_node_gets_its_share_and_nothing_else_moves() {
     for node in 1..=4 {
         assert!((9..=11).contains(&homes_on(&world, node)), "{node}: {}", homes_on(&world, node));
     }
-    let leads = map(&world).views.iter().filter(|view| view.primary.node == NodeId(5)).count();
+    let leads = world.map().views.iter().filter(|view| view.primary.node == NodeId(5)).count();
     assert!(leads > 0, "it leads some of them");
     world.check();
 }
@@ -291,12 +280,12 @@ fn what_moved_to_a_node_that_dies_goes_elsewhere_or_back() {
     place(&mut world, 1, StoragePlace::Draining).unwrap();
     // Nobody is promoted yet.
     world.run(3 * SECOND);
-    let syncing = map(&world).views.iter().flat_map(|view| view.syncing.clone()).map(|member| member.node).next();
+    let syncing = world.map().views.iter().flat_map(|view| view.syncing.clone()).map(|member| member.node).next();
     let dies = syncing.expect("somebody is caught up").0;
     world.storage.get_mut(&dies).unwrap().alive = false;
     work(&mut world, 90);
     assert_eq!((homes_on(&world, 1), homes_on(&world, dies)), (0, 0));
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3 && view.syncing.is_empty()));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3 && view.syncing.is_empty()));
     world.check();
 }
 
@@ -305,7 +294,7 @@ fn racks_are_kept_apart_when_a_node_is_lost() {
     let rack = |node: u64| (node - 1) / 2;
     let mut world = labelled(6, |node| vec![("rack".into(), format!("r{}", rack(node)))]);
     let apart = |world: &World| {
-        map(world).homes.iter().all(|homes| {
+        world.map().homes.iter().all(|homes| {
             let mut racks: Vec<u64> = homes.iter().map(|place| rack(place.0.0)).collect();
             racks.sort_unstable();
             racks.dedup();
@@ -328,7 +317,7 @@ fn a_leader_of_many_nodes_gives_up_some_of_them() {
         config.groups = if nodes == 1000 { 65_536 } else { 4096 };
         config.out_after = Duration::from_secs(5);
     });
-    world.until("formed", |world| world.leader(CLUSTER).is_some() && !map(world).views.is_empty());
+    world.until("formed", |world| world.leader(CLUSTER).is_some() && !world.map().views.is_empty());
     world.run(15 * SECOND);
     let second = |what: &str, world: &mut World, seconds: u64| {
         let mut longest = Duration::ZERO;

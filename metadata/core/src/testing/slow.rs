@@ -4,9 +4,9 @@ use super::{World, envelope};
 use crate::api::{Caller, ticks};
 use holdfast_types::limits::NODE_TTL;
 use holdfast_types::{Epoch, GroupId, NodeId, SessionId, ShardId};
-use holdfast_wire::admin::{ClusterStatus, SlowIn, Slowness};
-use holdfast_wire::map::{ClusterMap, View};
-use holdfast_wire::metadata::{Request, Response};
+use holdfast_wire::admin::{SlowIn, Slowness};
+use holdfast_wire::map::View;
+use holdfast_wire::metadata::Request;
 use std::time::Duration;
 
 const CLUSTER: ShardId = ShardId::CLUSTER;
@@ -17,25 +17,14 @@ fn pool(nodes: u64, replicas: u32) -> World {
     let mut world = World::new(3, nodes, |config| {
         (config.groups, config.out_after, config.replicas) = (16, OUT_AFTER, replicas);
     });
-    world.until("formed", |world| world.leader(CLUSTER).is_some() && !map(world).views.is_empty());
+    world.until("formed", |world| world.leader(CLUSTER).is_some() && !world.map().views.is_empty());
     work(&mut world, 15);
     world
 }
 
-fn map(world: &World) -> ClusterMap {
-    world.core(world.leader(CLUSTER).unwrap()).map()
-}
-
-fn status(world: &mut World) -> ClusterStatus {
-    match world.call(CLUSTER, SessionId::NONE, Request::Status) {
-        Ok(Response::Status(status)) => *status,
-        other => panic!("{other:?}"),
-    }
-}
-
 /// What status says of a node's disk.
 fn slowness(world: &mut World, node: u64) -> Option<Slowness> {
-    let status = status(world);
+    let status = world.status();
     let node = status.storage.iter().find(|storage| storage.id == NodeId(node))?;
     node.disks[0].slow
 }
@@ -48,7 +37,7 @@ fn work(world: &mut World, seconds: u64) {
             continue;
         }
         let leader = world.leader(CLUSTER).unwrap();
-        for (number, view) in map(world).views.iter().enumerate() {
+        for (number, view) in world.map().views.iter().enumerate() {
             for member in view.syncing.clone() {
                 let request = Request::Promote { group: GroupId(number as u32), epoch: view.epoch, member };
                 let envelope = envelope(CLUSTER, SessionId::NONE, request);
@@ -59,7 +48,7 @@ fn work(world: &mut World, seconds: u64) {
 }
 
 fn leads(world: &World, node: u64) -> usize {
-    map(world).views.iter().filter(|view| view.primary.node == NodeId(node)).count()
+    world.map().views.iter().filter(|view| view.primary.node == NodeId(node)).count()
 }
 
 fn is_member(view: &View, node: u64) -> bool {
@@ -67,7 +56,7 @@ fn is_member(view: &View, node: u64) -> bool {
 }
 
 fn member_of(world: &World, node: u64) -> usize {
-    map(world).views.iter().filter(|view| is_member(view, node)).count()
+    world.map().views.iter().filter(|view| is_member(view, node)).count()
 }
 
 #[test]
@@ -83,15 +72,15 @@ fn a_disk_that_is_slow_to_write_loses_its_lead_then_its_place_and_gets_both_back
     let said = slowness(&mut world, 2).unwrap();
     assert_eq!((said.what, said.takes_us, said.peers_us), (SlowIn::Writes, 300_000, 2_000));
     assert!(said.out && !said.on_probation);
-    let epochs: Vec<Epoch> = map(&world).views.iter().map(|view| view.epoch).collect();
+    let epochs: Vec<Epoch> = world.map().views.iter().map(|view| view.epoch).collect();
     work(&mut world, 20);
-    assert!(map(&world).views.iter().map(|view| view.epoch).eq(epochs), "and then it rests");
+    assert!(world.map().views.iter().map(|view| view.epoch).eq(epochs), "and then it rests");
     world.storage.get_mut(&2).unwrap().write_us = 2_000;
     work(&mut world, 8);
     assert_eq!(member_of(&world, 2), 0, "on probation");
     assert!(slowness(&mut world, 2).unwrap().on_probation);
     work(&mut world, 30);
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3));
     assert_eq!((leads(&world, 2), slowness(&mut world, 2)), (first, None));
     world.check();
 }
@@ -104,7 +93,7 @@ fn slow_reads_cost_the_lead_and_no_copy() {
     assert_eq!((leads(&world, 1), member_of(&world, 1)), (0, 16));
     let said = slowness(&mut world, 1).unwrap();
     assert_eq!((said.what, said.out), (SlowIn::Reads, false));
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3));
     world.check();
 }
 
@@ -134,22 +123,22 @@ fn a_group_that_needs_a_slow_member_keeps_it_and_takes_it_back() {
     world.storage.get_mut(&2).unwrap().alive = false;
     world.run(ticks(NODE_TTL));
     work(&mut world, 4);
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 2 && view.primary.node == NodeId(3)));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 2 && view.primary.node == NodeId(3)));
     assert_eq!(member_of(&world, 1), 16);
     // When there are enough again, it goes again.
     world.storage.get_mut(&2).unwrap().alive = true;
     work(&mut world, 6);
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 2 && !is_member(view, 1)));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 2 && !is_member(view, 1)));
     world.check();
 }
 
 #[test]
 fn a_pool_that_is_slow_as_a_whole_is_left_alone() {
     let mut world = pool(3, 3);
-    let epochs: Vec<Epoch> = map(&world).views.iter().map(|view| view.epoch).collect();
+    let epochs: Vec<Epoch> = world.map().views.iter().map(|view| view.epoch).collect();
     world.storage.values_mut().for_each(|node| node.write_us = 400_000);
     work(&mut world, 15);
-    assert!(map(&world).views.iter().map(|view| view.epoch).eq(epochs));
+    assert!(world.map().views.iter().map(|view| view.epoch).eq(epochs));
     assert!((1..=3).all(|node| slowness(&mut world, node).is_none()));
     world.check();
 }
@@ -175,16 +164,16 @@ fn a_new_leader_does_not_take_a_slow_disk_back() {
 #[test]
 fn a_disk_that_stays_slow_is_replaced_where_there_is_another() {
     let mut world = pool(4, 3);
-    let homes = |world: &World, node| map(world).homes.iter().flatten().filter(|home| home.0 == NodeId(node)).count();
+    let homes = |world: &World, node| world.map().homes.iter().flatten().filter(|home| home.0 == NodeId(node)).count();
     world.storage.get_mut(&2).unwrap().write_us = 300_000;
     work(&mut world, 30);
     assert!(homes(&world, 2) > 0, "not yet");
     work(&mut world, 60);
     assert_eq!((homes(&world, 2), member_of(&world, 2)), (0, 0));
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3));
     world.storage.get_mut(&2).unwrap().write_us = 2_000;
     work(&mut world, 60);
-    assert!(homes(&world, 2) > 8 && map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    assert!(homes(&world, 2) > 8 && world.map().views.iter().all(|view| view.in_sync.len() == 3));
     assert_eq!(slowness(&mut world, 2), None);
     world.check();
 }
@@ -197,7 +186,7 @@ fn a_disk_that_hangs_is_out_where_enough_are_left() {
     assert_eq!(member_of(&world, 2), 0);
     world.storage.get_mut(&2).unwrap().oldest_operation_ms = 0;
     work(&mut world, 3);
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3));
     world.check();
 }
 
@@ -208,7 +197,7 @@ fn disks_that_hang_together_cost_no_copy_and_the_first_to_go_on_leads() {
     world.run(2 * SECOND);
     world.storage.get_mut(&3).unwrap().oldest_operation_ms = 0;
     world.run(2 * SECOND);
-    assert!(map(&world).views.iter().all(|view| view.in_sync.len() == 3 && view.primary.node == NodeId(3)));
+    assert!(world.map().views.iter().all(|view| view.in_sync.len() == 3 && view.primary.node == NodeId(3)));
     // With two that go on, the third can be spared.
     world.storage.get_mut(&1).unwrap().oldest_operation_ms = 0;
     world.run(2 * SECOND);

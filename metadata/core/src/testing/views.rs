@@ -4,15 +4,11 @@ use super::{World, envelope};
 use crate::api::{Caller, ticks};
 use holdfast_types::limits::{NODE_TTL, REFORM_PATIENCE};
 use holdfast_types::{DiskId, Epoch, GroupId, Incarnation, MapVersion, MemberId, NodeId, SessionId, ShardId};
-use holdfast_wire::map::{ClusterMap, MapUpdate, View};
+use holdfast_wire::map::{MapUpdate, View};
 use holdfast_wire::metadata::{Request, Response};
 use std::time::Duration;
 
 const CLUSTER: ShardId = ShardId::CLUSTER;
-
-fn map(world: &World) -> ClusterMap {
-    world.core(world.leader(CLUSTER).unwrap()).map()
-}
 
 fn member(node: u64, incarnation: u64) -> MemberId {
     MemberId { node: NodeId(node), disk: DiskId(0), incarnation: Incarnation(incarnation) }
@@ -23,12 +19,12 @@ fn ask(world: &mut World, node: u64, request: Request) -> Response {
 }
 
 fn all(world: &World, is_so: impl Fn(&View) -> bool) -> bool {
-    map(world).views.iter().all(is_so)
+    world.map().views.iter().all(is_so)
 }
 
 /// Every primary promotes whoever is caught up.
 fn promote_all(world: &mut World) {
-    for (number, view) in map(world).views.iter().enumerate() {
+    for (number, view) in world.map().views.iter().enumerate() {
         for syncing in &view.syncing {
             let request = Request::Promote { group: GroupId(number as u32), epoch: view.epoch, member: *syncing };
             ask(world, view.primary.node.0, request);
@@ -42,10 +38,10 @@ fn the_pool_forms_when_enough_nodes_are_there() {
     world.storage.get_mut(&3).unwrap().alive = false;
     world.until("they lead", |world| world.leader(CLUSTER).is_some());
     world.run(60);
-    assert!(map(&world).views.is_empty());
+    assert!(world.map().views.is_empty());
     world.storage.get_mut(&3).unwrap().alive = true;
-    world.until("formed", |world| map(world).views.len() == 16);
-    let now = map(&world);
+    world.until("formed", |world| world.map().views.len() == 16);
+    let now = world.map();
     assert_eq!((now.replicas, now.min_in_sync, now.feature_level), (3, 2, 1));
     assert!(now.views.iter().all(|view| view.epoch == Epoch(1) && view.in_sync.len() == 3));
     for node in 1..=3 {
@@ -65,7 +61,7 @@ fn a_silent_node_leaves_its_views_and_returns_through_syncing() {
     assert!(all(&world, |view| view.in_sync.len() == 3), "not yet");
     world.run(40);
     assert!(all(&world, |view| view.in_sync == [member(1, 1), member(3, 1)] && view.epoch == Epoch(2)));
-    assert!(!map(&world).nodes[&NodeId(2)].alive);
+    assert!(!world.map().nodes[&NodeId(2)].alive);
     // It was only away for a while: its life is the same, and yet it must be caught up.
     world.storage.get_mut(&2).unwrap().alive = true;
     world.run(15);
@@ -80,8 +76,8 @@ fn a_silent_node_leaves_its_views_and_returns_through_syncing() {
 #[test]
 fn primaries_go_back_to_a_node_that_has_returned_gently() {
     let mut world = World::new(3, 3, |config| config.groups = 16);
-    world.until("formed", |world| world.leader(CLUSTER).is_some() && map(world).views.len() == 16);
-    let leads = |world: &World, node| map(world).views.iter().filter(|view| view.primary.node == NodeId(node)).count();
+    world.until("formed", |world| world.leader(CLUSTER).is_some() && world.map().views.len() == 16);
+    let leads = |world: &World, node| world.map().views.iter().filter(|view| view.primary.node == NodeId(node)).count();
     let first = leads(&world, 2);
     world.storage.get_mut(&2).unwrap().alive = false;
     world.run(ticks(NODE_TTL) + 40);
@@ -92,20 +88,20 @@ fn primaries_go_back_to_a_node_that_has_returned_gently() {
     world.run(ticks(Duration::from_secs(20)));
     assert_eq!(leads(&world, 2), 0);
     promote_all(&mut world);
-    let mut before = map(&world);
+    let mut before = world.map();
     let mut most = 0;
     for _ in 0..ticks(Duration::from_secs(10)) {
         world.tick();
-        let now = map(&world);
+        let now = world.map();
         let moved = now.views.iter().zip(&before.views).filter(|(new, old)| new.primary != old.primary).count();
         most = most.max(moved);
         assert!(now.views.iter().all(|view| view.in_sync.len() == 3 && view.in_sync.contains(&view.primary)));
         before = now;
     }
     assert_eq!((leads(&world, 2), most), (first, 2));
-    let epochs: Vec<Epoch> = map(&world).views.iter().map(|view| view.epoch).collect();
+    let epochs: Vec<Epoch> = world.map().views.iter().map(|view| view.epoch).collect();
     world.run(ticks(Duration::from_secs(10)));
-    assert!(map(&world).views.iter().map(|view| view.epoch).eq(epochs), "and then it rests");
+    assert!(world.map().views.iter().map(|view| view.epoch).eq(epochs), "and then it rests");
     world.check();
 }
 
@@ -173,7 +169,7 @@ fn after_a_power_loss_a_group_waits_for_the_others_but_not_for_ever() {
 #[test]
 fn a_primary_may_have_a_backup_taken_out_while_enough_are_left() {
     let mut world = World::formed(3, 3);
-    let view = map(&world).views[0].clone();
+    let view = world.map().views[0].clone();
     let backups: Vec<MemberId> = view.in_sync.iter().copied().filter(|member| *member != view.primary).collect();
     let evict = |member, reporter| Request::Evict { group: GroupId(0), epoch: view.epoch, member, reporter };
     // A backup may not have another backup out, nor, alone, the primary.
@@ -201,22 +197,22 @@ fn a_primary_may_have_a_backup_taken_out_while_enough_are_left() {
     assert_eq!(same.in_sync, next.in_sync);
     // It returns when it was out for a while.
     world.run(ticks(Duration::from_secs(6)));
-    assert_eq!(map(&world).views[0].syncing, [backups[0]]);
+    assert_eq!(world.map().views[0].syncing, [backups[0]]);
     // Two members may have the primary out.
-    let view = map(&world).views[1].clone();
+    let view = world.map().views[1].clone();
     for reporter in view.in_sync.iter().copied().filter(|member| *member != view.primary) {
         let evict = Request::Evict { group: GroupId(1), epoch: view.epoch, member: view.primary, reporter };
         ask(&mut world, reporter.node.0, evict);
     }
-    assert_ne!(map(&world).views[1].primary, view.primary);
+    assert_ne!(world.map().views[1].primary, view.primary);
     // A primary whose own copy is damaged leaves at its own wish, as long as it can be spared; a backup has no wishes.
-    let view = map(&world).views[2].clone();
+    let view = world.map().views[2].clone();
     let own = |member| Request::Evict { group: GroupId(2), epoch: view.epoch, member, reporter: member };
     let backup = *view.in_sync.iter().find(|member| **member != view.primary).unwrap();
     ask(&mut world, backup.node.0, own(backup));
-    assert_eq!(map(&world).views[2].epoch, view.epoch);
+    assert_eq!(world.map().views[2].epoch, view.epoch);
     ask(&mut world, view.primary.node.0, own(view.primary));
-    assert!(!map(&world).views[2].in_sync.contains(&view.primary));
+    assert!(!world.map().views[2].in_sync.contains(&view.primary));
     world.check();
 }
 
@@ -255,13 +251,13 @@ fn a_map_is_read_whole_or_as_changes_and_is_told_when_it_changes() {
         .unwrap();
     let MapUpdate::Delta(delta) = get(&mut world, mine.version) else { panic!() };
     assert!(mine.apply(&delta));
-    assert_eq!(*mine, map(&world), "changes lead where the whole map is");
+    assert_eq!(*mine, world.map(), "changes lead where the whole map is");
 }
 
 #[test]
 fn a_disk_in_another_life_is_taken_for_the_old_one_only_by_the_deliberate_bug() {
     let mut world = World::new(1, 3, |config| config.mutations.other_incarnation_accepted = true);
-    world.until("formed", |world| world.leader(CLUSTER).is_some() && !map(world).views.is_empty());
+    world.until("formed", |world| world.leader(CLUSTER).is_some() && !world.map().views.is_empty());
     world.storage.get_mut(&1).unwrap().incarnation = 2;
     world.run(20);
     assert!(all(&world, |view| view.in_sync.contains(&member(1, 2)) && view.syncing.is_empty()));

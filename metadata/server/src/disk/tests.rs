@@ -5,7 +5,7 @@ use crate::config::Server;
 use holdfast_metadata_core::{HardState, LogEntry, LogPosition, LogRecord};
 use holdfast_types::{LogIndex, Term};
 
-fn config(data: &Path) -> Config {
+pub(crate) fn config(data: &Path) -> Config {
     let server = |id| Server { id, address: format!("127.0.0.1:{}", 4000 + id) };
     Config {
         cluster: "ff".into(),

@@ -1,30 +1,11 @@
 use super::*;
 use crate::backup::Writer;
-use crate::config::Server;
 use crate::disk::{Start, prepare};
 use bytes::Bytes;
 use holdfast_types::{LogIndex, Term, Timestamp};
 
 fn config(data: &Path) -> Config {
-    let server = |id| Server { id, address: format!("127.0.0.1:{}", 4100 + id) };
-    Config {
-        cluster: format!("{:032x}", 7),
-        id: 2,
-        address: "127.0.0.1:4102".into(),
-        data: data.into(),
-        authority: "ca.pem".into(),
-        certificate: "cert.pem".into(),
-        key: "key.pem".into(),
-        replicas: 3,
-        groups: 8,
-        storage_expected: 3,
-        out_after: holdfast_config::Span(std::time::Duration::from_secs(600)),
-        cache: holdfast_config::Size(1 << 20),
-        telemetry_address: "off".into(),
-        slow_operation: holdfast_config::Span(std::time::Duration::from_secs(1)),
-        test_skip_sync: false,
-        servers: (1..=3).map(server).collect(),
-    }
+    Config { cluster: format!("{:032x}", 7), ..crate::disk::tests::config(data) }
 }
 
 /// A backup of a cluster that has no pool yet, and a row that this release does not know.
