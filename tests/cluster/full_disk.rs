@@ -73,6 +73,49 @@ fn full_disks_of_all_storage_nodes_are_an_error_and_nothing_more() {
     }
 }
 
+/// Not by us, who leave something for ourselves, but by somebody else, to the last byte.
+#[test]
+fn a_storage_disk_that_others_filled_comes_back_by_itself() {
+    if !can_mount("a_storage_disk_that_others_filled_comes_back_by_itself", &["losetup", "mkfs.ext4"]) {
+        return;
+    }
+    let small_disks = Some((vec!["storage-2".to_owned()], DISK_BYTES));
+    let mut cluster = Cluster::start(&Options { small_disks, ..Options::default() }).expect("healthy");
+    let mount = cluster.mount().expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    let small =
+        |number: usize| &content(number)[..10_000] == std::fs::read(at.join(format!("f{number}"))).expect("read");
+    let files = 1200;
+    for number in 0..files {
+        std::fs::write(at.join(format!("f{number}")), &content(number)[..10_000]).expect("written");
+    }
+    std::fs::File::open(&at).and_then(|directory| directory.sync_all()).expect("synced");
+    shell(&format!("sync -f {}", at.display()), LIMIT).expect("synced");
+    let filler = cluster.folder().join("cluster/storage-2/filler");
+    let line = format!("dd if=/dev/zero of={} bs=64k 2>/dev/null || true; sync -f {0}", filler.display());
+    shell(&line, LIMIT).expect("filled");
+    // Removing goes on, and takes room in the index before it gives any.
+    let mut gone = 0;
+    until("the disk fails", LIMIT, || {
+        for number in gone..(gone + 100).min(files / 2) {
+            std::fs::remove_file(at.join(format!("f{number}")))?;
+        }
+        gone = (gone + 100).min(files / 2);
+        let log = cluster.server("storage-2").expect("runs").log_tail();
+        if log.contains("full to the last byte") { Ok(()) } else { bail!("{gone} were removed: {log}") }
+    })
+    .expect("nothing can be written");
+    assert!((files / 2..files).all(small), "what is on the others is read");
+    std::fs::remove_file(&filler).expect("removed");
+    cluster.wait_healthy(LIMIT).expect("with room it comes back by itself");
+    assert!(cluster.server("storage-2").expect("runs").log_tail().contains("starts anew"));
+    assert!((files / 2..files).all(small));
+    std::fs::write(at.join("f0"), b"more").expect("there is room");
+    cluster.scrub().expect("replicas agree");
+    assert!(!cluster.log_tails().contains("panicked"), "{}", cluster.log_tails());
+    cluster.mounted(mount).unmount().expect("unmounts");
+}
+
 #[test]
 fn a_full_disk_of_one_metadata_server_stops_nobody() {
     if !can_mount("a_full_disk_of_one_metadata_server_stops_nobody", &["losetup", "mkfs.ext4"]) {

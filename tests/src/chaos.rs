@@ -286,7 +286,7 @@ impl Run {
         let name = self.storage();
         let folder = self.cluster.folder().join("cluster").join(&name);
         let ballast = quote(folder.join("chaos-ballast"));
-        self.work.may_be_full();
+        self.work.may_be_full(true);
         shell(
             &format!("fallocate -l $(( $(df --output=avail -B1 {} | tail -n 1) - 65536 )) {ballast}", quote(&folder)),
             LIMIT,
@@ -294,8 +294,8 @@ impl Run {
         let full = self.pause((2_000, AWAY_MS.1));
         shell(&format!("rm {ballast}"), LIMIT)?;
         self.cluster.wait_healthy(LIMIT)?;
-        // A primary learns that a backup has room again when it asks it next, which the first write to each group that is refused has it do. So
-        // refusals may still come, of groups that nobody has written to since.
+        // Errors of buffered bytes that did not fit are told with the next sync, and then no more.
+        self.work.wait_for_room()?;
         Ok(format!("{name} for {full:?}"))
     }
 

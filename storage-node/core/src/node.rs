@@ -126,8 +126,13 @@ impl StorageCore {
                 self.book.leader_heard = self.book.leader_heard.max(Some(sent_at));
             }
             Input::ScrubNow => self.book.scrubs.all_due(now),
-            Input::Space { disk, low: true } => drop(self.book.low.insert(disk)),
-            Input::Space { disk, low: false } => drop(self.book.low.remove(&disk)),
+            Input::Space { disk, low } => {
+                let news = if low { self.book.low.insert(disk) } else { self.book.low.remove(&disk) };
+                let (groups, mut ctx) = self.split(now, effects);
+                for group in groups.values_mut().filter(|_| news) {
+                    group.space_changed(&mut ctx, disk);
+                }
+            }
         }
         self.acknowledge(effects);
     }

@@ -35,6 +35,9 @@ const CHORES: Duration = NODE_HEARTBEAT;
 /// A checkpoint is made so long after the last one if anything was written: bounds what a restart replays and how long
 /// freed space stays unused.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(30);
+/// A disk that fails while so little of the reserve is left failed for want of room, and when there is so much it is worth another try. By eye.
+const STARVED_PERCENT: u64 = 25;
+const ROOM_PERCENT: u64 = 50;
 /// Threads for reads. By eye: enough to keep a disk and two cores busy.
 const READERS: usize = 3;
 
@@ -46,6 +49,8 @@ pub(crate) struct Vitals {
     pub capacity: AtomicU64,
     pub free: AtomicU64,
     pub failed: AtomicBool,
+    /// It failed for want of room, and there is some: opened anew it serves, after what a crash would have cost.
+    pub room_again: AtomicBool,
     /// How long reads that wait for the disk, and batches of changes, take of late.
     reads: Mutex<Reads>,
     writes: Mutex<Gauge>,
@@ -256,6 +261,7 @@ pub(crate) fn start(
             low: false,
             damage: DamageTotals::default(),
             told: false,
+            starved: false,
         };
         let thread = std::thread::Builder::new().name(format!("disk-{}", id.0)).spawn(move || writer.run(&queue))?;
         threads.disks.push((changes, thread));
@@ -400,6 +406,8 @@ struct Writer {
     damage: DamageTotals,
     /// The failure was logged.
     told: bool,
+    /// It failed while the file system was full.
+    starved: bool,
 }
 
 impl Writer {
@@ -473,7 +481,13 @@ impl Writer {
         self.vitals.failed.store(true, Ordering::Relaxed);
         if !std::mem::replace(&mut self.told, true) {
             let reason = self.store.fault().unwrap_or_default();
-            tracing::error!(disk = %self.id, reason, "disk failed; it leaves its views");
+            // Errors of a full disk have many names: what counts is that it was full when it failed.
+            self.starved = self.store.space().is_ok_and(|space| space.reserve_percent < STARVED_PERCENT);
+            if self.starved {
+                tracing::error!(disk = %self.id, reason, "disk is full to the last byte and leaves its views: make room, and it comes back by itself");
+            } else {
+                tracing::error!(disk = %self.id, reason, "disk failed; it leaves its views");
+            }
         }
     }
 
@@ -493,6 +507,7 @@ impl Writer {
             Ok(space) => {
                 self.vitals.capacity.store(space.total, Ordering::Relaxed);
                 self.vitals.free.store(space.free, Ordering::Relaxed);
+                self.vitals.room_again.store(self.starved && space.reserve_percent >= ROOM_PERCENT, Ordering::Relaxed);
                 if space.low != self.low {
                     self.low = space.low;
                     tracing::warn!(disk = %self.id, free = space.free, low = space.low, "disk space crossed the mark");

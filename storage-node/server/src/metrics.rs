@@ -15,7 +15,7 @@ use holdfast_wire::chunk::{ChunkAnswer, ChunkOp};
 use holdfast_wire::group::ScrubResult;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use strum::VariantNames;
 
@@ -69,7 +69,8 @@ pub struct Metrics {
     slow: SlowLog,
     heard_ms: AtomicU64,
     started: Instant,
-    standing: OnceLock<Arc<Standing>>,
+    /// Of the life that the node is in.
+    standing: RwLock<Option<Arc<Standing>>>,
 }
 
 impl Metrics {
@@ -104,7 +105,7 @@ impl Metrics {
             slow: SlowLog::new(slow),
             heard_ms: AtomicU64::new(0),
             started: Instant::now(),
-            standing: OnceLock::new(),
+            standing: RwLock::default(),
         }
     }
 
@@ -118,10 +119,21 @@ impl Metrics {
         self.disks[backend.name()].inc();
     }
 
-    /// The node's standing, once there is one.
+    /// The node is put together, and stands so.
     pub(crate) fn stands(&self, standing: Arc<Standing>) {
-        // Set once, when the node is put together.
-        let _ = self.standing.set(standing);
+        *self.standing.write().unwrap_or_else(PoisonError::into_inner) = Some(standing);
+    }
+
+    fn standing(&self) -> Option<Arc<Standing>> {
+        self.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The node's disks are closed, to be opened anew.
+    pub(crate) fn disks_closed(&self) {
+        *self.standing.write().unwrap_or_else(PoisonError::into_inner) = None;
+        for gauge in self.disks.values() {
+            gauge.set(0);
+        }
     }
 
     /// The leader answered a heartbeat.
@@ -137,7 +149,7 @@ const DISK_HANGS: Duration = Duration::from_secs(30);
 
 impl Health for Metrics {
     fn alive(&self) -> Result<(), String> {
-        let Some(standing) = self.standing.get() else { return Ok(()) };
+        let Some(standing) = self.standing() else { return Ok(()) };
         if standing.disks.iter().all(|(.., vitals)| vitals.failed.load(Ordering::Relaxed)) {
             return Err("all disks failed; replace them".into());
         }
@@ -145,7 +157,7 @@ impl Health for Metrics {
     }
 
     fn ready(&self) -> Result<(), String> {
-        let standing = self.standing.get().ok_or("starting: disks are being opened")?;
+        let standing = self.standing().ok_or("starting: disks are being opened")?;
         let heard = self.heard_ms.load(Ordering::Relaxed);
         let silent = self.started.elapsed().saturating_sub(Duration::from_millis(heard));
         if heard == 0 || silent > LEADER_SILENT_MAX {

@@ -31,12 +31,13 @@ use holdfast_storage_core::{Config as CoreConfig, Input, Limits, Mutations, Stor
 use holdfast_store::{FjallConfig, FjallTable};
 use holdfast_telemetry::http::{self, ListenError};
 use holdfast_telemetry::metrics::Registry;
+use holdfast_types::limits::NODE_HEARTBEAT;
 use holdfast_types::{DiskId, prng};
 use holdfast_wire::metadata::Request;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -46,6 +47,9 @@ const TICK: Duration = Duration::from_millis(50);
 const CANCELLED_TICKS: u64 = 10;
 /// How often the times of scrubs are written down, if there are new ones.
 const SCRUBS_KEPT: Duration = Duration::from_secs(2);
+/// How long opening is tried by a node that starts anew, and the pause between.
+const OPEN_AGAIN: Duration = Duration::from_secs(90);
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long answers under way may take at a stop.
 const GRACE: Duration = Duration::from_millis(500);
 /// How long a planned stop waits for the leader to hear of it, and then to take the node out of its views.
@@ -110,7 +114,7 @@ pub struct Listening {
 }
 
 /// Runs a storage node until `shutdown` becomes true. `ready` is called once, with its addresses, when the node listens and
-/// the leader has heard of it.
+/// the leader has heard of it. One of which a disk had no room left, to the last byte, starts anew from what it holds when there is some.
 ///
 /// At a stop the node leaves its views first, as far as the leader answers and somebody else can go on; this is bounded.
 ///
@@ -121,17 +125,61 @@ pub async fn run(
     shutdown: watch::Receiver<bool>,
     ready: impl FnOnce(Listening) + Send,
 ) -> Result<(), Error> {
-    let identity = identity(&config)?;
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::register(&mut registry, config.slow_operation.0));
     let endpoint = http::serve(&config.telemetry_address, registry, metrics.clone()).await?;
     let telemetry = endpoint.as_ref().map(http::Endpoint::address);
+    let (mut config, mut ready, mut again) = (config, Some(ready), None);
+    loop {
+        let address = Arc::new(OnceLock::new());
+        let say = {
+            let (address, ready) = (Arc::clone(&address), &mut ready);
+            move |listening: String| {
+                let _ = address.set(listening.clone());
+                if let Some(ready) = ready.take() {
+                    ready(Listening { address: listening, telemetry });
+                }
+            }
+        };
+        match run_once(&config, &metrics, shutdown.clone(), say).await {
+            Ok(Ended::Asked) => return Ok(()),
+            Ok(Ended::RoomAgain) => again = Some(Instant::now()),
+            // Somebody may hold on to the tables of the life before for a while.
+            Err(error @ Error::Disk { .. }) if again.is_some_and(|since| since.elapsed() < OPEN_AGAIN) => {
+                tracing::warn!(%error, "not opened yet; trying again");
+                if tokio::time::timeout(PAUSE, shutdown.clone().wait_for(|stop| *stop)).await.is_ok() {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        metrics.disks_closed();
+        // The port that was chosen stays.
+        config.address = address.get().cloned().unwrap_or(config.address);
+    }
+}
+
+/// Why one life of a node is over, if not by an error.
+enum Ended {
+    /// It was asked to stop.
+    Asked,
+    /// A disk had failed for want of room, and there is some.
+    RoomAgain,
+}
+
+async fn run_once(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    shutdown: watch::Receiver<bool>,
+    ready: impl FnOnce(String) + Send,
+) -> Result<Ended, Error> {
+    let identity = identity(config)?;
     let stores = {
-        let (config, metrics) = (config.clone(), Arc::clone(&metrics));
+        let (config, metrics) = (config.clone(), Arc::clone(metrics));
         // Opening replays journals and may take a while: not on the runtime's threads.
         tokio::task::spawn_blocking(move || open_disks(&config, &metrics)).await.map_err(|_| Error::Died)??
     };
-    let node = Node::assemble(&config, &identity, stores, metrics)?;
+    let node = Node::assemble(config, &identity, stores, Arc::clone(metrics))?;
     let address: Address = config.address.parse()?;
     let service = Service {
         owner: Arc::clone(&node.owner),
@@ -148,8 +196,7 @@ pub async fn run(
         }
     };
     let said = said_address(&config.address, &server);
-    let ready = |address| ready(Listening { address, telemetry });
-    let result = node.serve(&config, said, shutdown, ready).await;
+    let result = node.serve(config, said, shutdown, ready).await;
     server.shutdown(GRACE).await;
     node.end().await;
     result
@@ -321,7 +368,7 @@ impl Node {
         address: String,
         mut shutdown: watch::Receiver<bool>,
         ready: impl FnOnce(String) + Send,
-    ) -> Result<(), Error> {
+    ) -> Result<Ended, Error> {
         let (heard, mut hears) = watch::channel(false);
         let beat = Arc::new(Beat {
             node: config.node_id(),
@@ -343,23 +390,27 @@ impl Node {
         tasks.spawn(keep_scrubs(Arc::clone(&self.scrubs)));
         let mut dead = self.owner.dead();
         let mut ready = Some(ready);
-        loop {
+        let ended = loop {
             tokio::select! {
                 _ = hears.wait_for(|heard| *heard), if ready.is_some() => {
                     if let Some(ready) = ready.take() {
                         ready(address.clone());
                     }
                 }
-                _ = shutdown.wait_for(|stop| *stop) => break,
+                _ = shutdown.wait_for(|stop| *stop) => break Ended::Asked,
+                disk = room_again(&self.standing) => {
+                    tracing::warn!(%disk, "there is room again on a disk that had failed for want of it: this node starts anew");
+                    break Ended::RoomAgain;
+                }
                 _ = dead.wait_for(|dead| *dead) => return Err(Error::Died),
                 // None of the tasks ends unless it panics.
                 _ = tasks.join_next() => return Err(Error::Died),
             }
-        }
+        };
         if config.leave_on_stop {
             self.leave(config).await;
         }
-        Ok(())
+        Ok(ended)
     }
 
     /// A planned stop: out of the views first, as far as that is possible, so that nobody has to wait for our silence.
@@ -389,6 +440,18 @@ impl Node {
         let joined = joined.await;
         if joined.is_err() {
             tracing::error!("a disk's thread panicked");
+        }
+    }
+}
+
+/// Waits until a disk that had failed for want of room has some.
+async fn room_again(standing: &Standing) -> DiskId {
+    let mut ticks = tokio::time::interval(NODE_HEARTBEAT);
+    loop {
+        ticks.tick().await;
+        let again = |vitals: &disk::Vitals| vitals.room_again.load(Ordering::Relaxed);
+        if let Some((disk, ..)) = standing.disks.iter().find(|(.., vitals)| again(vitals)) {
+            return *disk;
         }
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use holdfast_types::prng::Prng;
@@ -26,6 +26,8 @@ const KEPT: u64 = 50;
 /// How long one step may take when nothing fails any more.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
+/// Nobody who tries goes so long without being refused, if there is no room.
+const CALM: Duration = Duration::from_secs(3);
 /// Readers leave the processors to others between two looks.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -209,9 +211,26 @@ impl Work {
         assert_eq!(before.is_multiple_of(2), off, "power goes and comes in turn");
     }
 
-    /// For want of space, steps may be refused from now on.
-    pub fn may_be_full(&self) {
-        self.truth.full.store(true, Ordering::SeqCst);
+    /// For want of space steps may be refused from now on, or may not be.
+    pub fn may_be_full(&self, full: bool) {
+        self.truth.full.store(full, Ordering::SeqCst);
+    }
+
+    /// Waits until no step is refused any more.
+    ///
+    /// # Errors
+    /// When some still are.
+    pub fn wait_for_room(&self) -> Result<()> {
+        let (mut refused, mut since) = (seen(&self.truth.refused), Instant::now());
+        crate::until("an end of refusals", STEP_LIMIT, || {
+            let now = seen(&self.truth.refused);
+            if now != refused {
+                (refused, since) = (now, Instant::now());
+            }
+            if since.elapsed() < CALM { bail!("{refused} steps were refused") } else { Ok(()) }
+        })?;
+        self.may_be_full(false);
+        Ok(())
     }
 
     /// Waits until each of them has done something new.

@@ -267,6 +267,13 @@ impl Member {
         }
     }
 
+    /// The disk is nearly full, or no longer.
+    pub(crate) fn say_space(&self, base: &Base, ctx: &mut Ctx<'_>) {
+        if self.stream != 0 {
+            self.say_persisted(base, ctx, false);
+        }
+    }
+
     fn say_persisted(&self, base: &Base, ctx: &mut Ctx<'_>, gap: bool) {
         let early = ctx.config.mutations.acknowledge_before_durable;
         let durable = if early { self.received } else { self.durable };

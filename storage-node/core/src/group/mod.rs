@@ -28,7 +28,7 @@ use crate::local::{LocalError, LocalOutcome, Ticket};
 use base::{Base, Tag};
 use bytes::Bytes;
 use checkup::Examined;
-use holdfast_types::{Epoch, GroupId, Instant, MemberId, NodeId, OpNumber};
+use holdfast_types::{DiskId, Epoch, GroupId, Instant, MemberId, NodeId, OpNumber};
 use holdfast_wire::chunk::{ChunkRequest, Refusal};
 use holdfast_wire::group::{GroupBody, GroupMessage, ScrubResult};
 use holdfast_wire::map::View;
@@ -355,6 +355,15 @@ impl Group {
                 }
             }
             Role::Primary(primary) => primary.peer_connected(&self.base, ctx, node),
+        }
+    }
+
+    /// A disk is nearly full, or no longer. The primary refuses what grows meanwhile: it hears of either at once.
+    pub(crate) fn space_changed(&mut self, ctx: &mut Ctx<'_>, disk: DiskId) {
+        if let Role::Member(member) = &self.role
+            && self.base.me.disk == disk
+        {
+            member.say_space(&self.base, ctx);
         }
     }
 

@@ -12,6 +12,9 @@ use holdfast_types::{Instant, MemberId, OpCount, OpNumber};
 use holdfast_wire::group::{GroupBody, GroupChange, Origin};
 use std::collections::VecDeque;
 
+/// A member that was nearly full is asked again after so many times the time after which others are.
+const LOW_ASKED: u32 = 4;
+
 #[derive(Debug)]
 struct Item {
     position: u64,
@@ -172,16 +175,22 @@ impl StreamOut {
         }
     }
 
-    /// Asks if it is time to, or if the member does not know what is settled.
+    /// Asks if it is time to, or if the member does not know what is settled. A member whose disk was nearly full is asked although nothing is on
+    /// its way: that it has room again may have been said to nobody.
     pub(crate) fn tick(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
-        let late = !self.items.is_empty() && ctx.now.since(self.asked_at) >= ctx.config.limits.resend;
+        let resend = ctx.config.limits.resend;
+        let late = match (self.items.is_empty(), self.low) {
+            (false, _) => ctx.now.since(self.asked_at) >= resend,
+            (true, true) => ctx.now.since(self.asked_at) >= resend * LOW_ASKED,
+            (true, false) => false,
+        };
         if late || self.told < base.settled {
             self.ask(base, ctx);
         }
     }
 
-    /// Nothing is on its way and the member knows what is settled.
+    /// Nothing is on its way, the member knows what is settled, and its disk was not nearly full when it last spoke.
     pub(crate) fn at_rest(&self, settled: OpNumber) -> bool {
-        self.items.is_empty() && self.told >= settled
+        self.items.is_empty() && self.told >= settled && !self.low
     }
 }

@@ -243,19 +243,31 @@ fn a_primary_without_peers_stops_when_the_metadata_leader_is_silent() {
 }
 
 #[test]
-fn room_on_a_backup_is_found_out_where_nothing_but_refusals_happens() {
-    let mut world = quiet(14, 3, 3, Mutations::default());
-    let backup = backups(&world)[0];
-    let disk = world.authority.map.views[0].primary.disk;
-    world.step(backup, Input::Space { disk, low: true });
-    // It says so with the first write that it takes; the next is refused, and tried again and again.
-    written(&mut world, 0, 0, 4000);
-    write(&mut world, 0, 0, 4000);
-    world.run(2_000);
-    assert!(world.clients[0].refused > 0 && !world.clients[0].is_idle());
-    world.step(backup, Input::Space { disk, low: false });
-    world.until("the write is taken", 5_000, |w| w.clients[0].is_idle());
-    world.settle();
+fn writes_are_refused_while_a_backup_is_nearly_full_and_taken_as_soon_as_it_is_not() {
+    for lost in [false, true] {
+        let mut world = quiet(14, 3, 3, Mutations::default());
+        let backup = backups(&world)[0];
+        let disk = world.authority.map.views[0].primary.disk;
+        written(&mut world, 0, 0, 4000);
+        // It says so although nothing is written there.
+        world.step(backup, Input::Space { disk, low: true });
+        world.run(2_000);
+        write(&mut world, 0, 0, 4000);
+        world.until("the write is refused", 1_000, |w| w.clients[0].is_idle());
+        assert_eq!(world.clients[0].refused, 1);
+        if lost {
+            // Nobody hears of it.
+            let core = world.nodes[backup].core.as_mut().expect("runs");
+            core.step(holdfast_types::Instant(world.now), Input::Space { disk, low: false }, &mut Vec::new());
+            world.run(2_000);
+        } else {
+            world.step(backup, Input::Space { disk, low: false });
+            world.run(50);
+        }
+        written(&mut world, 0, 0, 4000);
+        assert_eq!(world.clients[0].refused, 1, "word lost: {lost}");
+        world.settle();
+    }
 }
 
 #[test]
