@@ -2,7 +2,6 @@
 
 use crate::options::Options;
 use holdfast_client::{ClusterFile, ClusterFileError};
-use holdfast_types::InstanceGeneration;
 use holdfast_wire::metadata::ClientRecord;
 use std::path::{Path, PathBuf};
 
@@ -17,12 +16,10 @@ pub struct Config {
     pub mount_point: PathBuf,
     /// How.
     pub options: Options,
-    /// Name and generation that an orchestrator gave to what uses the mount.
-    pub instance: Option<(String, InstanceGeneration)>,
 }
 
 impl Config {
-    /// A mount without an instance. `cluster` is the path of a cluster file.
+    /// A mount. `cluster` is the path of a cluster file.
     ///
     /// # Errors
     /// When the cluster file cannot be used.
@@ -33,18 +30,17 @@ impl Config {
         options: Options,
     ) -> Result<Self, ClusterFileError> {
         let cluster = ClusterFile::load(cluster)?;
-        Ok(Self { cluster, volume: volume.into(), mount_point: mount_point.into(), options, instance: None })
+        Ok(Self { cluster, volume: volume.into(), mount_point: mount_point.into(), options })
     }
 
     /// How the cluster is told who mounts.
     pub(crate) fn client_record(&self) -> ClientRecord {
-        let (instance, instance_generation) = self.instance.clone().unwrap_or_default();
         ClientRecord {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             pid: std::process::id(),
             mount_point: self.mount_point.to_string_lossy().into_owned(),
-            instance,
-            instance_generation,
+            instance: self.options.instance.clone().unwrap_or_default(),
+            instance_generation: self.options.generation,
         }
     }
 }

@@ -4,7 +4,10 @@
 //! other file systems take and that change nothing here (`defaults`, `nofail`, `_netdev`, ...) are accepted, so that `fstab` lines
 //! and container runtimes need no special case.
 
+use holdfast_types::InstanceGeneration;
 use std::time::Duration;
+
+const INSTANCE_BYTES_MAX: usize = 253;
 
 /// How a volume is to be mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,10 @@ pub struct Options {
     pub execute: bool,
     /// Reading a file sets its access time as `relatime` has it; else it never does.
     pub relatime: bool,
+    /// Name that an orchestrator gives to what uses the mount. A mount of the same volume and instance with a greater generation ends this one.
+    pub instance: Option<String>,
+    /// Generation of that instance; counts for nothing without one.
+    pub generation: InstanceGeneration,
 }
 
 impl Default for Options {
@@ -50,6 +57,8 @@ impl Default for Options {
             devices: false,
             execute: true,
             relatime: true,
+            instance: None,
+            generation: InstanceGeneration(0),
         }
     }
 }
@@ -98,6 +107,8 @@ const KNOWN: &[&str] = &[
     "noexec",
     "relatime",
     "noatime",
+    "instance=NAME",
+    "generation=N",
 ];
 
 /// Options that are accepted and change nothing: either they are always so, or they are for others to read.
@@ -129,6 +140,13 @@ impl Options {
         for given in texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|given| !given.is_empty()) {
             options.apply(given)?;
         }
+        if options.instance.is_none() && options.generation.0 > 0 {
+            return Err(OptionError::Value {
+                name: "generation".into(),
+                value: options.generation.to_string(),
+                wanted: "of use without instance=NAME, which it is the generation of",
+            });
+        }
         Ok(options)
     }
 
@@ -154,6 +172,8 @@ impl Options {
             ("writeback_delay", value) => self.writeback_delay = Some(duration(name, value.unwrap_or(""))?),
             ("slow_operation", value) => self.slow_operation = Some(duration(name, value.unwrap_or(""))?),
             ("telemetry", Some(value)) => self.telemetry = Some(telemetry(value)?),
+            ("instance", value) => self.instance = Some(instance(value.unwrap_or(""))?),
+            ("generation", value) => self.generation = generation(value.unwrap_or(""))?,
             ("cache", value) => self.cache_bytes = Some(size(name, value.unwrap_or(""))?),
             ("write_buffer", value) => self.write_buffer_bytes = Some(size(name, value.unwrap_or(""))?),
             _ if is_for_others => {}
@@ -177,6 +197,25 @@ fn duration(name: &str, value: &str) -> Result<Duration, OptionError> {
         name: name.into(),
         value: value.into(),
         wanted: "a number of seconds above 0 (units ms, s, min)",
+    })
+}
+
+/// A name of up to 253 bytes, as long as those of hosts and pods may be.
+fn instance(value: &str) -> Result<String, OptionError> {
+    let is_name = !value.is_empty() && value.len() <= INSTANCE_BYTES_MAX && !value.contains(char::is_control);
+    is_name.then(|| value.to_owned()).ok_or_else(|| OptionError::Value {
+        name: "instance".into(),
+        value: value.into(),
+        wanted: "a name of 1 to 253 bytes",
+    })
+}
+
+/// A number.
+fn generation(value: &str) -> Result<InstanceGeneration, OptionError> {
+    value.parse().map(InstanceGeneration).map_err(|_| OptionError::Value {
+        name: "generation".into(),
+        value: value.into(),
+        wanted: "a number, greater for whoever is to take over",
     })
 }
 
@@ -234,6 +273,8 @@ mod tests {
             ..Options::default()
         };
         assert_eq!(options, Ok(expected));
+        let named = parse("generation=7,instance=db-0").map(|options| (options.instance, options.generation));
+        assert_eq!(named, Ok((Some("db-0".into()), InstanceGeneration(7))));
         assert_eq!(Options::parse(&[]), Ok(Options::default()));
     }
 
@@ -250,9 +291,19 @@ mod tests {
 
     #[test]
     fn a_value_out_of_its_bounds_is_an_error() {
-        for text in
-            ["soft", "soft=", "soft=0", "soft=-1", "soft=1h", "cache=1T", "cache=99999999999G", "telemetry=9000"]
-        {
+        for text in [
+            "instance=",
+            "generation=x",
+            "generation=3",
+            "soft",
+            "soft=",
+            "soft=0",
+            "soft=-1",
+            "soft=1h",
+            "cache=1T",
+            "cache=99999999999G",
+            "telemetry=9000",
+        ] {
             assert!(matches!(parse(text), Err(OptionError::Value { .. })), "{text}");
         }
     }

@@ -22,3 +22,4 @@ mod start_order;
 mod telemetry;
 mod two_mounts;
 mod up;
+mod zombies;

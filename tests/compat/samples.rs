@@ -11,8 +11,8 @@ use holdfast_types::{
 };
 use holdfast_wire::admin::{
     AdminAnswer, AdminRequest, ChunkFacts, ClusterStatus, DiskStatus, GroupScrub, HeldByNode, HeldGroup, HeldTable,
-    InodeFacts, RebuildStatus, ServerPlace, ServerRecord, ServerStatus, SessionStatus, ShardStatus, SlowIn, Slowness,
-    StoragePlace, StorageStatus, TableCheck, WholeFile,
+    InodeFacts, RebuildStatus, ServerPlace, ServerRecord, ServerStatus, SessionState, SessionStatus, ShardStatus,
+    SlowIn, Slowness, StoragePlace, StorageStatus, TableCheck, WholeFile,
 };
 use holdfast_wire::chunk::{ByteRange, ChunkAnswer, ChunkOp, ChunkRequest, Refusal};
 use holdfast_wire::group::{
@@ -702,7 +702,13 @@ fn cluster_status() -> ClusterStatus {
         host: "host".into(),
         pid: 81,
         mount_point: "/mnt".into(),
+        instance: "db-0".into(),
+        instance_generation: InstanceGeneration(3),
+        state: SessionState::Attached { caching: true },
     };
+    let silent = SessionStatus { state: SessionState::Silent { since: Timestamp::from_nanos(9) }, ..session.clone() };
+    let ending = SessionStatus { state: SessionState::Ending { reason: "fenced".into() }, ..session.clone() };
+    let attaching = SessionStatus { state: SessionState::Attaching, ..session.clone() };
     ClusterStatus {
         cluster: ClusterId(1 << 120),
         version: MapVersion(60),
@@ -724,6 +730,6 @@ fn cluster_status() -> ClusterStatus {
         storage: vec![storage],
         storage_gone: vec![NodeId(9)],
         rebuild: RebuildStatus { lost: 1, draining: 2, moving: 3, under_way: 4, bytes_left: 5, seconds_left: Some(6) },
-        sessions: vec![session],
+        sessions: vec![session, silent, ending, attaching],
     }
 }

@@ -29,7 +29,8 @@ pub struct Options {
     pub storage: u32,
     /// Copies of each chunk.
     pub replicas: u32,
-    /// Each server, and the mounts together, on a host (network namespace) of its own.
+    /// Each server, and the mounts together, on a host (network namespace) of its own. `client` is that of the mounts, `client-2` another for
+    /// some of them.
     pub namespaces: bool,
     /// Each server's folder on a disk whose power can be cut.
     pub power_loss: bool,
@@ -103,7 +104,7 @@ impl Cluster {
         let mut cluster = Self { folder, servers: Vec::new(), mounts: Vec::new(), network: None, power: None, janitor };
         if options.namespaces {
             let mut hosts = names.clone();
-            hosts.push("client".to_string());
+            hosts.extend(["client", "client-2"].map(str::to_string));
             cluster.network = Some(Network::create(&hosts, &cluster.janitor)?);
         }
         cluster.init(options)?;
@@ -298,7 +299,7 @@ impl Cluster {
     }
 
     fn admin_command(&self, words: &[&str]) -> Result<Command> {
-        let mut all = self.words_before("client")?;
+        let mut all = self.words_before("client-2")?;
         all.push(holdfast()?.to_string_lossy().into_owned());
         let mut command = Command::new(&all[0]);
         command.args(&all[1..]).args(["admin", "--cluster"]).arg(self.file()).args(words);
@@ -386,11 +387,23 @@ impl Cluster {
     /// # Errors
     /// When its folder cannot be made.
     pub fn prepare_mount(&mut self) -> Result<usize> {
+        self.prepare_mount_on("client", "")
+    }
+
+    /// The same on one of the clients' hosts, with mount options.
+    ///
+    /// # Errors
+    /// When its folder cannot be made.
+    pub fn prepare_mount_on(&mut self, host: &str, options: &str) -> Result<usize> {
         let number = self.mounts.len();
         let name = format!("mount-{}", number + 1);
         let (at, log) = (self.folder.join(&name), self.log(&name));
-        let before = self.words_before("client")?;
-        self.mounts.push(Mount::prepare(before, &self.file(), "main", &at, &log, &self.janitor)?);
+        let before = self.words_before(host)?;
+        let mut mount = Mount::prepare(before, &self.file(), "main", &at, &log, &self.janitor)?;
+        if !options.is_empty() {
+            mount.process().add_words(&["-o", options]);
+        }
+        self.mounts.push(mount);
         Ok(number)
     }
 

@@ -49,6 +49,11 @@ impl Process {
         &self.command
     }
 
+    /// Words at the end of its command, from the next start on.
+    pub fn add_words(&mut self, words: &[&str]) {
+        self.command.extend(words.iter().map(ToString::to_string));
+    }
+
     /// Its process id while it runs.
     pub fn pid(&self) -> Option<i32> {
         self.running.as_ref().map(|running| running.pid.as_raw_nonzero().get())

@@ -1,7 +1,7 @@
 //! `holdfast admin`: what an administrator sees and does.
 
 use crate::cli::{Admin, AdminCommand, Limit, LimitArguments, MetadataCommand, VolumeCommand};
-use crate::{backup, fsck, layout, scrub, storage};
+use crate::{backup, fsck, layout, scrub, sessions, storage};
 use anyhow::{Context, Result, bail};
 use holdfast_client::{Cluster, ClusterFile, MetadataAddress, RequestError};
 use holdfast_config::Size;
@@ -48,6 +48,8 @@ async fn carry_out(admin: Admin) -> Result<ExitCode> {
         AdminCommand::Status { json } => status(&file, &cluster, json).await,
         AdminCommand::Fsck { json, quick } => fsck::run(&file, &cluster, &fsck::Options { json, quick }).await,
         AdminCommand::Scrub { json, now } => scrub::run(&cluster, json, now).await,
+        AdminCommand::Sessions { json, which } => sessions::list(&cluster, &which, json).await,
+        AdminCommand::Fence { ids, which } => sessions::fence(&cluster, &ids, &which).await,
         AdminCommand::Volume(command) => volume(&cluster, command).await,
         AdminCommand::Metadata(command) => metadata(&path, &file, &cluster, command).await,
         AdminCommand::Storage(command) => storage::run(&path, &file, &cluster, command).await,
@@ -191,14 +193,16 @@ async fn volume(cluster: &Cluster, command: VolumeCommand) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn volumes(cluster: &Cluster) -> Result<Vec<VolumeRecord>> {
+/// All volumes.
+pub async fn volumes(cluster: &Cluster) -> Result<Vec<VolumeRecord>> {
     match cluster.request(ShardId::CLUSTER, Request::ListVolumes, PATIENCE).await? {
         Response::Volumes(volumes) => Ok(volumes),
         other => odd(&other),
     }
 }
 
-fn odd<T>(answer: &Response) -> Result<T> {
+/// An answer to another question.
+pub fn odd<T>(answer: &Response) -> Result<T> {
     bail!("the leader answered something else: {answer:?}")
 }
 

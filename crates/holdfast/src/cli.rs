@@ -148,6 +148,22 @@ pub enum AdminCommand {
         #[arg(long)]
         now: bool,
     },
+    /// Mounts of volumes: who has what mounted where, since when it is silent, and what becomes of it.
+    Sessions {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// End sessions at once, whatever they are doing: when this returns, no storage node takes a byte from them any more, and what they held
+    /// is free for others. Exit status 0 if it is so, 1 if there was nobody to fence.
+    Fence {
+        /// Sessions by their ids, as `admin sessions` shows them.
+        ids: Vec<u64>,
+        #[command(flatten)]
+        which: Which,
+    },
     /// Volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -157,6 +173,20 @@ pub enum AdminCommand {
     /// Storage nodes.
     #[command(subcommand)]
     Storage(StorageCommand),
+}
+
+/// Which sessions: those to which all that is given applies.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Which {
+    /// Of this volume.
+    #[arg(long, value_name = "NAME")]
+    pub volume: Option<String>,
+    /// Of mounts on this host, by the name that it calls itself.
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// Of this instance, as `-o instance=NAME` named it.
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<String>,
 }
 
 /// What is done with storage nodes. All of it goes on in the cluster, whoever asked for it may leave; the data stays whole and in use.

@@ -12,6 +12,7 @@ mod layout;
 mod mount;
 mod role;
 mod scrub;
+mod sessions;
 mod signals;
 mod storage;
 mod up;

@@ -53,10 +53,13 @@ async fn serve(
         _ = stopped.wait_for(|stop| *stop) => return servers.stop().await,
     }
     let cluster = data.join(layout::CLUSTER_FILE);
-    let options = holdfast_fuse_client::Options::parse(&[])?;
-    let mut config = holdfast_fuse_client::Config::new(&cluster, "main", mount, options)?;
     // The mount of an earlier run that was killed is over by a greater generation: no TTL has to pass first.
-    config.instance = Some(("up".into(), next_generation(data)?));
+    let options = holdfast_fuse_client::Options {
+        instance: Some("up".into()),
+        generation: next_generation(data)?,
+        ..holdfast_fuse_client::Options::default()
+    };
+    let config = holdfast_fuse_client::Config::new(&cluster, "main", mount, options)?;
     let ready = move |at: &Path, telemetry: Option<SocketAddr>| {
         let telemetry = role::telemetry_field(telemetry);
         println!("ready mount={} cluster={}{telemetry}", at.display(), cluster.display());

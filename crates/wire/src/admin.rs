@@ -4,8 +4,8 @@ use crate::group::{KeyRange, ScrubResult};
 use crate::map::ClusterMap;
 use bytes::Bytes;
 use holdfast_types::{
-    ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, InodeId, LogIndex, MapVersion, MemberId, NodeId,
-    OpNumber, ServerId, SessionId, ShardId, Term, VolumeId,
+    ChunkKey, ClusterId, DiskId, Generation, GroupId, Incarnation, InodeId, InstanceGeneration, LogIndex, MapVersion,
+    MemberId, NodeId, OpNumber, ServerId, SessionId, ShardId, Term, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -421,4 +421,32 @@ pub struct SessionStatus {
     pub pid: u32,
     /// Where it is mounted.
     pub mount_point: String,
+    /// Name that an orchestrator gave to what uses the mount. Empty: none.
+    pub instance: String,
+    /// Generation of that instance.
+    pub instance_generation: InstanceGeneration,
+    /// How it stands with the volumes' leader, as the answering server has heard.
+    pub state: SessionState,
+}
+
+/// How a session stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionState {
+    /// It is opened and waits to be let in.
+    Attaching,
+    /// It is attached. It alone may cache what the volume holds, or works through the servers.
+    Attached {
+        /// It may cache.
+        caching: bool,
+    },
+    /// It was not heard of for its time to live: whoever wants what it holds gets it.
+    Silent {
+        /// When that was found out.
+        since: Timestamp,
+    },
+    /// It is over, and storage nodes are being told.
+    Ending {
+        /// Why.
+        reason: String,
+    },
 }

@@ -246,7 +246,10 @@ impl MetadataCore {
                 self.cluster_lead.dirty = true;
             }
             Event::Deposed => self.cluster_deposed(),
-            Event::Changed => self.tell_subscribers(),
+            Event::Changed => {
+                self.tell_subscribers();
+                self.sessions_changed();
+            }
         }
     }
 

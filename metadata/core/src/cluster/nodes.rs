@@ -16,9 +16,10 @@ use crate::api::ticks;
 use crate::command::{ClusterCommand, NodeChange, ViewChange, ViewStep, home};
 use crate::core::MetadataCore;
 use crate::tables::cluster::{GroupRow, NodeRow};
+use crate::tables::session::Phase;
 use holdfast_types::limits::{NODE_TTL, REFORM_PATIENCE};
-use holdfast_types::{Epoch, GroupId, Incarnation, MapVersion, MemberId, NodeId};
-use holdfast_wire::admin::{ClusterStatus, DiskStatus, SessionStatus, StoragePlace, StorageStatus};
+use holdfast_types::{Epoch, GroupId, Incarnation, MapVersion, MemberId, NodeId, SessionId};
+use holdfast_wire::admin::{ClusterStatus, DiskStatus, SessionState, SessionStatus, StoragePlace, StorageStatus};
 use holdfast_wire::map::{DiskRecord, NodeRecord, View};
 use holdfast_wire::metadata::{DiskState, Heartbeat};
 use std::collections::BTreeMap;
@@ -429,8 +430,21 @@ impl MetadataCore {
                     host: row.client.host.clone(),
                     pid: row.client.pid,
                     mount_point: row.client.mount_point.clone(),
+                    instance: row.client.instance.clone(),
+                    instance_generation: row.client.instance_generation,
+                    state: self.session_standing(*id),
                 })
                 .collect(),
+        }
+    }
+
+    /// As far as this server's copy of the volumes' shard knows.
+    fn session_standing(&self, session: SessionId) -> SessionState {
+        let Some(row) = self.volumes.machine.sessions().get(&session) else { return SessionState::Attaching };
+        match (&row.phase, row.parked) {
+            (Phase::Ending { reason }, _) => SessionState::Ending { reason: reason.clone() },
+            (Phase::Attached, Some(since)) => SessionState::Silent { since },
+            (Phase::Attached, None) => SessionState::Attached { caching: row.caching },
         }
     }
 

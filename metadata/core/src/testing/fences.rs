@@ -4,7 +4,8 @@ use super::{World, envelope};
 use crate::api::{Caller, ticks};
 use holdfast_types::limits::{DRIFT_MARGIN, NODE_TTL};
 use holdfast_types::{SessionId, ShardId};
-use holdfast_wire::metadata::{Request, Response};
+use holdfast_wire::admin::{SessionState, SessionStatus};
+use holdfast_wire::metadata::{ClientRecord, Request, Response};
 use std::time::Duration;
 
 const CLUSTER: ShardId = ShardId::CLUSTER;
@@ -35,6 +36,34 @@ fn a_fence_waits_for_every_storage_node() {
     world.run(60);
     let over = world.call(ShardId::VOLUMES, session, Request::Renew { seen: 0, wait: false });
     assert!(matches!(over, Err(holdfast_wire::metadata::MetadataError::SessionEnded { .. })));
+    world.check();
+}
+
+#[test]
+fn whoever_waits_for_a_volume_gets_it_as_soon_as_its_holder_is_fenced() {
+    let mut world = World::formed(3, 3);
+    let (held, caching) = world.attach();
+    assert!(caching);
+    let client = ClientRecord::default();
+    let (second, volume) = world.open(client.clone());
+    let attach = Request::Attach { volume, client, read_only: false };
+    let leader = world.leader(ShardId::VOLUMES).unwrap();
+    let waits =
+        world.ask_until(leader, Caller::Client, envelope(ShardId::VOLUMES, second, attach), Duration::from_secs(60));
+    world.run(20);
+    assert!(world.answer(waits).is_none(), "the first one has not stopped caching");
+    let standing = |world: &mut World| {
+        let of = |session: &SessionStatus| (session.id == held).then(|| session.state.clone());
+        world.status().sessions.iter().find_map(of)
+    };
+    assert_eq!(standing(&mut world), Some(SessionState::Attached { caching: true }));
+    begin_fence(&mut world, held);
+    // Storage nodes say what they know with their heartbeats here.
+    let begun = world.now;
+    world.until("it is let in", |world| world.answer(waits).is_some());
+    assert!(world.now.since(begun) < Duration::from_millis(800), "{:?}", world.now.since(begun));
+    assert!(matches!(world.take(waits).unwrap().result, Ok(Response::Attached { caching: true, .. })));
+    assert_eq!(standing(&mut world), None);
     world.check();
 }
 

@@ -263,6 +263,13 @@ impl MetadataCore {
         self.volumes_lead.waiting.to_end_silent.extend(ended.into_iter().chain(in_the_way));
     }
 
+    /// Shard 0 has changed here. Whoever was fenced by an administrator is over at once: somebody waits for it.
+    pub(crate) fn sessions_changed(&mut self) {
+        if self.volumes.is_ready_to_lead() {
+            self.look_at_shard_0();
+        }
+    }
+
     /// Sessions that shard 0 knows and this shard does not, and the other way round. What is applied here of shard 0 may be
     /// old, but a session that is over stays over.
     fn look_at_shard_0(&mut self) {
@@ -288,6 +295,7 @@ impl MetadataCore {
                 self.volumes_lead.waiting.to_end.insert(session, "opened but never attached".into());
             }
         }
+        self.volumes_lead.waiting.look |= !fenced.is_empty();
         self.volumes_lead.waiting.to_end.extend(fenced);
     }
 

@@ -1,0 +1,158 @@
+//! `holdfast admin sessions` and `holdfast admin fence`: who has what mounted, and how somebody is made to stop.
+
+use crate::admin::{ask_status, odd, volumes};
+use crate::cli::Which;
+use anyhow::{Context, Result, bail};
+use holdfast_client::Cluster;
+use holdfast_types::{ShardId, Timestamp, VolumeId};
+use holdfast_wire::admin::{SessionState, SessionStatus};
+use holdfast_wire::metadata::{Request, Response};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::task::JoinSet;
+
+/// How long storage nodes may take to acknowledge a fence. Longer than it takes to take one out that does not answer.
+const FENCE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// `sessions --json`; the shape is in docs/operations.md and only grows.
+#[derive(Serialize)]
+struct SessionReport<'a> {
+    id: u64,
+    volume: &'a str,
+    host: &'a str,
+    pid: u32,
+    mount_point: &'a str,
+    instance: &'a str,
+    generation: u64,
+    /// attaching, alone, shared, silent or ending
+    state: &'static str,
+    silent_seconds: Option<u64>,
+    /// Why it ends.
+    reason: Option<&'a str>,
+}
+
+impl<'a> SessionReport<'a> {
+    fn new(status: &'a SessionStatus, names: &'a BTreeMap<VolumeId, String>) -> Self {
+        let (state, silent_seconds, reason) = match &status.state {
+            SessionState::Attaching => ("attaching", None, None),
+            SessionState::Attached { caching: true } => ("alone", None, None),
+            SessionState::Attached { caching: false } => ("shared", None, None),
+            SessionState::Silent { since } => ("silent", Some(seconds_since(*since)), None),
+            SessionState::Ending { reason } => ("ending", None, Some(reason.as_str())),
+        };
+        Self {
+            id: status.id.0,
+            volume: names.get(&status.volume).map_or("(deleted)", String::as_str),
+            host: &status.host,
+            pid: status.pid,
+            mount_point: &status.mount_point,
+            instance: &status.instance,
+            generation: status.instance_generation.0,
+            state,
+            silent_seconds,
+            reason,
+        }
+    }
+
+    fn instance(&self) -> String {
+        if self.instance.is_empty() { "-".into() } else { format!("{} generation {}", self.instance, self.generation) }
+    }
+
+    fn state(&self) -> String {
+        match (self.silent_seconds, self.reason) {
+            (Some(seconds), _) => format!("{} for {seconds} s", self.state),
+            (None, Some(reason)) => format!("{}: {reason}", self.state),
+            (None, None) => self.state.into(),
+        }
+    }
+}
+
+/// By this host's clock, which may differ from the leader's.
+fn seconds_since(then: Timestamp) -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from((now.as_nanos() as i128 - then.as_nanos()) / 1_000_000_000).unwrap_or(0)
+}
+
+/// Those that are meant, and the names of volumes.
+async fn find(cluster: &Cluster, which: &Which) -> Result<(Vec<SessionStatus>, BTreeMap<VolumeId, String>)> {
+    let names: BTreeMap<_, _> =
+        volumes(cluster).await?.into_iter().map(|volume| (volume.id, volume.name.to_string())).collect();
+    if let Some(name) = &which.volume
+        && !names.values().any(|known| known == name)
+    {
+        bail!("there is no volume {name:?}; `admin volume list` shows them");
+    }
+    let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
+    let meant = |status: &SessionStatus| {
+        is(&which.volume, names.get(&status.volume).map_or("", String::as_str))
+            && is(&which.host, &status.host)
+            && is(&which.instance, &status.instance)
+    };
+    let sessions = ask_status(cluster).await?.sessions.into_iter().filter(meant).collect();
+    Ok((sessions, names))
+}
+
+/// Shows sessions.
+pub async fn list(cluster: &Cluster, which: &Which, json: bool) -> Result<ExitCode> {
+    let (sessions, names) = find(cluster, which).await?;
+    let reports: Vec<SessionReport<'_>> = sessions.iter().map(|status| SessionReport::new(status, &names)).collect();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&reports)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let head = ["SESSION", "VOLUME", "HOST", "PID", "MOUNTED ON", "INSTANCE", "STATE"].map(str::to_owned);
+    let row = |report: &SessionReport<'_>| {
+        let (id, pid) = (report.id.to_string(), report.pid.to_string());
+        let (volume, host, at) = (report.volume.into(), report.host.into(), report.mount_point.into());
+        [id, volume, host, pid, at, report.instance(), report.state()]
+    };
+    let rows: Vec<[String; 7]> = std::iter::once(head).chain(reports.iter().map(row)).collect();
+    let widths: [usize; 7] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fences sessions, all at once.
+pub async fn fence(cluster: &Cluster, ids: &[u64], which: &Which) -> Result<ExitCode> {
+    let chosen = which.volume.is_some() || which.host.is_some() || which.instance.is_some();
+    if ids.is_empty() && !chosen {
+        bail!("say whom: ids of sessions (`admin sessions` shows them), or --volume, --host, --instance");
+    }
+    let (found, names) = find(cluster, which).await?;
+    let meant: Vec<&SessionStatus> =
+        found.iter().filter(|status| ids.is_empty() || ids.contains(&status.id.0)).collect();
+    if meant.is_empty() {
+        eprintln!("nobody to fence: no such session is open (one that is over stays over)");
+        return Ok(ExitCode::from(1));
+    }
+    let begun = Instant::now();
+    let mut fences = JoinSet::new();
+    for status in meant {
+        let (cluster, status) = (cluster.clone(), status.clone());
+        let request = Request::FenceSession { session: status.id };
+        fences.spawn(async move { (status, cluster.request(ShardId::CLUSTER, request, FENCE_PATIENCE).await) });
+    }
+    let mut failed = None;
+    while let Some(done) = fences.join_next().await {
+        let (status, answer) = done?;
+        let SessionReport { id, volume, host, mount_point, .. } = SessionReport::new(&status, &names);
+        match answer {
+            Ok(Response::Fenced { .. }) => println!(
+                "fenced session {id} of volume {volume} on {host} ({mount_point}): no storage node takes anything from it any more, \
+                 after {} ms",
+                begun.elapsed().as_millis()
+            ),
+            Ok(other) => failed = Some(odd(&other)),
+            Err(error) => {
+                failed = Some(Err(error).with_context(|| format!("session {id} may not be fenced yet; ask again")))
+            }
+        }
+    }
+    failed.unwrap_or(Ok(ExitCode::SUCCESS))
+}

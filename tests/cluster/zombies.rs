@@ -1,0 +1,266 @@
+//! Zombies: a host that was given up still runs a process with a file open. Whatever it does when it wakes, nothing of it reaches what its
+//! successor uses.
+
+use holdfast_tests::{Cluster, Options, can_mount, note, until};
+use rustix::process::Signal;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const BLOCKS: u64 = 64;
+const BLOCK: usize = 4096;
+/// What a server or a cable takes to be noticed, and then some.
+const STUCK: Duration = Duration::from_millis(500);
+/// A call that has not returned after so long waits.
+const WAITS: Duration = Duration::from_secs(2);
+
+/// How the first host is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Away {
+    /// Its mount's process is stopped.
+    Stopped,
+    /// It reaches no metadata server.
+    NoMetadata,
+    /// It reaches no storage node.
+    NoStorage,
+    /// It reaches nobody.
+    Alone,
+}
+
+/// Why the second host gets what the first one held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takeover {
+    /// The first one was silent for too long.
+    Silence,
+    /// Somebody says so.
+    Fence,
+    /// The second one is a later life of the same container.
+    Generation,
+}
+
+/// A block that says who wrote it, and as which.
+fn block(who: u8, number: u64) -> Vec<u8> {
+    let mut block = vec![who; BLOCK];
+    block[..8].copy_from_slice(&number.to_le_bytes());
+    block
+}
+
+fn number_of(block: &[u8]) -> u64 {
+    u64::from_le_bytes(block[..8].try_into().expect("eight bytes"))
+}
+
+/// The process that does not know that it was replaced: it writes one numbered block after the other to a file that it keeps open, until it is
+/// told that it cannot. Not a thread of ours: whatever we start closes what we have open, and closing waits for the mount.
+const WRITER: &str = r#"
+import errno, os, struct, sys
+path, blocks, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+number = 0
+try:
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    while True:
+        number += 1
+        os.pwrite(file, struct.pack("<Q", number) + b"A" * (size - 8), number % blocks * size)
+        os.fdatasync(file)
+        print(number, flush=True)
+except OSError as error:
+    print("error", errno.errorcode[error.errno], flush=True)
+    os._exit(0)
+"#;
+
+struct Writer {
+    /// How many it was told are durable.
+    acknowledged: Arc<AtomicU64>,
+    process: Child,
+    /// Gives the name of the error that ended it.
+    ended: JoinHandle<String>,
+}
+
+impl Writer {
+    fn start(path: &Path) -> Self {
+        let mut command = Command::new("python3");
+        command.args(["-c", WRITER]).arg(path).args([BLOCKS.to_string(), BLOCK.to_string()]);
+        let mut process = command.stdout(Stdio::piped()).spawn().expect("python3 runs");
+        let said = BufReader::new(process.stdout.take().expect("piped"));
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&acknowledged);
+        let ended = std::thread::spawn(move || {
+            for line in said.lines().map_while(Result::ok) {
+                match line.strip_prefix("error ") {
+                    Some(error) => return error.to_owned(),
+                    None => counter.store(line.parse().expect("a number"), Ordering::SeqCst),
+                }
+            }
+            "nothing: it has gone".into()
+        });
+        Self { acknowledged, process, ended }
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// Waits for its end; what ended it.
+    fn end(mut self) -> String {
+        let error = self.ended.join().expect("no panic");
+        self.process.wait().expect("it ends");
+        error
+    }
+}
+
+/// What is in the file, block by block.
+fn blocks(path: &Path) -> std::io::Result<Vec<Vec<u8>>> {
+    let bytes = std::fs::read(path)?;
+    Ok(bytes.chunks(BLOCK).map(<[u8]>::to_vec).collect())
+}
+
+struct Scene {
+    cluster: Cluster,
+    metadata: String,
+    storage: String,
+    generation: u64,
+}
+
+impl Scene {
+    fn addresses(cluster: &Cluster, kind: &str) -> String {
+        let network = cluster.network().expect("hosts of their own");
+        let all: Vec<String> = (1..=3).map(|n| network.address(&format!("{kind}-{n}")).expect("an address")).collect();
+        all.join(", ")
+    }
+
+    fn new() -> Self {
+        let cluster = Cluster::start(&Options { namespaces: true, ..Options::default() }).expect("healthy");
+        let (metadata, storage) = (Self::addresses(&cluster, "metadata"), Self::addresses(&cluster, "storage"));
+        Self { cluster, metadata, storage, generation: 0 }
+    }
+
+    fn mount(&mut self, host: &str, instance: bool) -> usize {
+        self.generation += 1;
+        let options = if instance { format!("instance=db,generation={}", self.generation) } else { String::new() };
+        let number = self.cluster.prepare_mount_on(host, &options).expect("a folder");
+        self.cluster.mounted(number).restart().expect("mounted");
+        number
+    }
+
+    fn take_away(&mut self, mount: usize, away: Away) {
+        let cut = match away {
+            Away::Stopped => return self.cluster.mounted(mount).process().suspend().expect("stopped"),
+            Away::NoMetadata => self.metadata.clone(),
+            Away::NoStorage => self.storage.clone(),
+            Away::Alone => format!("{}, {}", self.metadata, self.storage),
+        };
+        let network = self.cluster.network().expect("hosts of their own");
+        network.drop_on("client", "output", &format!("ip daddr {{ {cut} }}")).expect("cut");
+        network.drop_on("client", "input", &format!("ip saddr {{ {cut} }}")).expect("cut");
+    }
+
+    fn bring_back(&mut self, mount: usize, away: Away) {
+        match away {
+            Away::Stopped => self.cluster.mounted(mount).process().signal(Signal::CONT).expect("goes on"),
+            _ => self.cluster.network().expect("hosts").drop_nothing_on("client").expect("whole again"),
+        }
+    }
+
+    fn play(&mut self, away: Away, takeover: Takeover) {
+        let what = format!("{away:?}, {takeover:?}");
+        let by_generation = takeover == Takeover::Generation;
+        let first = self.mount("client", by_generation);
+        let zombies = self.cluster.mounted(first).path().join("held");
+        let writer = Writer::start(&zombies);
+        until("it writes", LIMIT, || {
+            let count = writer.acknowledged();
+            if count > 2 * BLOCKS { Ok(()) } else { anyhow::bail!("{count} blocks") }
+        })
+        .expect("it writes");
+        self.take_away(first, away);
+        std::thread::sleep(STUCK);
+        let before = writer.acknowledged();
+        let begun = Instant::now();
+        if takeover == Takeover::Fence {
+            let sessions = self.cluster.admin(&["sessions", "--json", "--volume", "main"]).expect("listed");
+            let sessions: serde_json::Value = serde_json::from_str(&sessions).expect("JSON");
+            let [only] = sessions.as_array().expect("a list").as_slice() else { panic!("{what}: {sessions}") };
+            self.cluster.admin(&["fence", &only["id"].to_string()]).expect("fenced");
+        }
+        let second = self.mount("client-2", by_generation);
+        let path = self.cluster.mounted(second).path().join("held");
+        let file = OpenOptions::new().read(true).write(true).open(&path).expect("the successor opens it");
+        note(&format!("{what}: taken over after {:.0} ms", begun.elapsed().as_secs_f64() * 1e3));
+        // From here on, not a byte of the first one's.
+        let inherited = blocks(&path).expect("the successor reads");
+        let newest = inherited.iter().map(|block| number_of(block)).max().expect("blocks");
+        assert!(newest >= before, "{what}: {before} blocks were acknowledged, and {newest} is the newest");
+        let later = writer.acknowledged();
+        assert!(newest >= later, "{what}: {later} blocks were acknowledged, and {newest} is the newest");
+        for (at, found) in inherited.iter().enumerate() {
+            let number = number_of(found);
+            assert!(*found == block(b'A', number) && number % BLOCKS == at as u64, "{what}: block {at} is torn");
+        }
+        for number in 0..BLOCKS {
+            file.write_all_at(&block(b'B', number), number * BLOCK as u64).expect("the successor writes");
+        }
+        file.sync_all().expect("the successor syncs");
+        drop(file);
+        if away == Away::Stopped && takeover == Takeover::Silence {
+            // Its lease has run out: another process of that host waits or fails, and is not shown what was.
+            look_is_not_stale(&what, &zombies);
+        }
+        self.bring_back(first, away);
+        assert_eq!(writer.end(), "EIO", "{what}");
+        let log = self.cluster.mounted(first).process().log_tail();
+        assert!(log.contains("session is over"), "{what}: its log does not say why: {log}");
+        let opened = std::fs::File::open(&zombies).map(drop).map_err(|error| error.raw_os_error());
+        assert_eq!(opened, Err(Some(libc::EIO)), "{what}: the first mount is of no use any more");
+        let last = blocks(&path).expect("the successor reads");
+        for (at, found) in last.iter().enumerate() {
+            assert!(*found == block(b'B', at as u64), "{what}: block {at} is not the successor's any more");
+        }
+        assert_eq!(last.len() as u64, BLOCKS, "{what}");
+        self.cluster.mounted(second).unmount().expect("unmounts");
+        self.cluster.mounted(first).kill().expect("gone");
+    }
+}
+
+/// Reads the file where the zombie's mount is, with the zombie stopped.
+fn look_is_not_stale(what: &str, path: &Path) {
+    let (said, says) = mpsc::channel();
+    let path = path.to_path_buf();
+    // It may wait for as long as the mount is stopped.
+    std::thread::spawn(move || {
+        let _ = said.send(std::fs::metadata(&path).and_then(|_| blocks(&path)));
+    });
+    match says.recv_timeout(WAITS) {
+        Err(mpsc::RecvTimeoutError::Timeout) | Ok(Err(_)) => {}
+        Ok(Ok(found)) => {
+            let old = found.iter().filter(|block| block[BLOCK - 1] != b'B').count();
+            assert_eq!(old, 0, "{what}: shown {old} blocks of before");
+        }
+        Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+#[test]
+fn a_zombie_can_do_no_harm() {
+    if !can_mount("a_zombie_can_do_no_harm", &["ip", "nsenter", "nft", "python3"]) {
+        return;
+    }
+    let mut scene = Scene::new();
+    for away in [Away::Stopped, Away::NoMetadata, Away::NoStorage, Away::Alone] {
+        scene.play(away, Takeover::Fence);
+        scene.play(away, Takeover::Generation);
+    }
+    // Whoever reaches the metadata servers is not silent: it is waited for until somebody says otherwise.
+    for away in [Away::Stopped, Away::NoMetadata, Away::Alone] {
+        scene.play(away, Takeover::Silence);
+    }
+    scene.cluster.wait_healthy(LIMIT).expect("healthy");
+    scene.cluster.scrub().expect("replicas agree");
+    assert!(scene.cluster.admin(&["fsck"]).expect("clean").contains("clean"));
+    assert!(!scene.cluster.log_tails().contains("panicked"), "{}", scene.cluster.log_tails());
+}
