@@ -301,7 +301,7 @@ impl Sim {
         self.stats.faults += 1;
         self.world.trace().note(&[draw], || format!("act {act:?}"));
         self.perform(act);
-        if self.prng.chance(1, 2) {
+        if self.prng.chance(1, 2) && self.setup.rots {
             self.rot();
         }
         let gap = Latency::between(Duration::from_millis(300), Duration::from_millis(2_500)).sample(&mut self.prng);

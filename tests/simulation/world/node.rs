@@ -250,6 +250,10 @@ impl Sim {
             }
             Effect::ScrubNoted(noted) => {
                 self.stats.scrubs += u64::from(noted.result.is_some());
+                let different = noted.result.map_or(0, |result| result.different);
+                if different > 0 && !self.setup.rots {
+                    self.fail(format!("{different} chunks of {} differed at rest: {:?}", noted.group, noted.result));
+                }
                 self.nodes[at].noted.insert(noted.group, noted);
             }
             Effect::DiskFailed { .. } => {

@@ -157,6 +157,8 @@ pub(super) struct Setup {
     pub(super) nodes: u64,
     /// A node away for longer is given up.
     pub(super) out_after: Duration,
+    /// One node's disk loses bits. In the other worlds copies in sync never differ at rest: whatever a scrub finds there is an alarm.
+    pub(super) rots: bool,
     pub(super) metadata_limits: metadata::Limits,
     pub(super) storage_limits: storage::Limits,
     /// Calls that a client has under way.
@@ -206,6 +208,7 @@ impl Setup {
             groups: 8,
             nodes: if rebuilds { 5 } else { 4 },
             out_after: Duration::from_secs(if rebuilds { prng.fork(8).between(2, 8) } else { 600 }),
+            rots: seed / Flavour::ALL.len() as u64 % 2 == 0,
             metadata_limits,
             storage_limits,
             slots: slots as usize,
