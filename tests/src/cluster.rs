@@ -31,6 +31,8 @@ pub struct Options {
     pub replicas: u32,
     /// Each server, and the mounts together, on a host (network namespace) of its own.
     pub namespaces: bool,
+    /// A second host for mounts, `client-2`, when hosts are namespaces. Others are on `client`.
+    pub second_client: bool,
     /// Each server's folder on a disk whose power can be cut.
     pub power_loss: bool,
     /// Storage nodes skip every sync: the control run of a power cut, which must lose data. Metadata servers do not, so that the
@@ -55,6 +57,7 @@ impl Default for Options {
             storage: 3,
             replicas: 3,
             namespaces: false,
+            second_client: false,
             power_loss: false,
             skip_sync: false,
             small_disks: None,
@@ -104,6 +107,7 @@ impl Cluster {
         if options.namespaces {
             let mut hosts = names.clone();
             hosts.push("client".to_string());
+            hosts.extend(options.second_client.then(|| "client-2".to_string()));
             cluster.network = Some(Network::create(&hosts, &cluster.janitor)?);
         }
         cluster.init(options)?;
@@ -381,15 +385,29 @@ impl Cluster {
         Ok(number)
     }
 
-    /// The same without starting it.
+    /// The same on another host.
+    ///
+    /// # Errors
+    /// When there is no such host, or the mount does not become ready.
+    pub fn mount_on(&mut self, host: &str) -> Result<usize> {
+        let number = self.prepare_mount_on(host)?;
+        self.mounts[number].restart()?;
+        Ok(number)
+    }
+
+    /// [`Cluster::mount`] without starting it.
     ///
     /// # Errors
     /// When its folder cannot be made.
     pub fn prepare_mount(&mut self) -> Result<usize> {
+        self.prepare_mount_on("client")
+    }
+
+    fn prepare_mount_on(&mut self, host: &str) -> Result<usize> {
         let number = self.mounts.len();
         let name = format!("mount-{}", number + 1);
         let (at, log) = (self.folder.join(&name), self.log(&name));
-        let before = self.words_before("client")?;
+        let before = self.words_before(host)?;
         self.mounts.push(Mount::prepare(before, &self.file(), "main", &at, &log, &self.janitor)?);
         Ok(number)
     }
