@@ -13,14 +13,14 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// How often memory is looked at while something goes on.
 const LOOK: Duration = Duration::from_millis(50);
 
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 /// Files of one directory.
 const PER_DIRECTORY: u64 = 500;
 /// Who makes files at the same time.
 const WRITERS: u64 = 4;
 
 /// A line of `/proc/PID/status`, in bytes.
-fn status(pid: i32, field: &str) -> u64 {
+pub(crate) fn status(pid: i32, field: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("a field of the kernel's");
     let kib: u64 = line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").trim().parse().expect("a number");
@@ -49,7 +49,7 @@ fn make_files(at: &Path, range: std::ops::Range<u64>) {
 }
 
 /// The metadata servers that run.
-fn metadata_pids(cluster: &mut Cluster) -> Vec<i32> {
+pub(crate) fn metadata_pids(cluster: &mut Cluster) -> Vec<i32> {
     let servers = cluster.servers().iter();
     servers.filter(|server| server.name().starts_with("metadata-")).filter_map(|server| server.pid()).collect()
 }

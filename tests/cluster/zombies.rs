@@ -143,9 +143,7 @@ impl Scene {
     fn mount(&mut self, host: &str, instance: bool) -> usize {
         self.generation += 1;
         let options = if instance { format!("instance=db,generation={}", self.generation) } else { String::new() };
-        let number = self.cluster.prepare_mount_on(host, &options).expect("a folder");
-        self.cluster.mounted(number).restart().expect("mounted");
-        number
+        self.cluster.mount_on(host, &options).expect("mounted")
     }
 
     fn take_away(&mut self, mount: usize, away: Away) {

@@ -28,7 +28,7 @@ use holdfast_wire::namespace::{
     AccessTime, Attributes, DirectoryEntry, FileKind, Lease, Limits, Mutation, NamespaceError, NewNode, Outcome, Query,
     RenameMode, SetAttributes, SetTime, VolumeRecord, VolumeUsage, XattrMode,
 };
-use holdfast_wire::peer::{PeerMessage, SnapshotPart};
+use holdfast_wire::peer::{PeerMessage, PoolSpace, SnapshotPart};
 
 type Named<T> = Vec<(&'static str, T)>;
 
@@ -404,7 +404,8 @@ fn outcomes() -> Named<Outcome> {
         cookie: 3,
         attributes: Some(attributes()),
     };
-    let usage = VolumeUsage { bytes_used: 1, inodes_used: 2, bytes_max: 3, inodes_max: 4 };
+    let usage =
+        VolumeUsage { bytes_used: 1, inodes_used: 2, bytes_max: 3, bytes_free: 5, bytes_available: 6, inodes_max: 4 };
     vec![
         ("outcome-done", Outcome::Done),
         ("outcome-entry", Outcome::Entry { attributes: attributes(), lease: lease() }),
@@ -619,6 +620,8 @@ pub fn peer_messages() -> Named<PeerMessage> {
         ),
         ("snapshot", PeerMessage::Snapshot(part)),
         ("snapshot-seen", PeerMessage::SnapshotSeen { shard: ShardId(1), transfer: 40, next: 3, done: false }),
+        ("little-room", PeerMessage::LittleRoom),
+        ("space", PeerMessage::Space(PoolSpace { total: 1 << 40, free: 2, available: 1 })),
     ]
 }
 

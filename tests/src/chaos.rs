@@ -257,12 +257,7 @@ impl Run {
         self.prng.shuffle(&mut nodes);
         let network = self.cluster.network().context("hosts of their own")?.clone();
         let (half, others) = nodes.split_at(nodes.len() / 2);
-        let addresses: Vec<String> = others.iter().map(|name| network.address(name)).collect::<Result<_>>()?;
-        for name in half {
-            let others = addresses.join(", ");
-            network.drop_on(name, "output", &format!("ip daddr {{ {others} }}"))?;
-            network.drop_on(name, "input", &format!("ip saddr {{ {others} }}"))?;
-        }
+        network.part(half, others)?;
         let away = self.pause(AWAY_MS);
         for name in half {
             network.drop_nothing_on(name)?;

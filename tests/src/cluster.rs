@@ -30,7 +30,7 @@ pub struct Options {
     /// Copies of each chunk.
     pub replicas: u32,
     /// Each server, and the mounts together, on a host (network namespace) of its own. `client` is that of the mounts, `client-2` another for
-    /// some of them.
+    /// some of them, `admin` the administrator's.
     pub namespaces: bool,
     /// Each server's folder on a disk whose power can be cut.
     pub power_loss: bool,
@@ -104,7 +104,7 @@ impl Cluster {
         let mut cluster = Self { folder, servers: Vec::new(), mounts: Vec::new(), network: None, power: None, janitor };
         if options.namespaces {
             let mut hosts = names.clone();
-            hosts.extend(["client", "client-2"].map(str::to_string));
+            hosts.extend(["client", "client-2", "admin"].map(str::to_string));
             cluster.network = Some(Network::create(&hosts, &cluster.janitor)?);
         }
         cluster.init(options)?;
@@ -299,7 +299,7 @@ impl Cluster {
     }
 
     fn admin_command(&self, words: &[&str]) -> Result<Command> {
-        let mut all = self.words_before("client-2")?;
+        let mut all = self.words_before("admin")?;
         all.push(holdfast()?.to_string_lossy().into_owned());
         let mut command = Command::new(&all[0]);
         command.args(&all[1..]).args(["admin", "--cluster"]).arg(self.file()).args(words);
@@ -382,7 +382,17 @@ impl Cluster {
         Ok(number)
     }
 
-    /// The same without starting it.
+    /// The same on another host, with mount options.
+    ///
+    /// # Errors
+    /// When there is no such host, or the mount does not become ready.
+    pub fn mount_on(&mut self, host: &str, options: &str) -> Result<usize> {
+        let number = self.prepare_mount_on(host, options)?;
+        self.mounts[number].restart()?;
+        Ok(number)
+    }
+
+    /// [`Cluster::mount`] without starting it.
     ///
     /// # Errors
     /// When its folder cannot be made.
@@ -390,11 +400,7 @@ impl Cluster {
         self.prepare_mount_on("client", "")
     }
 
-    /// The same on one of the clients' hosts, with mount options.
-    ///
-    /// # Errors
-    /// When its folder cannot be made.
-    pub fn prepare_mount_on(&mut self, host: &str, options: &str) -> Result<usize> {
+    fn prepare_mount_on(&mut self, host: &str, options: &str) -> Result<usize> {
         let number = self.mounts.len();
         let name = format!("mount-{}", number + 1);
         let (at, log) = (self.folder.join(&name), self.log(&name));

@@ -106,6 +106,24 @@ impl Network {
         Ok(())
     }
 
+    /// `these` hosts and `those` do not hear each other, until [`Network::drop_nothing_on`] each of `these`.
+    ///
+    /// # Errors
+    /// As [`Network::drop_on`].
+    pub fn part(&self, these: &[String], those: &[String]) -> Result<()> {
+        let those = those.iter().map(|host| self.address(host)).collect::<Result<Vec<_>>>()?.join(", ");
+        for host in these {
+            self.drop_on(host, "output", &format!("ip daddr {{ {those} }}"))?;
+            self.drop_on(host, "input", &format!("ip saddr {{ {those} }}"))?;
+        }
+        Ok(())
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
     /// Undoes every [`Network::drop_on`] of a host.
     ///
     /// # Errors

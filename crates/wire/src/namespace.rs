@@ -423,6 +423,10 @@ pub struct VolumeUsage {
     pub inodes_used: u64,
     /// Bytes that the volume may use at the most: its quota, or what the pool holds after replication.
     pub bytes_max: u64,
+    /// What of them is free: what its quota leaves, or what is free in the pool, whatever took the rest.
+    pub bytes_free: u64,
+    /// What can be written now: no more than `bytes_free`, and no more than the pool has room for.
+    pub bytes_available: u64,
     /// Inodes at the most.
     pub inodes_max: u64,
 }

@@ -61,6 +61,19 @@ pub enum PeerMessage {
     },
     /// The sender's disk is nearly full. Said again every second while it is so.
     LittleRoom,
+    /// From the leader of shard 0 to that of the volumes, every second: how much room the pool has.
+    Space(PoolSpace),
+}
+
+/// Room in a pool, in bytes of files: what its disks have, divided by the copies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSpace {
+    /// What all disks hold.
+    pub total: u64,
+    /// What is free on those that serve.
+    pub free: u64,
+    /// What can be written before a disk is full and refuses: less than `free` where disks are not equally full.
+    pub available: u64,
 }
 
 /// Some rows of a snapshot. Parts are taken in order only; what was not confirmed is sent again.

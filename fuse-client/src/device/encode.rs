@@ -82,9 +82,7 @@ impl Writer {
 
     fn usage(&mut self, usage: &VolumeUsage) {
         let blocks = |bytes: u64| bytes / attrs::BLOCK_SIZE_COUNTED;
-        let free = blocks(usage.bytes_max.saturating_sub(usage.bytes_used));
-        let total = blocks(usage.bytes_max);
-        self.u64(total).u64(free).u64(free);
+        self.u64(blocks(usage.bytes_max)).u64(blocks(usage.bytes_free)).u64(blocks(usage.bytes_available));
         self.u64(usage.inodes_max).u64(usage.inodes_max.saturating_sub(usage.inodes_used));
         let block = attrs::BLOCK_SIZE_COUNTED as u32;
         self.u32(block).u32(holdfast_types::limits::NAME_BYTES_MAX as u32).u32(block).u32(0);

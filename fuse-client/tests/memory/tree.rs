@@ -221,6 +221,8 @@ impl Tree {
                 bytes_used: 1 << 20,
                 inodes_used: self.nodes.len() as u64,
                 bytes_max: 1 << 40,
+                bytes_free: (1 << 40) - (1 << 20),
+                bytes_available: 1 << 39,
                 inodes_max: 1 << 20,
             })),
         }

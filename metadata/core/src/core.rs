@@ -6,6 +6,7 @@
 use crate::api::{Caller, Config, Counters, Effect, Input, Recovered, StartError, ticks};
 use crate::cluster::Cluster;
 use crate::cluster::lead::ClusterLead;
+use crate::cluster::space::Space;
 use crate::machine::Machine;
 use crate::replica::{Event, Replica, Token};
 use crate::room::Room;
@@ -94,6 +95,7 @@ pub struct MetadataCore {
     /// It is about to stop, and leads nothing for longer than it must.
     leaving: bool,
     pub(crate) room: Room,
+    pub(crate) space: Space,
     /// It was said that this server must end.
     pub(crate) stopped: bool,
     /// The map version whose servers were last told, and those servers.
@@ -130,6 +132,7 @@ impl MetadataCore {
             hand_over: (0, HAND_OVER_TICKS),
             leaving: false,
             room: Room::default(),
+            space: Space::default(),
             stopped: false,
             servers_told: Default::default(),
         })
@@ -268,6 +271,7 @@ impl MetadataCore {
         self.tick_volumes();
         self.tick_servers();
         self.tick_room();
+        self.tick_space();
         self.tick_halted();
         if self.leaving {
             self.hand_all_over();
@@ -385,6 +389,7 @@ impl MetadataCore {
                 }
             }
             PeerMessage::LittleRoom => self.little_room_there(from),
+            PeerMessage::Space(space) => self.space_told(space),
             PeerMessage::Stranger { life } => self.is_stranger(from, life),
             PeerMessage::Forward { id, envelope } => {
                 let waiter = Waiter { asker: Asker::Peer { server: from, id }, deadline: self.now + FORWARD_PATIENCE };

@@ -9,7 +9,7 @@ use holdfast_metadata_core::Counters;
 use holdfast_telemetry::metrics::{self, Counter, Gauge, Registry, Times};
 use holdfast_telemetry::slow::SlowLog;
 use holdfast_types::ShardId;
-use holdfast_wire::admin::ServerStatus;
+use holdfast_wire::admin::{RebuildStatus, ServerStatus};
 use holdfast_wire::metadata::{MetadataError, Request};
 use holdfast_wire::namespace::{Mutation, Query};
 use std::collections::BTreeMap;
@@ -89,6 +89,7 @@ pub struct Metrics {
     applied_index: [Gauge; 2],
     log_index: [Gauge; 2],
     halted: Gauge,
+    rebuild: [Gauge; 3],
     slow: SlowLog,
     /// When the loop last said how it is, in milliseconds since the start, and what it said.
     heard_ms: AtomicU64,
@@ -114,6 +115,21 @@ impl Metrics {
         let waiting = gauge("holdfast_metadata_requests_waiting", "Requests taken and not answered yet");
         let halted =
             gauge("holdfast_metadata_halted", "1 when a shard has stopped applying on this server: replace it");
+        let rebuild = [
+            (
+                "holdfast_metadata_rebuild_groups_left",
+                "Homes of groups that are still to move, as this server leads the cluster's shard; else 0",
+            ),
+            (
+                "holdfast_metadata_rebuild_groups_under_way",
+                "Homes of groups that are moving just now, as this server leads; else 0",
+            ),
+            (
+                "holdfast_metadata_rebuild_bytes_left",
+                "About how many bytes are to be copied for that, as this server leads; else 0",
+            ),
+        ]
+        .map(|(name, help)| gauge(name, help));
         metrics::start_time(registry, "holdfast_metadata_start_time", "When this server was started, since 1970");
         Self {
             requests: Times::register(
@@ -137,6 +153,7 @@ impl Metrics {
             applied_index: by_shard(registry, "holdfast_metadata_applied_index", "Last log entry applied"),
             log_index: by_shard(registry, "holdfast_metadata_log_index", "Last entry of the log"),
             halted,
+            rebuild,
             slow: SlowLog::new(slow),
             heard_ms: AtomicU64::new(0),
             started: Instant::now(),
@@ -162,6 +179,17 @@ impl Metrics {
         self.halted.set(i64::from(status.halted.is_some()));
         self.heard_ms.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    /// How far moving groups is, if this server leads the cluster's shard.
+    pub fn rebuilds(&self, status: Option<RebuildStatus>) {
+        let numbers = status.map_or([0; 3], |status| {
+            let left = [status.lost, status.draining, status.moving, status.under_way];
+            [left.into_iter().map(u64::from).sum(), status.under_way.into(), status.bytes_left]
+        });
+        for (gauge, number) in self.rebuild.iter().zip(numbers) {
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
     }
 
     /// Why a shard has halted, if one has.

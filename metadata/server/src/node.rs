@@ -286,6 +286,7 @@ impl Machine {
         self.metrics.stage("step", begun.elapsed());
         if ticked {
             self.metrics.heard(self.status(), &self.core.counters(), self.waiting.len());
+            self.metrics.rebuilds(self.core.rebuild_status());
         }
     }
 

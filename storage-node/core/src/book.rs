@@ -25,6 +25,8 @@ pub(crate) struct Book {
     pub(crate) active: BTreeSet<GroupId>,
     /// Groups that hold a resync slot.
     pub(crate) resyncs: BTreeSet<GroupId>,
+    /// Bytes of chunks put on streams so that members have what the primary has.
+    pub(crate) copied_bytes: u64,
     /// Groups whose copies here are being removed.
     pub(crate) discarding: BTreeSet<GroupId>,
     /// Chunks removed so.

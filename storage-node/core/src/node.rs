@@ -90,6 +90,11 @@ impl StorageCore {
         self.book.discarded
     }
 
+    /// Bytes of chunks sent so far to members that lacked them, and groups in which this node, their primary, is catching one up.
+    pub fn copied(&self) -> (u64, usize) {
+        (self.book.copied_bytes, self.book.resyncs.len())
+    }
+
     /// Takes one input and appends the effects it calls for, in the order they must start.
     pub fn step(&mut self, now: Instant, input: Input, effects: &mut Vec<Effect>) {
         match input {

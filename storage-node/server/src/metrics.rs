@@ -66,6 +66,8 @@ pub struct Metrics {
     stages: Times,
     waiting: Gauge,
     disks: BTreeMap<&'static str, Gauge>,
+    bytes_copied: Counter,
+    groups_copied: Gauge,
     slow: SlowLog,
     heard_ms: AtomicU64,
     started: Instant,
@@ -84,6 +86,17 @@ impl Metrics {
             .into();
         registry.register("holdfast_storage_disks", "Disks in use, by how they are read and written", by_backend);
         metrics::start_time(registry, "holdfast_storage_start_time", "When this node was started, since 1970");
+        let (bytes_copied, groups_copied) = (Counter::default(), Gauge::default());
+        registry.register(
+            "holdfast_storage_rebuild_bytes_copied",
+            "Bytes sent by this node, as primary, to members that lacked them: after a rebuild, a return or a repair",
+            bytes_copied.clone(),
+        );
+        registry.register(
+            "holdfast_storage_rebuild_groups_copying",
+            "Groups in which this node, as primary, is catching up a member",
+            groups_copied.clone(),
+        );
         Self {
             counters: Counters::register(registry),
             requests: Times::register(
@@ -102,6 +115,8 @@ impl Metrics {
             ),
             waiting,
             disks,
+            bytes_copied,
+            groups_copied,
             slow: SlowLog::new(slow),
             heard_ms: AtomicU64::new(0),
             started: Instant::now(),
@@ -244,6 +259,13 @@ impl Journeys {
             journey.to_disk.get_or_insert_with(Instant::now);
             self.tickets.insert(ticket, id);
         }
+    }
+
+    /// Bytes copied to other members so far, and groups in which that goes on.
+    pub fn copied(&self, (bytes, groups): (u64, usize)) {
+        let known = self.metrics.bytes_copied.get();
+        add(&self.metrics.bytes_copied, bytes.saturating_sub(known));
+        self.metrics.groups_copied.set(i64::try_from(groups).unwrap_or(i64::MAX));
     }
 
     /// A scrub has ended.

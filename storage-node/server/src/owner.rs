@@ -155,5 +155,6 @@ impl Machine {
                 self.shell.map_changed(self.core.map());
             }
         }
+        self.shell.journeys.copied(self.core.copied());
     }
 }

@@ -16,6 +16,7 @@ pub(crate) mod placement;
 pub(crate) mod rebuild;
 pub(crate) mod servers;
 pub(crate) mod slow;
+pub(crate) mod space;
 pub(crate) mod views;
 
 use crate::command::{ClusterCommand, Command, NodeChange, ViewChange, ViewStep, home};

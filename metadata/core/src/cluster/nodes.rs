@@ -420,7 +420,7 @@ impl MetadataCore {
                 .filter(|(_, row)| row.place == StoragePlace::Gone)
                 .map(|(id, _)| *id)
                 .collect(),
-            rebuild: self.rebuild_status(),
+            rebuild: self.rebuild_status().unwrap_or_default(),
             sessions: machine
                 .live
                 .iter()

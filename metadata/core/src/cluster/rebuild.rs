@@ -198,21 +198,22 @@ impl MetadataCore {
         gone.map(|member| ViewStep::Remove { member }).collect()
     }
 
-    /// For status.
-    pub(super) fn rebuild_status(&self) -> RebuildStatus {
+    /// How far moving groups is. `None`: this server does not lead shard 0. Its plan is up to a second old.
+    pub fn rebuild_status(&self) -> Option<RebuildStatus> {
+        self.cluster_lead.since?;
         let Rebuild { plan, left, .. } = &self.cluster_lead.rebuild;
         let homes: u64 = self.cluster.machine.groups.iter().map(|row| row.homes.len() as u64).sum();
         let heard = self.cluster_lead.heard.values().flat_map(|heard| &heard.disks);
         let bytes: u64 = heard.map(|disk| disk.capacity.saturating_sub(disk.free)).sum();
         let todo = plan.todo();
-        RebuildStatus {
+        Some(RebuildStatus {
             lost: plan.lost,
             draining: plan.draining,
             moving: plan.crowded + plan.uneven,
             under_way: plan.under_way,
             bytes_left: (u128::from(bytes) * u128::from(todo) / u128::from(homes.max(1))) as u64,
             seconds_left: seconds_left(left),
-        }
+        })
     }
 }
 

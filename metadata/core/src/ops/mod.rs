@@ -286,3 +286,19 @@ pub(crate) fn find_inode(txn: &Txn<'_>, volume: VolumeId, inode: InodeId) -> App
 fn link_possible(row: &InodeRow) -> Applied<()> {
     if row.links >= LINKS_MAX { Err(NamespaceError::TooManyLinks.into()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_as_many_links_as_the_limit_and_no_more() {
+        let mut row = inode::example();
+        row.links = LINKS_MAX - 1;
+        assert!(link_possible(&row).is_ok());
+        row.links += 1;
+        assert!(
+            matches!(link_possible(&row), Err(Fail::Refused(error)) if error == NamespaceError::TooManyLinks.into())
+        );
+    }
+}

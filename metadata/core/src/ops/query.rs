@@ -10,19 +10,20 @@ use crate::txn::{Txn, decode};
 use bytes::Bytes;
 use holdfast_types::{InodeId, SessionId, VolumeId};
 use holdfast_wire::namespace::{DirectoryEntry, FileKind, NamespaceError, Outcome, Query, VolumeUsage};
+use holdfast_wire::peer::PoolSpace;
 
 /// Entries in one answer at the most.
 const DIRECTORY_LIMIT_MAX: u32 = 10_000;
 /// Inodes of a volume without a limit of its own.
 const INODES_MAX: u64 = 1_000_000_000;
 
-/// Answers a query of a session's volume. `pool_bytes` is what the pool holds after replication.
+/// Answers a query of a session's volume.
 pub(crate) fn answer(
     txn: &Txn<'_>,
     volume: VolumeId,
     session: SessionId,
     query: &Query,
-    pool_bytes: u64,
+    pool: PoolSpace,
 ) -> Applied<Outcome> {
     match query {
         Query::Lookup { parent, name } => {
@@ -74,10 +75,15 @@ pub(crate) fn answer(
             let row: Option<VolumeRow> = txn.get(&volume::key(volume))?;
             let row = row.ok_or_else(|| Fail::Broken(format!("{volume} has no row")))?;
             let bytes_used = u64::try_from(row.bytes_used).unwrap_or(u64::MAX);
+            // Without a limit nothing is counted down: what files hold says little of what they take where they have holes.
+            let limit = row.record.bytes_max.map(|limit| limit.max(bytes_used));
+            let bytes_free = limit.map_or(pool.free, |limit| limit - bytes_used);
             Ok(Outcome::Usage(VolumeUsage {
                 bytes_used,
                 inodes_used: row.inodes_used,
-                bytes_max: row.record.bytes_max.unwrap_or(pool_bytes).max(bytes_used),
+                bytes_max: limit.unwrap_or(pool.total),
+                bytes_free,
+                bytes_available: bytes_free.min(pool.available),
                 inodes_max: row.record.inodes_max.unwrap_or(INODES_MAX),
             }))
         }

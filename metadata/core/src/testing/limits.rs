@@ -1,11 +1,12 @@
 //! What a volume may hold at the most.
 
 use super::{World, create, name};
-use crate::api::Caller;
+use crate::api::{Caller, ticks};
 use holdfast_types::size::{KIB, MIB};
 use holdfast_types::{Generation, InodeId, SessionId, ShardId, Timestamp};
 use holdfast_wire::metadata::{MetadataError, Request, Response};
 use holdfast_wire::namespace::{Limits, Mutation, NamespaceError, NewNode, Outcome, Query, SetAttributes, VolumeUsage};
+use std::time::Duration;
 
 const ROOT: InodeId = InodeId::ROOT;
 
@@ -147,4 +148,56 @@ fn three_of_the_largest_files_come_and_go() {
     assert_eq!(usage(&mut world, s).bytes_used, 0);
     assert_eq!(reserve(&mut world, s, d, 1, 1), Ok(1));
     world.check();
+}
+
+/// Holes take no room, and other volumes do: only the disks know what is free.
+#[test]
+fn without_a_limit_the_room_is_the_pools() {
+    let mut world = World::formed(3, 4);
+    world.run(ticks(Duration::from_secs(15)));
+    let (s, _) = world.attach();
+    let a = world.create(s, ROOT, "a", NewNode::File).inode;
+    let hole = SetAttributes { size: Some(1 << 50), ..SetAttributes::default() };
+    world.mutate(s, Mutation::SetAttributes { inode: a, set: hole }).expect("a hole");
+    let replicas = u64::from(world.map().replicas);
+    let (whole, free) = (4 * (1 << 40) / replicas, 4 * (1 << 39) / replicas);
+    let shown = usage(&mut world, s);
+    assert_eq!((shown.bytes_max, shown.bytes_free, shown.bytes_used), (whole, free, 1 << 50));
+    // Homes of 8 groups do not come out even on 4 nodes.
+    assert!(shown.bytes_available <= free && shown.bytes_available >= free * 3 / 4, "{shown:?}");
+    // One disk is nearly full: what is free on the others is of no use where it has a copy.
+    world.storage.get_mut(&2).unwrap().free = MIB;
+    world.run(ticks(Duration::from_secs(2)));
+    let shown = usage(&mut world, s);
+    assert_eq!(shown.bytes_free, (3 * (1 << 39) + MIB) / replicas);
+    assert!((MIB..=2 * MIB).contains(&shown.bytes_available), "{shown:?}");
+    // A limit is counted down, and promises nothing that the pool has not.
+    limit(&mut world, Some(1 << 51), None);
+    let limited = usage(&mut world, s);
+    assert_eq!((limited.bytes_max, limited.bytes_free), (1 << 51, 1 << 50));
+    assert_eq!(limited.bytes_available, shown.bytes_available);
+    limit(&mut world, None, None);
+    // Whoever leads the volumes knows, also if another server hears the storage nodes.
+    let apart = |world: &World| {
+        let leaders = (world.leader(ShardId::CLUSTER), world.leader(ShardId::VOLUMES));
+        leaders.0.is_some() && leaders.1.is_some() && leaders.0 != leaders.1
+    };
+    for seed in 1..20 {
+        if apart(&world) {
+            break;
+        }
+        let leader = world.leader(ShardId::VOLUMES).unwrap();
+        world.crash(leader, seed);
+        world.run(ticks(Duration::from_secs(5)));
+        world.start(leader);
+        world.run(ticks(Duration::from_secs(5)));
+    }
+    assert!(apart(&world), "two servers lead");
+    assert_eq!(usage(&mut world, s), shown);
+    // A node that is gone has nothing free, and refuses nobody.
+    world.storage.get_mut(&2).unwrap().alive = false;
+    world.run(ticks(Duration::from_secs(5)));
+    let shown = usage(&mut world, s);
+    assert_eq!((shown.bytes_max, shown.bytes_free), (whole, 3 * (1 << 39) / replicas));
+    assert!(shown.bytes_available > free / 2, "{shown:?}");
 }

@@ -17,6 +17,7 @@ use holdfast_store::Batch;
 use holdfast_types::{InodeId, Sequence, SessionId, ShardId, VolumeId};
 use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Mutation, Outcome as Output, Query};
+use holdfast_wire::peer::PoolSpace;
 use std::collections::{BTreeMap, BTreeSet};
 
 const SHARD: ShardId = ShardId::VOLUMES;
@@ -330,8 +331,8 @@ impl MetadataCore {
         let nothing = Batch::new();
         let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
         let row = live(&txn, session)?;
-        let pool_bytes = self.cluster.machine.pool_bytes();
-        Ok(Response::Outcome(crate::ops::query(&txn, row.volume, session, query, pool_bytes)?))
+        let pool = if *query == Query::StatVolume { self.pool_space() } else { PoolSpace::default() };
+        Ok(Response::Outcome(crate::ops::query(&txn, row.volume, session, query, pool)?))
     }
 
     /// Whether a session is live, as applied here.

@@ -119,6 +119,7 @@ impl StreamOut {
         let (change, payload) = change::to_wire(change);
         self.bytes += payload.len();
         self.copies += usize::from(!operation);
+        ctx.book.copied_bytes += if operation { 0 } else { payload.len() as u64 };
         let item = Item { position: self.position, number, origin, change, payload, operation };
         base.send(ctx, self.member, item.body(self.id), item.payload.clone());
         self.told = base.settled;
