@@ -1,6 +1,6 @@
 //! A directory of very many entries: listed whole from another host while names come and go, looked up, removed.
 //!
-//! A hundred thousand of them; with `HOLDFAST_TEST_LONG=1` ten million, with `HOLDFAST_TEST_ENTRIES` as many as it says.
+//! Ten thousand of them; with `HOLDFAST_TEST_LONG=1` ten million, with `HOLDFAST_TEST_ENTRIES` as many as it says.
 
 use crate::memory::{MIB, metadata_pids, status};
 use holdfast_tests::report::long;
@@ -22,7 +22,7 @@ const ENTRY_BYTES: u64 = 4 << 10;
 /// How many entries to make.
 fn entries() -> u64 {
     let said = std::env::var("HOLDFAST_TEST_ENTRIES").ok().and_then(|text| text.parse().ok());
-    said.unwrap_or(if long() { 10_000_000 } else { 100_000 })
+    said.unwrap_or(if long() { 10_000_000 } else { 10_000 })
 }
 
 fn make_node(path: &Path) {
