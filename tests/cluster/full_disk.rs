@@ -84,7 +84,7 @@ fn a_storage_disk_that_others_filled_comes_back_by_itself() {
     let mount = cluster.mount().expect("mounted");
     let at = cluster.mounted(mount).path().to_path_buf();
     let small =
-        |number: usize| &content(number)[..10_000] == std::fs::read(at.join(format!("f{number}"))).expect("read");
+        |number: usize| content(number)[..10_000] == std::fs::read(at.join(format!("f{number}"))).expect("read");
     let files = 1200;
     for number in 0..files {
         std::fs::write(at.join(format!("f{number}")), &content(number)[..10_000]).expect("written");

@@ -208,7 +208,7 @@ impl Setup {
             groups: 8,
             nodes: if rebuilds { 5 } else { 4 },
             out_after: Duration::from_secs(if rebuilds { prng.fork(8).between(2, 8) } else { 600 }),
-            rots: seed / Flavour::ALL.len() as u64 % 2 == 0,
+            rots: (seed / Flavour::ALL.len() as u64).is_multiple_of(2),
             metadata_limits,
             storage_limits,
             slots: slots as usize,
