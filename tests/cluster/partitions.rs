@@ -3,8 +3,7 @@
 
 use holdfast_tests::load::Load;
 use holdfast_tests::namespaces::Network;
-use holdfast_tests::report::long;
-use holdfast_tests::{Cluster, Options, can_mount, note, skip};
+use holdfast_tests::{Cluster, Options, can_mount, note};
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -12,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const HALVES: &str = "known bug: while storage nodes are cut in two halves, writes may wait until they are not";
 const LIMIT: Duration = Duration::from_secs(60);
 const BLOCK: usize = 4096;
 /// Places of a file in that many groups, so that some have any given node for their primary.
@@ -174,11 +172,7 @@ fn a_cut_network_makes_nobody_say_what_others_contradict() {
     mounts.into_iter().for_each(|mount| cluster.mounted(mount).unmount().expect("unmounts"));
 }
 
-/// As long as it lasts, writes may wait for ever: a bug that is known and not mended.
 fn halves(hosts: &Hosts, network: &Network) {
-    if !long() {
-        return skip("partitions::half_of_the_storage_nodes_from_the_other_half", HALVES);
-    }
     let nodes = [1, 2, 3, 4].map(|n| format!("storage-{n}"));
     network.part(&nodes[..2], &nodes[2..]).expect("parted");
     hosts.go_on("storage nodes in two halves");

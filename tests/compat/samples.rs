@@ -219,7 +219,7 @@ fn cluster_requests() -> Named<Request> {
             "report-gone",
             Request::ReportGone { node: NodeId(2), lives: vec![(DiskId(1), Incarnation(9))], reporter: NodeId(1) },
         ),
-        ("evict", Request::Evict { group, epoch, member: member(3), reporter: member(1) }),
+        ("evict", Request::Evict { group, epoch, member: member(3), reporter: member(1), silent: vec![member(2)] }),
         ("lead-volumes", Request::LeadVolumes { term: Term(4) }),
         ("server-arrived", Request::ServerArrived { server: ServerId(4), place: ServerPlace::Leaving }),
         (

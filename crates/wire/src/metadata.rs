@@ -82,6 +82,8 @@ pub enum Request {
         member: MemberId,
         /// Who asks.
         reporter: MemberId,
+        /// Other members in sync that owe a primary an answer for a while: if too few are left, it is the primary that is out of reach.
+        silent: Vec<MemberId>,
     },
     /// A storage node finds nobody listening where another was: that process has ended. Two of them are believed at once, one if the node
     /// has missed a heartbeat as well. Answer: `Done`.

@@ -138,9 +138,10 @@ impl MetadataCore {
                     self.show_view(asker, group);
                 }
             }
-            Request::Evict { group, epoch, member, reporter } => {
-                let granted = self.view_at(group, epoch).is_some() && self.may_evict(group, member, reporter);
-                if granted {
+            Request::Evict { group, epoch, member, reporter, silent } => {
+                let is_current = self.view_at(group, epoch).is_some();
+                let leaves = if is_current { self.who_leaves(group, member, reporter, &silent) } else { None };
+                if let Some(member) = leaves {
                     self.cluster_lead.evicted.insert((group, member), self.ticks);
                     self.change_view(asker, ViewChange { group, epoch, steps: vec![ViewStep::Remove { member }] });
                 } else {

@@ -323,9 +323,41 @@ impl MetadataCore {
         steps
     }
 
+    /// Who is taken out of a view because a member asks for another's removal; `silent` are others that owe it an answer.
+    ///
+    /// A primary that hears from too few members for writes to go on would keep one that it does not hear for ever, and its group would
+    /// wait as long as the network is cut there. When all that it does not hear are heard here, it is the primary that is out of reach.
+    pub(super) fn who_leaves(
+        &mut self,
+        group: GroupId,
+        member: MemberId,
+        reporter: MemberId,
+        silent: &[MemberId],
+    ) -> Option<MemberId> {
+        let view = &self.cluster.machine.groups.get(group.0 as usize)?.view;
+        let needed = self.cluster.machine.settings.min_in_sync as usize;
+        if reporter == view.primary
+            && member != reporter
+            && view.in_sync.contains(&member)
+            && view.in_sync.len() > needed
+        {
+            let unheard = |other: &&MemberId| **other == member || silent.contains(other);
+            let unheard: Vec<&MemberId> = view.in_sync.iter().filter(unheard).collect();
+            let alive = |other: &&MemberId| {
+                self.cluster_lead.heard.contains_key(&other.node)
+                    && !self.cluster_lead.gone.has(other.node)
+                    && self.silent_for(other.node) <= ticks(NODE_TTL) / 2
+            };
+            if view.in_sync.len() - unheard.len() < needed && unheard.iter().all(alive) {
+                return Some(reporter);
+            }
+        }
+        self.may_evict(group, member, reporter).then_some(member)
+    }
+
     /// Whether a member's word is enough to take another out of the view: of a backup the primary's; of the primary that of two
     /// members, or of one if it is silent, too. Never below what writes need.
-    pub(super) fn may_evict(&mut self, group: GroupId, member: MemberId, reporter: MemberId) -> bool {
+    fn may_evict(&mut self, group: GroupId, member: MemberId, reporter: MemberId) -> bool {
         let Some(row) = self.cluster.machine.groups.get(group.0 as usize) else { return false };
         let view = &row.view;
         if !view.has(member) || !view.has(reporter) {

@@ -171,7 +171,13 @@ fn a_primary_may_have_a_backup_taken_out_while_enough_are_left() {
     let mut world = World::formed(3, 3);
     let view = world.map().views[0].clone();
     let backups: Vec<MemberId> = view.in_sync.iter().copied().filter(|member| *member != view.primary).collect();
-    let evict = |member, reporter| Request::Evict { group: GroupId(0), epoch: view.epoch, member, reporter };
+    let evict = |member, reporter| Request::Evict {
+        group: GroupId(0),
+        epoch: view.epoch,
+        member,
+        reporter,
+        silent: Vec::new(),
+    };
     // A backup may not have another backup out, nor, alone, the primary.
     let Response::View { view: same, .. } = ask(&mut world, backups[0].node.0, evict(backups[1], backups[0])) else {
         panic!()
@@ -187,7 +193,13 @@ fn a_primary_may_have_a_backup_taken_out_while_enough_are_left() {
     };
     assert_eq!((next.in_sync.len(), next.epoch), (2, view.epoch.next()));
     // Not below what writes need, and nothing on account of an old epoch.
-    let below = Request::Evict { group: GroupId(0), epoch: next.epoch, member: backups[1], reporter: view.primary };
+    let below = Request::Evict {
+        group: GroupId(0),
+        epoch: next.epoch,
+        member: backups[1],
+        reporter: view.primary,
+        silent: Vec::new(),
+    };
     let Response::View { view: same, .. } = ask(&mut world, view.primary.node.0, below) else { panic!() };
     assert_eq!(same.in_sync, next.in_sync);
     let Response::View { view: same, .. } = ask(&mut world, view.primary.node.0, evict(backups[1], view.primary))
@@ -201,18 +213,54 @@ fn a_primary_may_have_a_backup_taken_out_while_enough_are_left() {
     // Two members may have the primary out.
     let view = world.map().views[1].clone();
     for reporter in view.in_sync.iter().copied().filter(|member| *member != view.primary) {
-        let evict = Request::Evict { group: GroupId(1), epoch: view.epoch, member: view.primary, reporter };
+        let evict =
+            Request::Evict { group: GroupId(1), epoch: view.epoch, member: view.primary, reporter, silent: Vec::new() };
         ask(&mut world, reporter.node.0, evict);
     }
     assert_ne!(world.map().views[1].primary, view.primary);
     // A primary whose own copy is damaged leaves at its own wish, as long as it can be spared; a backup has no wishes.
     let view = world.map().views[2].clone();
-    let own = |member| Request::Evict { group: GroupId(2), epoch: view.epoch, member, reporter: member };
+    let own =
+        |member| Request::Evict { group: GroupId(2), epoch: view.epoch, member, reporter: member, silent: Vec::new() };
     let backup = *view.in_sync.iter().find(|member| **member != view.primary).unwrap();
     ask(&mut world, backup.node.0, own(backup));
     assert_eq!(world.map().views[2].epoch, view.epoch);
     ask(&mut world, view.primary.node.0, own(view.primary));
     assert!(!world.map().views[2].in_sync.contains(&view.primary));
+    world.check();
+}
+
+#[test]
+fn a_primary_that_hears_too_few_members_leaves_and_they_go_on_without_it() {
+    let mut world = World::formed(3, 3);
+    let view = world.map().views[0].clone();
+    let backups: Vec<MemberId> = view.in_sync.iter().copied().filter(|member| *member != view.primary).collect();
+    let evict = |group, view: &View, member, silent| {
+        let (group, epoch, reporter) = (GroupId(group), view.epoch, view.primary);
+        Request::Evict { group, epoch, member, reporter, silent }
+    };
+    // The network is cut between it and both of them, and both are heard here.
+    ask(&mut world, view.primary.node.0, evict(0, &view, backups[0], vec![backups[1]]));
+    let next = world.map().views[0].clone();
+    assert_eq!((next.in_sync, next.epoch), (backups.clone(), view.epoch.next()));
+    // Who is not in sync does not count, nor does anybody's word but the primary's.
+    let view = world.map().views[1].clone();
+    let backups: Vec<MemberId> = view.in_sync.iter().copied().filter(|member| *member != view.primary).collect();
+    ask(&mut world, view.primary.node.0, evict(1, &view, backups[0], vec![member(9, 1), backups[0]]));
+    let next = world.map().views[1].clone();
+    assert!(next.primary == view.primary && !next.in_sync.contains(&backups[0]), "{next:?}");
+    // With the other one it is as few as writes need: nobody can be spared.
+    ask(&mut world, view.primary.node.0, evict(1, &next, backups[1], Vec::new()));
+    assert_eq!(world.map().views[1].epoch, next.epoch);
+    // One that is not heard here either has gone, or is about to: the primary stays.
+    let view = world.map().views[2].clone();
+    let backups: Vec<MemberId> = view.in_sync.iter().copied().filter(|member| *member != view.primary).collect();
+    world.storage.get_mut(&backups[0].node.0).unwrap().alive = false;
+    world.run(ticks(NODE_TTL) / 2 + 10);
+    let view = world.map().views[2].clone();
+    ask(&mut world, view.primary.node.0, evict(2, &view, backups[0], vec![backups[1]]));
+    let next = world.map().views[2].clone();
+    assert!(next.primary == view.primary && !next.in_sync.contains(&backups[0]), "{next:?}");
     world.check();
 }
 

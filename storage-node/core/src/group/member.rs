@@ -101,7 +101,7 @@ impl Member {
         if due && base.view.in_sync.contains(&base.me) && ctx.now.since(since) >= patience {
             self.reported_at = Some(ctx.now);
             let (group, epoch, member, reporter) = (base.group, base.view.epoch, base.view.primary, base.me);
-            ctx.ask_view(Request::Evict { group, epoch, member, reporter });
+            ctx.ask_view(Request::Evict { group, epoch, member, reporter, silent: Vec::new() });
         }
         true
     }

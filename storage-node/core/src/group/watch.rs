@@ -158,9 +158,15 @@ impl Primary {
     fn lose_patience(&mut self, base: &mut Base, ctx: &mut Ctx<'_>) {
         let patience = ctx.config.limits.member_patience;
         let mut gone: Vec<MemberId> = Vec::new();
+        let mut doubtful: Vec<MemberId> = Vec::new();
         let mut given_up = false;
         for member in Self::others(base).chain(self.promoting.keys().copied()) {
-            let silent = self.silent_since(member).is_some_and(|since| ctx.now.since(since) >= patience);
+            let since = self.silent_since(member).map(|since| ctx.now.since(since));
+            let silent = since.is_some_and(|since| since >= patience);
+            // Whoever is cut off from several does not hear from all of them since the same moment.
+            if since.is_some_and(|since| since >= patience / 2) {
+                doubtful.push(member);
+            }
             let stuck = self.streams.get(&member).and_then(|stream| stream.stuck);
             if silent || stuck.is_some() {
                 gone.push(member);
@@ -175,7 +181,8 @@ impl Primary {
             if asked.is_none_or(|asked| ctx.now.since(*asked) >= ctx.config.limits.ask_again) {
                 self.evictions.insert(member, ctx.now);
                 let (group, epoch, reporter) = (base.group, base.view.epoch, base.me);
-                ctx.ask_view(Request::Evict { group, epoch, member, reporter });
+                let silent = doubtful.iter().copied().filter(|other| *other != member).collect();
+                ctx.ask_view(Request::Evict { group, epoch, member, reporter, silent });
             }
         }
         if given_up && self.promoting.is_empty() {

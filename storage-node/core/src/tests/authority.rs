@@ -173,11 +173,21 @@ impl Authority {
                     });
                 }
             }
-            Request::Evict { group, epoch, member, reporter } => {
+            Request::Evict { group, epoch, member, reporter, ref silent } => {
                 let view = &self.map.views[group.0 as usize];
                 if view.epoch != epoch || !view.has(member) || !view.in_sync.contains(&reporter) {
                     return;
                 }
+                // A primary that hears too few leaves itself, while it can be spared.
+                let needed = self.map.min_in_sync as usize;
+                let heard = view.in_sync.iter().filter(|m| **m != member && !silent.contains(m)).count();
+                let alone = reporter == view.primary && heard < needed && view.in_sync.len() > needed;
+                let heard_lately = |m: &MemberId| {
+                    self.lives(now, *m)
+                        && self.heard.get(&m.node).is_some_and(|heard| now - heard.at <= NODE_TTL_MS / 2)
+                };
+                let alone = alone && view.in_sync.iter().all(heard_lately);
+                let member = if alone { reporter } else { member };
                 let reporters = self.reports.entry((group, epoch)).or_default();
                 reporters.insert(reporter);
                 // A primary is taken out on the word of two others.

@@ -219,6 +219,23 @@ fn members_cut_from_their_primary_alone_go_on_without_it() {
     world.settle();
 }
 
+/// Nobody notices that the links are cut: members of a group that nobody writes to do not miss their primary.
+#[test]
+fn a_primary_that_is_cut_from_its_members_unnoticed_leaves_and_they_go_on() {
+    for seed in 0..8 {
+        let mut world = quiet(100 + seed, 3, 3, Mutations::default());
+        written(&mut world, 0, 0, 4000);
+        let (old, others) = (primary(&world), backups(&world));
+        world.authority.readmit = false;
+        for other in &others {
+            world.mute.extend([(old, *other), (*other, old)]);
+        }
+        written(&mut world, 0, 2000, 4000);
+        assert!(others.contains(&primary(&world)) && in_sync(&world) == 2, "{:?}", world.authority.map.views[0]);
+        world.settle();
+    }
+}
+
 #[test]
 fn a_primary_without_peers_stops_when_the_metadata_leader_is_silent() {
     let mut world = quiet(11, 1, 1, Mutations::default());

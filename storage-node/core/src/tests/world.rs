@@ -67,6 +67,8 @@ pub(crate) struct World {
     links: BTreeMap<(usize, usize), (u64, bool, u64)>,
     /// Pairs of nodes that cannot speak.
     pub(crate) cut: BTreeSet<(usize, usize)>,
+    /// Links on which everything is lost and neither end notices.
+    pub(crate) mute: BTreeSet<(usize, usize)>,
     /// Nodes that cannot speak with the authority.
     pub(crate) unled: BTreeSet<usize>,
     /// Answers to `Promote` and `Evict` are lost.
@@ -100,6 +102,7 @@ impl World {
             next: 0,
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
+            mute: BTreeSet::new(),
             unled: BTreeSet::new(),
             lose_view_answers: false,
             mutations,
@@ -367,7 +370,8 @@ impl World {
                 }
             }
             Event::Deliver { link, connection, message, payload } => {
-                if self.links.get(&link).is_some_and(|(now, open, _)| *open && *now == connection) {
+                let open = self.links.get(&link).is_some_and(|(now, open, _)| *open && *now == connection);
+                if open && !self.mute.contains(&link) {
                     self.note(message.settled.count.0);
                     let from = NodeId(link.0 as u64 + 1);
                     self.step(link.1, Input::Peer { from, message, payload });
@@ -556,6 +560,7 @@ impl World {
     /// Everything works again; all clients finish what they have begun.
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
+        std::mem::take(&mut self.mute).into_iter().for_each(|link| self.disconnect(link));
         self.unled.clear();
         self.mapless.clear();
         self.lose_view_answers = false;
