@@ -4,6 +4,8 @@
 //! middle of its `test name ... ok` line. A test that cannot run prints `SKIP name: reason` and returns; it is then
 //! counted by the runner as passed, so the caller moves it from `passed` to `skipped`.
 
+use std::time::Duration;
+
 /// What one run of one or more test programs came to.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
@@ -113,9 +115,63 @@ impl Reader {
     }
 }
 
+/// How long each test took, by when its last line came: tests that run one after the other begin when the one before has ended.
+#[derive(Debug, Default)]
+pub struct Pace {
+    name: String,
+    ended: Duration,
+    took: Vec<(Duration, String)>,
+}
+
+impl Pace {
+    /// Tests shown, and how long one takes at the least to be shown.
+    const SHOWN: (usize, Duration) = (12, Duration::from_secs(10));
+
+    /// Takes a line that came so long after the beginning.
+    pub fn line(&mut self, line: &str, at: Duration) {
+        let rest = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... "));
+        if let Some((name, _)) = rest {
+            self.name = name.to_string();
+        }
+        if line.starts_with("running ") {
+            self.ended = at;
+        }
+        let outcome = rest.map_or(line, |(_, outcome)| outcome);
+        if matches!(outcome, "ok" | "FAILED") && !self.name.is_empty() {
+            self.took.push((at.saturating_sub(self.ended), std::mem::take(&mut self.name)));
+            self.ended = at;
+        }
+    }
+
+    /// Those that took longest; nothing if none took long.
+    pub fn slowest(&self) -> Option<String> {
+        let mut took: Vec<_> = self.took.iter().filter(|(time, _)| *time >= Self::SHOWN.1).collect();
+        took.sort_by(|a, b| b.cmp(a));
+        let shown = took.iter().take(Self::SHOWN.0).map(|(time, name)| format!("{} {name}", time.as_secs()));
+        let shown: Vec<String> = shown.collect();
+        (!shown.is_empty()).then(|| shown.join(", "))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_takes_from_the_end_of_the_one_before_to_its_own() {
+        let mut pace = Pace::default();
+        let lines = [
+            (100, "running 3 tests"),
+            (130, "test a::b ... NOTE it takes long"),
+            (145, "ok"),
+            (150, "test c ... ok"),
+            (170, "test d ... FAILED"),
+            (171, "ok"),
+        ];
+        lines.iter().for_each(|(at, line)| pace.line(line, Duration::from_secs(*at)));
+        assert_eq!(pace.slowest().as_deref(), Some("45 a::b, 20 d"));
+        assert_eq!(Pace::default().slowest(), None);
+    }
 
     fn read(text: &str) -> Counts {
         let mut reader = Reader::default();

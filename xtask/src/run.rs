@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use crate::libtest::Counts;
+use crate::step::Step;
 use crate::suites::{Context, SUITES, Suite};
 
 /// The build server ends a run after 90 minutes without a word; we end it ourselves before, with the counts so far.
@@ -90,7 +91,7 @@ fn run_suite(suite: &Suite, context: &Context<'_>, left: Duration) -> Counts {
             return Counts { failed: 1, failures: vec![suite.name.to_string()], ..total };
         }
     };
-    for (number, step) in steps.iter().enumerate() {
+    let run_step = |number: usize, step: &Step| {
         let log = logs.join(format!("{}-{}-{}.log", suite.name, number + 1, step.name.replace(' ', "-")));
         let step_started = Instant::now();
         let left = deadline.saturating_duration_since(Instant::now());
@@ -110,7 +111,18 @@ fn run_suite(suite: &Suite, context: &Context<'_>, left: Duration) -> Counts {
         if counts.failed > 0 {
             println!("    whole output: {}", log.display());
         }
-        total.add(&counts);
+        counts
+    };
+    let numbered: Vec<(usize, &Step)> = steps.iter().enumerate().collect();
+    for at_once in numbered.chunk_by(|_, (_, next)| next.beside) {
+        std::thread::scope(|scope| {
+            let run_step = &run_step;
+            let running: Vec<_> =
+                at_once.iter().map(|(number, step)| scope.spawn(move || run_step(*number, step))).collect();
+            for counts in running {
+                total.add(&counts.join().expect("a step's failure is a count"));
+            }
+        });
     }
     total
 }

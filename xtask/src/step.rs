@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::libtest::{Counts, Reader, Skip};
+use crate::libtest::{Counts, Pace, Reader, Skip};
 
 /// How a step's outcome becomes numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct Step {
     pub counting: Counting,
     /// Set when the step cannot run at all: it is then a skip with this reason.
     pub unavailable: Option<String>,
+    /// Runs at the same time as the step before it, which mostly waits, too.
+    pub beside: bool,
 }
 
 impl Step {
@@ -57,7 +59,24 @@ impl Step {
             environment: Vec::new(),
             counting,
             unavailable: None,
+            beside: false,
         }
+    }
+
+    /// The same step, run at the same time as the one before it.
+    pub fn beside(self) -> Self {
+        Self { beside: true, ..self }
+    }
+
+    /// The same step with these words at the end of its command.
+    pub fn and(mut self, words: &[&str]) -> Self {
+        self.command.extend(words.iter().map(ToString::to_string));
+        self
+    }
+
+    /// The same step under another name.
+    pub fn named(self, name: &str) -> Self {
+        Self { name: name.to_string(), ..self }
     }
 
     /// The same step with one more environment variable.
@@ -148,6 +167,7 @@ struct Watch {
     log: File,
     reader: Reader,
     counting: Counting,
+    pace: Pace,
     /// Lines since the last test program began: what is shown if it fails.
     recent: Vec<String>,
     started: Instant,
@@ -164,6 +184,7 @@ impl Watch {
             log,
             reader: Reader::default(),
             counting: step.counting,
+            pace: Pace::default(),
             recent: Vec::new(),
             started: now,
             last_progress: now,
@@ -172,6 +193,7 @@ impl Watch {
 
     fn line(&mut self, line: &str) -> Result<()> {
         writeln!(self.log, "{line}")?;
+        self.pace.line(line, self.started.elapsed());
         if let Some(at) = line.find("NOTE ")
             && (at == 0 || line[..at].ends_with("... "))
         {
@@ -212,6 +234,9 @@ impl Watch {
 
     fn finish(self, step: &Step, success: bool, ended_early: bool) -> Counts {
         let mut counts = self.reader.counts().clone();
+        if let Some(slowest) = self.pace.slowest() {
+            println!("    {}: most seconds: {slowest}", step.name);
+        }
         match step.counting {
             Counting::ExitStatus if success => counts.passed = 1,
             Counting::ExitStatus => {
