@@ -18,6 +18,7 @@ pub mod fs;
 mod handles;
 mod inodes;
 mod invalidate;
+mod lost;
 mod memfd;
 pub mod mount;
 pub mod options;
@@ -26,6 +27,7 @@ mod sync;
 
 pub use config::Config;
 pub use invalidate::Invalidator;
+pub use lost::OnLost;
 pub use mount::{MountError, repair};
-pub use options::{OptionError, Options};
+pub use options::{OptionError, Options, Quarantine};
 pub use run::{Error, FLUSH_DEADLINE, Mounted, run};

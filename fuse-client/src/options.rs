@@ -4,7 +4,9 @@
 //! other file systems take and that change nothing here (`defaults`, `nofail`, `_netdev`, ...) are accepted, so that `fstab` lines
 //! and container runtimes need no special case.
 
+use crate::lost::OnLost;
 use holdfast_types::InstanceGeneration;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const INSTANCE_BYTES_MAX: usize = 253;
@@ -40,6 +42,22 @@ pub struct Options {
     pub instance: Option<String>,
     /// Generation of that instance; counts for nothing without one.
     pub generation: InstanceGeneration,
+    /// What callers see once others have ended the mount's session.
+    pub on_lost: OnLost,
+    /// Where bytes are kept that can no longer be sent.
+    pub quarantine: Quarantine,
+}
+
+/// Where bytes are kept that can no longer be sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Quarantine {
+    /// `/var/lib/holdfast/quarantine`; for others than root a folder of their own.
+    #[default]
+    Usual,
+    /// A folder.
+    At(PathBuf),
+    /// Nowhere: they are lost.
+    Off,
 }
 
 impl Default for Options {
@@ -59,6 +77,8 @@ impl Default for Options {
             relatime: true,
             instance: None,
             generation: InstanceGeneration(0),
+            on_lost: OnLost::default(),
+            quarantine: Quarantine::default(),
         }
     }
 }
@@ -109,6 +129,8 @@ const KNOWN: &[&str] = &[
     "noatime",
     "instance=NAME",
     "generation=N",
+    "on_lost=eio|block|kill",
+    "quarantine=DIRECTORY|off",
 ];
 
 /// Options that are accepted and change nothing: either they are always so, or they are for others to read.
@@ -173,6 +195,8 @@ impl Options {
             ("slow_operation", value) => self.slow_operation = Some(duration(name, value.unwrap_or(""))?),
             ("telemetry", Some(value)) => self.telemetry = Some(telemetry(value)?),
             ("instance", value) => self.instance = Some(instance(value.unwrap_or(""))?),
+            ("on_lost", value) => self.on_lost = on_lost(value.unwrap_or(""))?,
+            ("quarantine", value) => self.quarantine = quarantine(value.unwrap_or(""))?,
             ("generation", value) => self.generation = generation(value.unwrap_or(""))?,
             ("cache", value) => self.cache_bytes = Some(size(name, value.unwrap_or(""))?),
             ("write_buffer", value) => self.write_buffer_bytes = Some(size(name, value.unwrap_or(""))?),
@@ -208,6 +232,30 @@ fn instance(value: &str) -> Result<String, OptionError> {
         value: value.into(),
         wanted: "a name of 1 to 253 bytes",
     })
+}
+
+fn on_lost(value: &str) -> Result<OnLost, OptionError> {
+    match value {
+        "eio" => Ok(OnLost::Error),
+        "block" => Ok(OnLost::Block),
+        "kill" => Ok(OnLost::Kill),
+        _ => {
+            let wanted = "eio (calls fail), block (calls wait) or kill (processes with open files are killed)";
+            Err(OptionError::Value { name: "on_lost".into(), value: value.into(), wanted })
+        }
+    }
+}
+
+/// `off`, or an absolute path: the mount's process may run in another directory than whoever starts it.
+fn quarantine(value: &str) -> Result<Quarantine, OptionError> {
+    match value {
+        "off" => Ok(Quarantine::Off),
+        _ if value.starts_with('/') => Ok(Quarantine::At(value.into())),
+        _ => {
+            let wanted = "a directory (an absolute path) or off";
+            Err(OptionError::Value { name: "quarantine".into(), value: value.into(), wanted })
+        }
+    }
 }
 
 /// A number.
@@ -275,6 +323,8 @@ mod tests {
         assert_eq!(options, Ok(expected));
         let named = parse("generation=7,instance=db-0").map(|options| (options.instance, options.generation));
         assert_eq!(named, Ok((Some("db-0".into()), InstanceGeneration(7))));
+        let lost = parse("on_lost=kill,quarantine=/q").map(|options| (options.on_lost, options.quarantine));
+        assert_eq!(lost, Ok((OnLost::Kill, Quarantine::At("/q".into()))));
         assert_eq!(Options::parse(&[]), Ok(Options::default()));
     }
 
@@ -303,6 +353,9 @@ mod tests {
             "cache=1T",
             "cache=99999999999G",
             "telemetry=9000",
+            "on_lost=panic",
+            "quarantine=here",
+            "quarantine",
         ] {
             assert!(matches!(parse(text), Err(OptionError::Value { .. })), "{text}");
         }

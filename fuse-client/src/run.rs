@@ -11,15 +11,18 @@ use crate::config::Config;
 use crate::device::{Keep, Notifier, Session, SessionError};
 use crate::fs::{FileSystem, Server, Shared, Volume};
 use crate::invalidate::Invalidator;
+use crate::lost::{self, Ended, OnLost};
 use crate::memfd::Arena;
 use crate::mount::{self, Mount, MountError};
-use crate::options::Options;
+use crate::options::{Options, Quarantine};
 use bytes::Bytes;
-use holdfast_client::{Client, ClientError, Metrics, MountError as ConnectError, MountOptions, Notice, Notices};
+use holdfast_client::{
+    Client, ClientError, LostFile, Metrics, MountError as ConnectError, MountOptions, Notice, Notices,
+};
 use holdfast_telemetry::http::{self, ListenError};
 use holdfast_telemetry::metrics::Registry;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
@@ -102,7 +105,7 @@ pub async fn run(
     let (client, notices) = connected.map_err(|source| Error::Attach { volume: config.volume.clone(), source })?;
     health.serves(client.clone());
     let ready = |point: &Path| ready(point, telemetry);
-    let served = serve(&config, client.clone(), notices, stopped, ready).await;
+    let served = serve(&config, client.clone(), notices, &health, stopped, ready).await;
     health.ends();
     let flushed = flush(&client).await;
     // Until now the cluster could ask for something; the task would keep the client alive for ever.
@@ -115,16 +118,24 @@ const SLOW_OPERATION: Duration = Duration::from_secs(1);
 
 /// How a mount is.
 #[derive(Default)]
-struct MountHealth(Mutex<Option<Client>>);
+struct MountHealth {
+    client: Mutex<Option<Client>>,
+    /// Why the session is over, and where what was lost is kept.
+    over: Mutex<Option<String>>,
+}
 
 impl MountHealth {
     fn serves(&self, client: Client) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(client);
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client);
+    }
+
+    fn is_over(&self, why: String) {
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
     /// The client must not outlive the mount.
     fn ends(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
@@ -134,7 +145,10 @@ impl http::Health for MountHealth {
     }
 
     fn ready(&self) -> Result<(), String> {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(why) = &*self.over.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(format!("the session is over ({why}); mount again"));
+        }
+        match &*self.client.lock().unwrap_or_else(PoisonError::into_inner) {
             None => Err("attaching to the volume: is the cluster up?".into()),
             Some(client) if !client.is_attached() => Err("the session is over; mount again".into()),
             Some(_) => Ok(()),
@@ -150,6 +164,7 @@ fn mount_options(config: &Config) -> MountOptions {
     options.read_cache_bytes = config.options.cache_bytes;
     options.writeback_delay = config.options.writeback_delay;
     options.relatime = config.options.relatime;
+    options.block_when_over = config.options.on_lost == OnLost::Block;
     options
 }
 
@@ -158,6 +173,7 @@ async fn serve(
     config: &Config,
     client: Client,
     notices: Notices,
+    health: &Arc<MountHealth>,
     mut stopped: watch::Receiver<bool>,
     ready: impl FnOnce(&Path) + Send,
 ) -> Result<JoinHandle<()>, Error> {
@@ -165,7 +181,20 @@ async fn serve(
     let mounting = (config.mount_point.clone(), config.volume.clone(), config.options.clone());
     let served = fs.clone();
     let mounted = apart(move || Mounted::start(&mounting.0, &mounting.1, &mounting.2, served)).await??;
-    let heed = tokio::spawn(heed(fs.clone(), notices, mounted.notifier()));
+    let aftermath = Aftermath {
+        volume: config.volume.clone(),
+        session: fs.volume().session().map_or(0, |session| session.0),
+        point: mounted.mount.point().to_path_buf(),
+        device: lost::device_of(mounted.mount.point()),
+        on_lost: config.options.on_lost,
+        quarantine: match &config.options.quarantine {
+            Quarantine::Usual => Some(lost::quarantine()),
+            Quarantine::At(folder) => Some(folder.clone()),
+            Quarantine::Off => None,
+        },
+        health: health.clone(),
+    };
+    let heed = tokio::spawn(heed(fs.clone(), notices, mounted.notifier(), aftermath));
     let sweep = tokio::spawn(sweep(fs));
     ready(mounted.mount.point());
     let ended = mounted.ended.clone();
@@ -276,8 +305,49 @@ async fn flush(client: &Client) -> Result<(), Error> {
     }
 }
 
+/// What is done when others end the session.
+struct Aftermath {
+    volume: String,
+    session: u64,
+    point: PathBuf,
+    /// Number of the mount's device.
+    device: Option<String>,
+    on_lost: OnLost,
+    quarantine: Option<PathBuf>,
+    health: Arc<MountHealth>,
+}
+
+impl Aftermath {
+    /// Stops those who would go on first; then keeps what was lost. Blocks for as long as the disk takes.
+    fn of(&self, reason: &str, lost_bytes: u64, files: &[LostFile]) {
+        let calls = match self.on_lost {
+            OnLost::Error => "every call fails until it is mounted again".to_owned(),
+            OnLost::Block => "every call waits until it is unmounted or its caller killed".to_owned(),
+            OnLost::Kill => {
+                let killed = self.device.as_deref().map_or(0, lost::kill_users);
+                format!("every call fails until it is mounted again; {killed} processes with open files were killed")
+            }
+        };
+        self.health.is_over(reason.to_owned());
+        tracing::error!(reason, lost_bytes, "session is over: {calls}");
+        if lost_bytes == 0 {
+            return;
+        }
+        let ended = Ended { volume: &self.volume, session: self.session, mount_point: &self.point, reason };
+        let kept = self.quarantine.as_deref().map(|folder| (folder, lost::keep(folder, &ended, files)));
+        let where_to = match kept {
+            None => "they are not kept (quarantine=off)".to_owned(),
+            Some((_, Ok(folder))) => format!("they are kept in {}", folder.display()),
+            Some((folder, Err(error))) => format!("they could not be kept in {}: {error}", folder.display()),
+        };
+        self.health.is_over(format!("{reason}; {lost_bytes} bytes had not reached the cluster, {where_to}"));
+        tracing::error!(lost_bytes, "bytes had not reached the cluster when the session ended; {where_to}");
+    }
+}
+
 /// Does what the cluster asks of the mount as a whole.
-async fn heed<V: Volume>(fs: Shared<V>, mut notices: Notices, notifier: Notifier) {
+async fn heed<V: Volume>(fs: Shared<V>, mut notices: Notices, notifier: Notifier, aftermath: Aftermath) {
+    let aftermath = Arc::new(aftermath);
     let invalidator = match Invalidator::new(notifier) {
         Ok(invalidator) => Arc::new(invalidator),
         Err(error) => {
@@ -305,13 +375,12 @@ async fn heed<V: Volume>(fs: Shared<V>, mut notices: Notices, notifier: Notifier
                 tracing::info!("alone again: caching starts");
                 fs.start_caching();
             }
-            Notice::SessionOver { reason, lost_bytes: 0 } => tracing::info!(reason, "session is over"),
-            Notice::SessionOver { reason, lost_bytes } => {
-                tracing::error!(
-                    reason,
-                    lost_bytes,
-                    "session is over and bytes are lost: every call fails until it is mounted again"
-                );
+            Notice::SessionOver { reason, unmounted: true, .. } => tracing::info!(reason, "session is over"),
+            Notice::SessionOver { reason, lost_bytes, lost, .. } => {
+                let aftermath = aftermath.clone();
+                if let Err(error) = apart(move || aftermath.of(&reason, lost_bytes, &lost)).await {
+                    tracing::error!(%error, "the end of the session could not be seen to");
+                }
             }
             Notice::Reachable { reachable: true, detail } => tracing::info!(detail, "cluster answers again"),
             Notice::Reachable { reachable: false, detail } => {

@@ -1,6 +1,7 @@
 //! Zombies: a host that was given up still runs a process with a file open. Whatever it does when it wakes, nothing of it reaches what its
 //! successor uses.
 
+use holdfast_tests::mount::Mount;
 use holdfast_tests::{Cluster, Options, can_mount, note, until};
 use rustix::process::Signal;
 use std::fs::OpenOptions;
@@ -10,7 +11,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -79,7 +79,7 @@ struct Writer {
     acknowledged: Arc<AtomicU64>,
     process: Child,
     /// Gives the name of the error that ended it.
-    ended: JoinHandle<String>,
+    ended: mpsc::Receiver<String>,
 }
 
 impl Writer {
@@ -90,14 +90,16 @@ impl Writer {
         let said = BufReader::new(process.stdout.take().expect("piped"));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&acknowledged);
-        let ended = std::thread::spawn(move || {
+        let (say, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut last = "nothing: it has gone".to_owned();
             for line in said.lines().map_while(Result::ok) {
                 match line.strip_prefix("error ") {
-                    Some(error) => return error.to_owned(),
+                    Some(error) => last = error.to_owned(),
                     None => counter.store(line.parse().expect("a number"), Ordering::SeqCst),
                 }
             }
-            "nothing: it has gone".into()
+            let _ = say.send(last);
         });
         Self { acknowledged, process, ended }
     }
@@ -108,10 +110,21 @@ impl Writer {
 
     /// Waits for its end; what ended it.
     fn end(mut self) -> String {
-        let error = self.ended.join().expect("no panic");
+        let error = self.ended.recv_timeout(LIMIT);
+        if error.is_err() {
+            self.process.kill().expect("killed");
+        }
         self.process.wait().expect("it ends");
-        error
+        error.expect("it is told that it cannot go on")
     }
+}
+
+/// The log of a mount says something soon.
+fn wait_for_word(mount: &mut Mount, word: &str) -> anyhow::Result<()> {
+    until(word, LIMIT, || {
+        let log = mount.process().log_tail();
+        if log.contains(word) { Ok(()) } else { anyhow::bail!("its log does not say so: {log}") }
+    })
 }
 
 /// What is in the file, block by block.
@@ -142,7 +155,10 @@ impl Scene {
 
     fn mount(&mut self, host: &str, instance: bool) -> usize {
         self.generation += 1;
-        let options = if instance { format!("instance=db,generation={}", self.generation) } else { String::new() };
+        let mut options = format!("quarantine={}", self.cluster.folder().join("quarantine").display());
+        if instance {
+            options += &format!(",instance=db,generation={}", self.generation);
+        }
         self.cluster.mount_on(host, &options).expect("mounted")
     }
 
@@ -211,10 +227,12 @@ impl Scene {
         }
         self.bring_back(first, away);
         assert_eq!(writer.end(), "EIO", "{what}");
-        let log = self.cluster.mounted(first).process().log_tail();
-        assert!(log.contains("session is over"), "{what}: its log does not say why: {log}");
+        wait_for_word(self.cluster.mounted(first), "session is over").expect(&what);
         let opened = std::fs::File::open(&zombies).map(drop).map_err(|error| error.raw_os_error());
         assert_eq!(opened, Err(Some(libc::EIO)), "{what}: the first mount is of no use any more");
+        // Not what the successor's mount remembers: what is stored.
+        self.cluster.mounted(second).unmount().expect("unmounts");
+        self.cluster.mounted(second).restart().expect("mounted again");
         let last = blocks(&path).expect("the successor reads");
         for (at, found) in last.iter().enumerate() {
             assert!(*found == block(b'B', at as u64), "{what}: block {at} is not the successor's any more");
@@ -261,4 +279,91 @@ fn a_zombie_can_do_no_harm() {
     scene.cluster.scrub().expect("replicas agree");
     assert!(scene.cluster.admin(&["fsck"]).expect("clean").contains("clean"));
     assert!(!scene.cluster.log_tails().contains("panicked"), "{}", scene.cluster.log_tails());
+}
+
+/// Writes what is not sent for a while, says so, and holds on to the file.
+const HOLDER: &str = r#"
+import os, sys, time
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.pwrite(file, bytes(i // 100 % 251 for i in range(200_000)), 10_000)
+print("written", flush=True)
+time.sleep(600)
+"#;
+
+/// Looks at a file until that fails.
+const LOOKER: &str = r#"
+import os, sys, time
+print("looks", flush=True)
+while True:
+    os.stat(sys.argv[1])
+    time.sleep(0.05)
+"#;
+
+fn python(program: &str, path: &Path) -> Child {
+    let mut command = Command::new("python3");
+    let mut child = command.args(["-c", program]).arg(path).stdout(Stdio::piped()).spawn().expect("python3 runs");
+    let mut said = String::new();
+    BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut said).expect("it says something");
+    assert!(!said.is_empty(), "it ended");
+    child
+}
+
+fn fence_all(cluster: &Cluster) {
+    let said = cluster.admin(&["fence", "--volume", "main"]).expect("fenced");
+    assert!(said.contains("neither bytes nor names"), "{said}");
+}
+
+/// What ended a process that is to end soon.
+fn ended(what: &str, child: &mut Child) -> Option<i32> {
+    use std::os::unix::process::ExitStatusExt;
+    until(what, LIMIT, || child.try_wait()?.ok_or_else(|| anyhow::anyhow!("it runs"))).expect(what).signal()
+}
+
+#[test]
+fn what_a_fenced_mount_had_not_sent_is_kept_and_whoever_has_files_open_is_stopped_as_asked_for() {
+    let name = "what_a_fenced_mount_had_not_sent_is_kept_and_whoever_has_files_open_is_stopped_as_asked_for";
+    if !can_mount(name, &["python3"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(&Options { storage: 1, replicas: 1, ..Options::default() }).expect("healthy");
+    let quarantine = cluster.folder().join("quarantine");
+    let options = format!("writeback_delay=120,quarantine={}", quarantine.display());
+
+    let mount = cluster.mount_on("client", &format!("{options},on_lost=kill")).expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    std::fs::create_dir(at.join("db")).expect("made");
+    let mut holder = python(HOLDER, &at.join("db/wal"));
+    fence_all(&cluster);
+    assert_eq!(ended("the holder is killed", &mut holder), Some(libc::SIGKILL));
+    let kept = until("the bytes are kept", LIMIT, || {
+        let folders: Vec<_> =
+            std::fs::read_dir(&quarantine)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+        let done = folders.into_iter().find(|folder| folder.extension().is_none());
+        done.ok_or_else(|| anyhow::anyhow!("no folder"))
+    });
+    let kept = kept.expect("kept");
+    let about = std::fs::read_to_string(kept.join("ABOUT.txt")).expect("read");
+    assert!(about.contains("db/wal (") && about.contains("fenced by an administrator"), "{about}");
+    let file = std::fs::read_dir(&kept).expect("listed").map(|entry| entry.expect("read").path());
+    let file = file.into_iter().find(|path| path.to_string_lossy().ends_with("-db_wal")).expect("a copy");
+    let expected: Vec<u8> = (0..10_000).map(|_| 0).chain((0..200_000).map(|i| (i / 100 % 251) as u8)).collect();
+    assert!(std::fs::read(&file).expect("read") == expected, "other bytes are kept than were written");
+    wait_for_word(cluster.mounted(mount), "1 processes with open files were killed").expect("said");
+    wait_for_word(cluster.mounted(mount), &format!("kept in {}", kept.display())).expect("said");
+    let opened = std::fs::File::open(at.join("db/wal")).map(drop).map_err(|error| error.raw_os_error());
+    assert_eq!(opened, Err(Some(libc::EIO)));
+    // The fence holds for names, and once more is no mistake.
+    cluster.admin(&["fence", "1"]).expect("over already");
+    cluster.mounted(mount).kill().expect("gone");
+
+    let mount = cluster.mount_on("client", &format!("{options},on_lost=block")).expect("mounted");
+    let at = cluster.mounted(mount).path().to_path_buf();
+    std::fs::write(at.join("f"), b"x").expect("written");
+    let mut looker = python(LOOKER, &at.join("f"));
+    fence_all(&cluster);
+    std::thread::sleep(WAITS);
+    assert!(looker.try_wait().expect("asked").is_none(), "it was told an error");
+    looker.kill().expect("killed");
+    assert_eq!(ended("what waits can be killed", &mut looker), Some(libc::SIGKILL));
+    cluster.mounted(mount).kill().expect("gone");
 }

@@ -39,6 +39,8 @@ pub struct Config {
     pub request_bytes: u64,
     /// How long a written byte may wait before it is sent.
     pub writeback_delay: Duration,
+    /// When the session is over calls wait until they are cancelled, and do not fail: for programs that take an error worse than a halt.
+    pub block_when_over: bool,
     /// Reading a file sets its `atime` as mount(8) says for `relatime`. Else it never does (`noatime`).
     pub relatime: bool,
 }
@@ -62,6 +64,7 @@ impl Config {
             read_ahead_bytes: 8 * MIB,
             request_bytes: 1024 * KIB,
             writeback_delay: WRITEBACK_DELAY,
+            block_when_over: false,
             relatime: true,
         }
     }

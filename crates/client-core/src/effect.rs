@@ -2,6 +2,7 @@
 
 use crate::call::{Call, CallId, Reply};
 use crate::error::ClientError;
+use crate::lost::LostFile;
 use crate::payload::{ChunkCall, ChunkReply};
 use holdfast_types::{Instant, ServerId};
 use holdfast_wire::metadata::{Answer, Envelope};
@@ -121,8 +122,12 @@ pub enum Notice {
     SessionOver {
         /// Why, for the log.
         reason: String,
+        /// It was ended from here, by unmounting.
+        unmounted: bool,
         /// Bytes that were written, not yet durable, and are lost. 0 after a clean unmount.
         lost_bytes: u64,
+        /// What of that is at hand, by file.
+        lost: Vec<LostFile>,
     },
     /// The cluster does not answer, or does again: for the log.
     Reachable {

@@ -21,6 +21,7 @@ pub use call::{Call, CallId, Data, Durability, HandleId, OpenMode, Reply, Seek, 
 pub use config::Config;
 pub use effect::{Effect, Failure, Input, Notice, Ticket};
 pub use error::ClientError;
+pub use lost::LostFile;
 pub use payload::{ChunkCall, ChunkReply};
 
 mod access;
@@ -33,6 +34,7 @@ mod extents;
 mod file;
 mod lane;
 mod lock;
+mod lost;
 mod names;
 mod namespace;
 mod open;

@@ -197,6 +197,14 @@ impl Names {
         Some((entries, end))
     }
 
+    /// All names that are known to be there: directory, name, inode.
+    pub fn entries(&self) -> impl Iterator<Item = (InodeId, &FileName, InodeId)> {
+        self.nodes.iter().flat_map(|(parent, node)| {
+            let entries = node.directory.iter().flat_map(|directory| &directory.entries);
+            entries.filter_map(|(name, entry)| Some((*parent, name, entry.inode?.0)))
+        })
+    }
+
     /// Target of a symlink.
     pub fn target(&mut self, inode: InodeId) -> Option<Bytes> {
         self.used(inode)?.target.clone()

@@ -204,6 +204,9 @@ impl ClientCore {
                         self.event(number, event);
                     }
                 }
+                if matches!(self.session.state, State::Over { .. }) {
+                    return;
+                }
                 match self.session.caching {
                     // The service believes that we do not cache; so we must not, event or no event.
                     Caching::On if !caching => self.stop_caching(self.session.event_seen),
@@ -364,6 +367,8 @@ impl ClientCore {
             return;
         }
         let lost_bytes = self.files.values().map(|f| f.unsafe_bytes()).sum();
+        let lost = self.lost_files();
+        let unmounted = self.session.detaching;
         if self.session.detaching {
             // Our own end may be told as an event before the answer to `Detach` is here. Nothing was left to flush or to publish then.
             for id in std::mem::take(&mut self.session.leaving) {
@@ -373,7 +378,14 @@ impl ClientCore {
         self.session.state = State::Over { reason: reason.clone() };
         self.session.caching = Caching::Off;
         self.session.span += 1;
-        self.complete_all(&ClientError::SessionOver { reason: reason.clone() });
+        let error = ClientError::SessionOver { reason: reason.clone() };
+        if self.config.block_when_over {
+            for id in std::mem::take(&mut self.session.leaving) {
+                self.complete(id, Err(error.clone()));
+            }
+        } else {
+            self.complete_all(&error);
+        }
         self.control.clear();
         self.data.clear();
         self.names.clear();
@@ -391,6 +403,6 @@ impl ClientCore {
         self.seeks.clear();
         self.accesses.clear();
         self.session.waiting.clear();
-        self.notify(Notice::SessionOver { reason, lost_bytes });
+        self.notify(Notice::SessionOver { reason, unmounted, lost_bytes, lost });
     }
 }

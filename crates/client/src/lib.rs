@@ -15,7 +15,7 @@ mod transport;
 pub use cluster::{Cluster, RequestError};
 pub use cluster_file::{ClusterFile, ClusterFileError, MetadataAddress, TlsFiles};
 pub use holdfast_client_core::{
-    Call, CallId, ClientError, Config, Data, Durability, HandleId, Notice, OpenMode, Reply, Seek, ZeroMode,
+    Call, CallId, ClientError, Config, Data, Durability, HandleId, LostFile, Notice, OpenMode, Reply, Seek, ZeroMode,
 };
 pub use holdfast_config::{nearest, port};
 pub use metrics::Metrics;

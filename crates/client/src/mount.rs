@@ -39,6 +39,8 @@ pub struct MountOptions {
     pub read_cache_bytes: Option<u64>,
     /// How long a written byte may wait before it is sent. `None`: 1 s.
     pub writeback_delay: Option<Duration>,
+    /// When the session is over calls wait until they are cancelled, and do not fail.
+    pub block_when_over: bool,
     /// Reading a file sets its access time as `relatime` has it.
     pub relatime: bool,
     /// Where calls and messages are counted.
@@ -56,6 +58,7 @@ impl MountOptions {
             write_buffer_bytes: None,
             read_cache_bytes: None,
             writeback_delay: None,
+            block_when_over: false,
             relatime: true,
             metrics: Arc::new(Metrics::unseen()),
         }
@@ -136,6 +139,7 @@ impl Client {
         config.read_cache_bytes = options.read_cache_bytes.unwrap_or(config.read_cache_bytes);
         config.writeback_delay = options.writeback_delay.unwrap_or(config.writeback_delay);
         config.relatime = options.relatime;
+        config.block_when_over = options.block_when_over;
         let metrics = Arc::clone(&options.metrics);
         let transport = Box::new(Metered { inner: transport, metrics: Arc::clone(&metrics) });
         Self::start_metered(config, transport, metrics).await

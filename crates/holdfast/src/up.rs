@@ -57,6 +57,7 @@ async fn serve(
     let options = holdfast_fuse_client::Options {
         instance: Some("up".into()),
         generation: next_generation(data)?,
+        quarantine: holdfast_fuse_client::Quarantine::At(std::path::absolute(data)?.join("quarantine")),
         ..holdfast_fuse_client::Options::default()
     };
     let config = holdfast_fuse_client::Config::new(&cluster, "main", mount, options)?;

@@ -9,7 +9,7 @@
 //! * Nothing here asks a mounted file system anything it would have to answer, except [`repair`], in a thread that may be left behind.
 
 mod helper;
-mod table;
+pub(crate) mod table;
 
 use crate::device::Channel;
 use crate::options::{OptionError, Options};

@@ -2,7 +2,7 @@
 
 use super::fake::Service;
 use super::world::{World, config, name};
-use crate::{Call, Input, Notice, OpenMode, Reply};
+use crate::{Call, ClientError, Config, Input, Notice, OpenMode, Reply};
 use holdfast_types::InodeId;
 use holdfast_wire::metadata::Event;
 use holdfast_wire::namespace::SetAttributes;
@@ -118,11 +118,39 @@ fn an_ended_session_fails_what_waits_and_says_what_is_lost() {
     world.write(handle, 0, vec![1; 5000]).expect("buffered");
     world.service.events.push((1, Event::Ended { reason: "fenced".into() }));
     world.run_until("the end", |w| {
-        w.notices.iter().any(|n| matches!(n, Notice::SessionOver { lost_bytes: 5000, reason } if reason == "fenced"))
+        w.notices
+            .iter()
+            .any(|n| matches!(n, Notice::SessionOver { lost_bytes: 5000, reason, .. } if reason == "fenced"))
     });
+    let Some(Notice::SessionOver { lost, .. }) = world.notices.last() else { panic!("{:?}", world.notices) };
+    let [file] = lost.as_slice() else { panic!("{lost:?}") };
+    assert_eq!((file.inode, file.path.as_deref(), file.size, file.published), (inode, Some(&b"a"[..]), 5000, 0));
+    assert_eq!(file.pieces.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(), 5000);
     assert!(world.ask(Call::Fsync { inode, data_only: false }).is_err());
     assert!(world.write(handle, 0, vec![1; 5]).is_err());
     assert_eq!(world.ask(Call::Release { handle }), Ok(Reply::Done));
+}
+
+#[test]
+fn calls_of_an_ended_session_wait_for_their_cancellation_where_that_is_asked_for() {
+    let mut world = World::with(6, Config { block_when_over: true, ..config() }, Service::new());
+    world.mount();
+    let (inode, handle) = world.create("a");
+    world.write(handle, 0, vec![1; 5000]).expect("buffered");
+    let early = world.start(Call::Fsync { inode, data_only: false });
+    world.core.session_over("fenced".into());
+    world.step(Input::Tick);
+    let late = world.start(Call::GetAttributes { inode });
+    world.run_for(Duration::from_secs(5));
+    for id in [early, late] {
+        assert!(!world.completed.contains_key(&id), "{:?}", world.completed);
+        world.step(Input::Cancel { id });
+        assert_eq!(world.wait(id), Err(ClientError::Interrupted));
+    }
+    // Closing does not wait, nor does the unmount.
+    assert!(matches!(world.ask(Call::Flush { handle }), Err(ClientError::SessionOver { .. })));
+    assert_eq!(world.ask(Call::Release { handle }), Ok(Reply::Done));
+    assert_eq!(world.ask(Call::Unmount), Ok(Reply::Done));
 }
 
 #[test]
