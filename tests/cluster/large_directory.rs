@@ -75,6 +75,15 @@ fn list(at: &Path, count: u64) -> (Vec<u64>, BTreeSet<String>) {
     (inodes, others)
 }
 
+/// Says so when it goes.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_directory_of_very_many_entries_is_listed_whole_while_it_changes() {
     let name = "a_directory_of_very_many_entries_is_listed_whole_while_it_changes";
@@ -111,8 +120,11 @@ fn a_directory_of_very_many_entries_is_listed_whole_while_it_changes() {
             }
             number
         });
-        let found = list(&there, count);
-        listed.store(true, Ordering::Relaxed);
+        let found = {
+            // Also when it panics: the other one waits for it.
+            let _ended = Ended(&listed);
+            list(&there, count)
+        };
         (found.0, passing.join().expect("makes names"))
     });
     note(&format!("listed in {:.1} s, while {passing} names came and went", begun.elapsed().as_secs_f64()));

@@ -22,9 +22,9 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one server may take to say how it is.
 const SERVER_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Runs an administrator's command. For `status`, 1 means that something needs attention: whatever keeps it from asking is 2.
+/// Runs an administrator's command. For `status` and `fence`, 1 means something of its own: whatever keeps them from asking is 2.
 pub async fn run(admin: Admin) -> Result<ExitCode> {
-    let asks = matches!(admin.command, AdminCommand::Status { .. });
+    let asks = matches!(admin.command, AdminCommand::Status { .. } | AdminCommand::Fence { .. });
     match carry_out(admin).await {
         Err(error) if asks => {
             eprintln!("holdfast: {}", crate::in_one_line(&error));

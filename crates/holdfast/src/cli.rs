@@ -157,7 +157,7 @@ pub enum AdminCommand {
         which: Which,
     },
     /// End sessions at once, whatever they are doing: when this returns, no storage node takes a byte from them any more, and what they held
-    /// is free for others. Exit status 0 if it is so, 1 if there was nobody to fence.
+    /// is free for others. Exit status 0 if it is so, 1 if there was nobody to fence, 2 if it may not be so.
     Fence {
         /// Sessions by their ids, as `admin sessions` shows them.
         ids: Vec<u64>,

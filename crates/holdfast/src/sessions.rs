@@ -2,9 +2,9 @@
 
 use crate::admin::{ask_status, odd, volumes};
 use crate::cli::Which;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use holdfast_client::Cluster;
-use holdfast_types::{ShardId, Timestamp, VolumeId};
+use holdfast_types::{SessionId, ShardId, Timestamp, VolumeId};
 use holdfast_wire::admin::{SessionState, SessionStatus};
 use holdfast_wire::metadata::{Request, Response};
 use serde::Serialize;
@@ -125,34 +125,56 @@ pub async fn fence(cluster: &Cluster, ids: &[u64], which: &Which) -> Result<Exit
         bail!("say whom: ids of sessions (`admin sessions` shows them), or --volume, --host, --instance");
     }
     let (found, names) = find(cluster, which).await?;
-    let meant: Vec<&SessionStatus> =
-        found.iter().filter(|status| ids.is_empty() || ids.contains(&status.id.0)).collect();
+    // One that is over has left the list before all storage nodes have heard of it: whoever names it wants to know that they have.
+    let of = |id: u64| found.iter().find(|status| status.id.0 == id).cloned();
+    let meant: Vec<(SessionId, Option<SessionStatus>)> = if ids.is_empty() {
+        found.iter().map(|status| (status.id, Some(status.clone()))).collect()
+    } else {
+        ids.iter().map(|id| (SessionId(*id), of(*id))).filter(|(_, known)| !chosen || known.is_some()).collect()
+    };
     if meant.is_empty() {
         eprintln!("nobody to fence: no such session is open (one that is over stays over)");
         return Ok(ExitCode::from(1));
     }
     let begun = Instant::now();
     let mut fences = JoinSet::new();
-    for status in meant {
-        let (cluster, status) = (cluster.clone(), status.clone());
-        let request = Request::FenceSession { session: status.id };
-        fences.spawn(async move { (status, cluster.request(ShardId::CLUSTER, request, FENCE_PATIENCE).await) });
+    for (session, status) in meant {
+        let cluster = cluster.clone();
+        fences.spawn(async move { (session, status, fence_one(&cluster, session).await) });
     }
-    let mut failed = None;
+    let mut code = ExitCode::SUCCESS;
     while let Some(done) = fences.join_next().await {
-        let (status, answer) = done?;
-        let SessionReport { id, volume, host, mount_point, .. } = SessionReport::new(&status, &names);
-        match answer {
-            Ok(Response::Fenced { .. }) => println!(
-                "fenced session {id} of volume {volume} on {host} ({mount_point}): no storage node takes anything from it any more, \
-                 after {} ms",
+        let (session, status, fenced) = done?;
+        let who = status.as_ref().map_or_else(
+            || format!("session {session}, which was over already"),
+            |status| {
+                let SessionReport { volume, host, mount_point, .. } = SessionReport::new(status, &names);
+                format!("session {session} of volume {volume} on {host} ({mount_point})")
+            },
+        );
+        match fenced {
+            Ok(()) => println!(
+                "fenced {who}: nothing is taken from it any more, neither bytes nor names, after {} ms",
                 begun.elapsed().as_millis()
             ),
-            Ok(other) => failed = Some(odd(&other)),
             Err(error) => {
-                failed = Some(Err(error).with_context(|| format!("session {id} may not be fenced yet; ask again")))
+                let error = error.context(format!("session {session} may not be fenced yet; ask again"));
+                eprintln!("holdfast: {}", crate::in_one_line(&error));
+                code = ExitCode::from(2);
             }
         }
     }
-    failed.unwrap_or(Ok(ExitCode::SUCCESS))
+    Ok(code)
+}
+
+/// Bytes first, which need every storage node, then names.
+async fn fence_one(cluster: &Cluster, session: SessionId) -> Result<()> {
+    match cluster.request(ShardId::CLUSTER, Request::FenceSession { session }, FENCE_PATIENCE).await? {
+        Response::Fenced { .. } => {}
+        other => return odd(&other),
+    }
+    match cluster.request(ShardId::VOLUMES, Request::EndSession { session }, FENCE_PATIENCE).await? {
+        Response::Done => Ok(()),
+        other => odd(&other),
+    }
 }

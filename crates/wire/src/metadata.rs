@@ -61,6 +61,11 @@ pub enum Request {
         /// Hold the answer until there is a newer one (or the deadline is near: then `Unchanged`).
         wait: bool,
     },
+    /// A session that shard 0 has fenced changes nothing in its volume from now on. Answer: `Done`, when that is committed.
+    EndSession {
+        /// Which one.
+        session: SessionId,
+    },
     /// A storage node says that it lives, which disks in which incarnations it serves, and which map it has. Answer: `Heard`.
     Heartbeat(Heartbeat),
     /// A primary asks that a syncing member, which now holds every settled operation durably, counts as in sync. Answer: `View`.
@@ -246,6 +251,8 @@ pub struct DiskState {
     pub capacity: u64,
     /// Bytes free.
     pub free: u64,
+    /// Bytes that are to stay free: with less, what grows is refused.
+    pub reserve: u64,
     /// Age of the oldest unfinished operation, in milliseconds.
     pub oldest_operation_ms: u64,
     /// It failed: it is to leave its views.

@@ -539,6 +539,7 @@ fn shard_of(request: &Request) -> ShardId {
         | Request::ListVolumes
         | Request::Status => ShardId::CLUSTER,
         Request::Attach { .. }
+        | Request::EndSession { .. }
         | Request::Detach
         | Request::Renew { .. }
         | Request::StoppedCaching { .. }
@@ -558,7 +559,7 @@ fn is_allowed(from: Caller, request: &Request) -> bool {
         Request::ReportGone { reporter, .. } => from == Caller::Storage(*reporter),
         Request::LeaveViews { node } => from == Caller::Storage(*node) || from == Caller::Admin,
         Request::FenceSession { .. } => matches!(from, Caller::Server(_) | Caller::Admin),
-        Request::InspectInodes { .. } => from == Caller::Admin,
+        Request::InspectInodes { .. } | Request::EndSession { .. } => from == Caller::Admin,
         Request::AddServer { .. }
         | Request::RemoveServer { .. }
         | Request::PlaceStorage { .. }

@@ -48,7 +48,11 @@ pub(crate) struct Vitals {
     busy_since: AtomicU64,
     pub capacity: AtomicU64,
     pub free: AtomicU64,
+    /// What is to stay free.
+    pub reserve: AtomicU64,
     pub failed: AtomicBool,
+    /// It failed for want of room.
+    pub starved: AtomicBool,
     /// It failed for want of room, and there is some: opened anew it serves, after what a crash would have cost.
     pub room_again: AtomicBool,
     /// How long reads that wait for the disk, and batches of changes, take of late.
@@ -483,6 +487,7 @@ impl Writer {
             let reason = self.store.fault().unwrap_or_default();
             // Errors of a full disk have many names: what counts is that it was full when it failed.
             self.starved = self.store.space().is_ok_and(|space| space.reserve_percent < STARVED_PERCENT);
+            self.vitals.starved.store(self.starved, Ordering::Relaxed);
             if self.starved {
                 tracing::error!(disk = %self.id, reason, "disk is full to the last byte and leaves its views: make room, and it comes back by itself");
             } else {
@@ -507,6 +512,7 @@ impl Writer {
             Ok(space) => {
                 self.vitals.capacity.store(space.total, Ordering::Relaxed);
                 self.vitals.free.store(space.free, Ordering::Relaxed);
+                self.vitals.reserve.store(space.low_bytes, Ordering::Relaxed);
                 self.vitals.room_again.store(self.starved && space.reserve_percent >= ROOM_PERCENT, Ordering::Relaxed);
                 if space.low != self.low {
                     self.low = space.low;

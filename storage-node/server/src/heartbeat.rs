@@ -53,6 +53,7 @@ impl Beat {
                 incarnation: *incarnation,
                 capacity: vitals.capacity.load(Ordering::Relaxed),
                 free: vitals.free.load(Ordering::Relaxed),
+                reserve: vitals.reserve.load(Ordering::Relaxed),
                 oldest_operation_ms: vitals.oldest().as_millis() as u64,
                 failed: vitals.failed.load(Ordering::Relaxed),
                 read_us,

@@ -165,7 +165,11 @@ const DISK_HANGS: Duration = Duration::from_secs(30);
 impl Health for Metrics {
     fn alive(&self) -> Result<(), String> {
         let Some(standing) = self.standing() else { return Ok(()) };
-        if standing.disks.iter().all(|(.., vitals)| vitals.failed.load(Ordering::Relaxed)) {
+        // One that was full comes back by itself when it has room: this process must live to see it.
+        let has_failed = |vitals: &crate::disk::Vitals| {
+            vitals.failed.load(Ordering::Relaxed) && !vitals.starved.load(Ordering::Relaxed)
+        };
+        if standing.disks.iter().all(|(.., vitals)| has_failed(vitals)) {
             return Err("all disks failed; replace them".into());
         }
         Ok(())
@@ -219,11 +223,13 @@ pub(crate) struct Journeys {
     tickets: BTreeMap<Ticket, u64>,
     /// The request that is being stepped: what the core gives to the disk now is for it.
     stepping: Option<u64>,
+    /// Bytes that this life's core had copied when it was last asked.
+    copied: u64,
 }
 
 impl Journeys {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, requests: BTreeMap::new(), tickets: BTreeMap::new(), stepping: None }
+        Self { metrics, requests: BTreeMap::new(), tickets: BTreeMap::new(), stepping: None, copied: 0 }
     }
 
     /// An input is about to be stepped.
@@ -262,8 +268,8 @@ impl Journeys {
     }
 
     /// Bytes copied to other members so far, and groups in which that goes on.
-    pub fn copied(&self, (bytes, groups): (u64, usize)) {
-        let known = self.metrics.bytes_copied.get();
+    pub fn copied(&mut self, (bytes, groups): (u64, usize)) {
+        let known = std::mem::replace(&mut self.copied, bytes);
         add(&self.metrics.bytes_copied, bytes.saturating_sub(known));
         self.metrics.groups_copied.set(i64::try_from(groups).unwrap_or(i64::MAX));
     }

@@ -34,6 +34,7 @@ use holdfast_telemetry::metrics::Registry;
 use holdfast_types::limits::NODE_HEARTBEAT;
 use holdfast_types::{DiskId, prng};
 use holdfast_wire::metadata::Request;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -50,6 +51,8 @@ const SCRUBS_KEPT: Duration = Duration::from_secs(2);
 /// How long opening is tried by a node that starts anew, and the pause between.
 const OPEN_AGAIN: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a disk must have room again before its node starts anew.
+const ROOM_LASTS: Duration = Duration::from_secs(10);
 /// How long answers under way may take at a stop.
 const GRACE: Duration = Duration::from_millis(500);
 /// How long a planned stop waits for the leader to hear of it, and then to take the node out of its views.
@@ -130,7 +133,14 @@ pub async fn run(
     let endpoint = http::serve(&config.telemetry_address, registry, metrics.clone()).await?;
     let telemetry = endpoint.as_ref().map(http::Endpoint::address);
     let (mut config, mut ready, mut again) = (config, Some(ready), None);
+    let mut opened = BTreeSet::new();
     loop {
+        if again.is_some() && *shutdown.borrow() {
+            return Ok(());
+        }
+        // Disks that this node has just closed are there: whatever keeps one from being opened is to pass.
+        let is_patient = again.is_some_and(|since: Instant| since.elapsed() < OPEN_AGAIN);
+        let needed = if is_patient { opened.clone() } else { BTreeSet::new() };
         let address = Arc::new(OnceLock::new());
         let say = {
             let (address, ready) = (Arc::clone(&address), &mut ready);
@@ -141,11 +151,11 @@ pub async fn run(
                 }
             }
         };
-        match run_once(&config, &metrics, shutdown.clone(), say).await {
+        match run_once(&config, &metrics, (&needed, &mut opened), shutdown.clone(), say).await {
             Ok(Ended::Asked) => return Ok(()),
             Ok(Ended::RoomAgain) => again = Some(Instant::now()),
             // Somebody may hold on to the tables of the life before for a while.
-            Err(error @ Error::Disk { .. }) if again.is_some_and(|since| since.elapsed() < OPEN_AGAIN) => {
+            Err(error @ Error::Disk { .. }) if is_patient => {
                 tracing::warn!(%error, "not opened yet; trying again");
                 if tokio::time::timeout(PAUSE, shutdown.clone().wait_for(|stop| *stop)).await.is_ok() {
                     return Ok(());
@@ -167,18 +177,21 @@ enum Ended {
     RoomAgain,
 }
 
+/// One life. Disks that are `needed` must be opened; those that are, are told.
 async fn run_once(
     config: &Config,
     metrics: &Arc<Metrics>,
+    (needed, opened): (&BTreeSet<DiskId>, &mut BTreeSet<DiskId>),
     shutdown: watch::Receiver<bool>,
     ready: impl FnOnce(String) + Send,
 ) -> Result<Ended, Error> {
     let identity = identity(config)?;
     let stores = {
-        let (config, metrics) = (config.clone(), Arc::clone(metrics));
+        let (config, metrics, needed) = (config.clone(), Arc::clone(metrics), needed.clone());
         // Opening replays journals and may take a while: not on the runtime's threads.
-        tokio::task::spawn_blocking(move || open_disks(&config, &metrics)).await.map_err(|_| Error::Died)??
+        tokio::task::spawn_blocking(move || open_disks(&config, &metrics, &needed)).await.map_err(|_| Error::Died)??
     };
+    *opened = stores.iter().map(|(disk, _)| *disk).collect();
     let node = Node::assemble(config, &identity, stores, Arc::clone(metrics))?;
     let address: Address = config.address.parse()?;
     let service = Service {
@@ -220,8 +233,8 @@ fn said_address(configured: &str, server: &Server) -> String {
     }
 }
 
-/// Opens all disks. One that cannot be opened is left out, and said so, as long as another can.
-fn open_disks(config: &Config, metrics: &Metrics) -> Result<Vec<(DiskId, Store)>, Error> {
+/// Opens all disks. One that cannot be opened and is not `needed` is left out, and said so, as long as another can.
+fn open_disks(config: &Config, metrics: &Metrics, needed: &BTreeSet<DiskId>) -> Result<Vec<(DiskId, Store)>, Error> {
     let (mut stores, mut failed) = (Vec::new(), None);
     for disk in &config.disks {
         let backend = choose_backend(disk)?;
@@ -233,7 +246,11 @@ fn open_disks(config: &Config, metrics: &Metrics) -> Result<Vec<(DiskId, Store)>
             Err(error) => {
                 let reason = format!("{error}{}", crate::chunk_store::cause(&error));
                 tracing::error!(disk = disk.id, path = %disk.path.display(), reason, "disk is out");
-                failed = Some(Error::Disk { id: disk.id, path: disk.path.clone(), reason });
+                let error = Error::Disk { id: disk.id, path: disk.path.clone(), reason };
+                if needed.contains(&disk.disk_id()) {
+                    return Err(error);
+                }
+                failed = Some(error);
             }
         }
     }
@@ -444,14 +461,19 @@ impl Node {
     }
 }
 
-/// Waits until a disk that had failed for want of room has some.
+/// Waits until a disk that had failed for want of room has had some for a while: all groups of the node pay for starting anew.
 async fn room_again(standing: &Standing) -> DiskId {
     let mut ticks = tokio::time::interval(NODE_HEARTBEAT);
+    let mut since: Option<(DiskId, Instant)> = None;
     loop {
         ticks.tick().await;
         let again = |vitals: &disk::Vitals| vitals.room_again.load(Ordering::Relaxed);
-        if let Some((disk, ..)) = standing.disks.iter().find(|(.., vitals)| again(vitals)) {
-            return *disk;
+        // Closing waits for every disk, also for one that hangs.
+        let hangs = standing.disks.iter().any(|(.., vitals)| vitals.oldest() >= ROOM_LASTS);
+        let found = standing.disks.iter().find(|(.., vitals)| again(vitals)).filter(|_| !hangs);
+        since = found.map(|(disk, ..)| since.filter(|(known, _)| known == disk).unwrap_or((*disk, Instant::now())));
+        if let Some((disk, _)) = since.filter(|(_, since)| since.elapsed() >= ROOM_LASTS) {
+            return disk;
         }
     }
 }

@@ -214,6 +214,7 @@ impl Sim {
             incarnation: life.incarnation,
             capacity: 1 << 40,
             free: 1 << 39,
+            reserve: 1 << 30,
             oldest_operation_ms,
             failed: life.failed,
             read_us,

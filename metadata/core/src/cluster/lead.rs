@@ -179,6 +179,7 @@ impl MetadataCore {
             }
             Request::Status => self.cluster_read(ReadFor::Status(asker)),
             Request::Attach { .. }
+            | Request::EndSession { .. }
             | Request::Detach
             | Request::Renew { .. }
             | Request::StoppedCaching { .. }

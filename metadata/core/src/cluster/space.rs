@@ -1,6 +1,7 @@
 //! How much room the pool has, for `statfs(2)`.
 //!
-//! * Shard 0's leader knows, from heartbeats. The volumes' leader answers `statfs(2)`; where that is another server it is told once a second.
+//! * Shard 0's leader knows, from heartbeats. It tells all other servers once a second: the volumes' leader answers `statfs(2)`, and whoever
+//!   leads next should not have to guess until it has heard of every node.
 //! * A byte of a file is on `replicas` disks, and which ones the file's groups say. Every disk takes its share of what is written: the groups at
 //!   home there, of all groups. The disk that is full first is the first to refuse, so the pool has room for no more than brings it there.
 //! * A node that is dead has nothing free, and takes no share: what is written meanwhile is on the others.
@@ -15,7 +16,7 @@ use holdfast_wire::peer::{PeerMessage, PoolSpace};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How often another server that leads the volumes is told, in ticks.
+/// How often other servers are told, in ticks.
 const SAY_TICKS: u64 = ticks(Duration::from_secs(1));
 
 /// What this server knows of it.
@@ -48,9 +49,8 @@ impl MetadataCore {
         self.space.said = self.ticks;
         let Some(space) = self.look_for_space() else { return };
         self.space.known = Some(space);
-        if let Some(to) = self.volumes.leader().filter(|to| *to != self.config.id) {
-            self.out.push(Effect::Send { to, message: PeerMessage::Space(space) });
-        }
+        let others = self.cluster.machine.servers.keys().copied().filter(|to| *to != self.config.id);
+        self.out.extend(others.map(|to| Effect::Send { to, message: PeerMessage::Space(space) }));
     }
 
     /// `None`: this server does not lead shard 0, or has not heard of all nodes yet.
@@ -83,8 +83,9 @@ fn space(machine: &Cluster, heard: &BTreeMap<NodeId, Heard>) -> Option<PoolSpace
     Some(PoolSpace { total, free, available: available.min(free) })
 }
 
-/// What is written until this disk is full, if it takes `here` of `groups`.
+/// What is written until this disk refuses, if it takes `here` of `groups`.
 fn times(disk: &DiskState, groups: u64, here: u64) -> u64 {
-    let bytes = u128::from(disk.free) * u128::from(groups) / u128::from(here.max(1));
+    let room = disk.free.saturating_sub(disk.reserve);
+    let bytes = u128::from(room) * u128::from(groups) / u128::from(here.max(1));
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }

@@ -392,6 +392,7 @@ impl World {
                 incarnation: Incarnation(node.incarnation),
                 capacity: 1 << 40,
                 free: node.free,
+                reserve: 1 << 30,
                 oldest_operation_ms: node.oldest_operation_ms,
                 failed: node.failed,
                 read_us: Some(node.read_us),

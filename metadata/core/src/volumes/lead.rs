@@ -104,6 +104,9 @@ impl MetadataCore {
         if let Request::InspectInodes { inodes } = request {
             return self.volumes_read(ReadFor::Inspection(waiter, inodes));
         }
+        if let Request::EndSession { session } = request {
+            return self.end_session(waiter.asker, session);
+        }
         if session == SessionId::NONE || session == SessionId::SERVICE {
             let reason = "a request to a volume needs a session".into();
             return self.refuse(waiter.asker, SHARD, MetadataError::Invalid { reason });
@@ -136,6 +139,7 @@ impl MetadataCore {
                 self.propose_volumes(Purpose::Detach(waiter, session), command);
             }
             Request::OpenSession { .. }
+            | Request::EndSession { .. }
             | Request::FenceSession { .. }
             | Request::GetMap { .. }
             | Request::Heartbeat(_)
@@ -155,6 +159,17 @@ impl MetadataCore {
             | Request::Status
             | Request::InspectInodes { .. } => unreachable!("answered before, or not given to shard 1"),
         }
+    }
+
+    /// An administrator's fence holds for names as well as for bytes once this is applied, whenever shard 0 is heard of here.
+    fn end_session(&mut self, asker: Asker, session: SessionId) {
+        if session > self.cluster.machine.settings.session_newest {
+            // A later session must not be over before it begins.
+            let reason = format!("session {session} is not known here yet; ask again");
+            return self.refuse(asker, SHARD, MetadataError::Unavailable { reason });
+        }
+        let command = VolumesCommand::End { sessions: vec![(session, "fenced by an administrator".into())] };
+        self.propose_volumes(Purpose::Answer(asker), command);
     }
 
     fn mutate(&mut self, waiter: Waiter, (session, sequence): (SessionId, Sequence), command: VolumesCommand) {

@@ -153,6 +153,8 @@ pub struct StoreSpace {
     pub free: u64,
     /// Nearly full: what grows is to be refused.
     pub low: bool,
+    /// With less free it is.
+    pub low_bytes: u64,
     /// Of the file system alone, in parts of what the store leaves there for its index: 100 is all of it.
     pub reserve_percent: u64,
 }
@@ -209,7 +211,8 @@ impl<D: Disk> ChunkStore<D> {
         let within = (self.writer.free.blocks() + self.writer.free.blocks_pending()) * BLOCK_BYTES;
         let free = within + space.available.saturating_sub(self.options.reserve_bytes);
         let reserve_percent = space.available.saturating_mul(100) / self.options.reserve_bytes.max(1);
-        Ok(StoreSpace { total: space.total, free, low: free < self.options.low_bytes, reserve_percent })
+        let low_bytes = self.options.low_bytes;
+        Ok(StoreSpace { total: space.total, free, low: free < low_bytes, low_bytes, reserve_percent })
     }
 
     /// Makes operations durable, with one sync of the journal for all of them (and one per file that took large writes).
