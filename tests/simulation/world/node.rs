@@ -49,6 +49,8 @@ pub(super) struct Life {
     pub(super) writing: Vec<(Ticket, LocalOp)>,
     checkpoint: Option<CheckpointJob<MemoryDisk>>,
     checkpoint_every: u32,
+    /// A checkpoint has ended lately.
+    pub(super) checkpointed: bool,
     chores: u32,
     /// Unanswered requests: who asked, under which name, for which session, of which group.
     requests: BTreeMap<u64, (Actor, u64, SessionId, GroupId)>,
@@ -127,6 +129,7 @@ impl Sim {
             writing: Vec::new(),
             checkpoint: None,
             checkpoint_every: self.prng.between(1, 20) as u32,
+            checkpointed: false,
             chores: 0,
             requests: BTreeMap::new(),
             request_next: 1,
@@ -147,6 +150,7 @@ impl Sim {
     pub(super) fn crash_node(&mut self, at: usize, loss: Loss) {
         let Some(mut life) = self.nodes[at].life.take() else { return };
         self.stats.discarded += life.core.discarded();
+        self.stats.storage += life.core.counters();
         self.stats.repairs += life.store.reader().damage_totals().repaired;
         if loss == Loss::Power {
             self.nodes[at].disk.crash_at_operation(self.prng.between(1, 10));
@@ -174,16 +178,17 @@ impl Sim {
         let actor = self.nodes[at].actor;
         self.note(actor, &input);
         let now = self.world.local_now(actor);
-        let mut effects = Vec::new();
         let Some(life) = &mut self.nodes[at].life else { return };
+        let mut effects = std::mem::take(&mut self.room.node);
         life.core.step(now, input, &mut effects);
         if cfg!(debug_assertions) || self.careful {
             holdfast_storage_core::invariants::check(&life.core);
         }
-        for effect in effects {
+        for effect in effects.drain(..) {
             self.note_effect(actor, &effect);
             self.node_effect(at, effect);
         }
+        self.room.node = effects;
         let Some(life) = &mut self.nodes[at].life else { return };
         if life.map_told != life.core.map_version() {
             life.map_told = life.core.map_version();
@@ -289,6 +294,7 @@ impl Sim {
         life.gauges.busy_since = Some(self.world.local_now(actor));
         let delay = self.sync_latency() + self.slowness(at) + self.late_batch(at);
         self.world.after(actor, delay, Local::DiskDone);
+        self.overwriting(at, delay);
     }
 
     pub(super) fn disk_done(&mut self, at: usize) {
@@ -341,8 +347,9 @@ impl Sim {
         let Some(job) = life.checkpoint.take() else { return };
         if job.run().and_then(|()| life.store.end_checkpoint(&job)).is_err() {
             let reason = life.store.fault().unwrap_or_default();
-            self.fail(format!("{}: checkpoint: {reason}", self.nodes[at].id));
+            return self.fail(format!("{}: checkpoint: {reason}", self.nodes[at].id));
         }
+        life.checkpointed = true;
     }
 
     pub(super) fn node_tick(&mut self, at: usize) {
