@@ -1,6 +1,7 @@
 //! A metadata server: the real core, the real logs on simulated disks, and what `metadata/server` does around them.
 
 use super::net::Body;
+use super::node::fail_soon;
 use super::setup::Mutation;
 use super::{Local, Sim, VOLUME};
 use holdfast_journal::JournalConfig;
@@ -177,7 +178,7 @@ impl Sim {
         for shard in [0, 1] {
             let log = &mut life.logs[shard];
             if loss == Loss::Power {
-                self.servers[at].disks[shard].crash_at_operation(self.prng.between(1, 8));
+                fail_soon(&self.servers[at].disks[shard], &mut self.prng);
             }
             if !log.writing.is_empty() && (loss == Loss::Power || self.prng.chance(1, 2)) {
                 // An error is what the power loss looks like from within.

@@ -12,7 +12,7 @@ use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOp, LocalOutco
 use holdfast_storage_core::{Config, Effect, Input, Scrubbed, StorageCore};
 use holdfast_storage_server::chunk_store::{CheckpointJob, ChunkStore, DiskIdentity, StoreOptions};
 use holdfast_store::MemoryTable;
-use holdfast_types::prng::mix;
+use holdfast_types::prng::{Prng, mix};
 use holdfast_types::{ChunkKey, ClusterId, DiskId, GroupId, Incarnation, MapVersion, NodeId, SessionId};
 use holdfast_wire::chunk::ChunkAnswer;
 use holdfast_wire::metadata::Request;
@@ -86,6 +86,12 @@ impl Node {
     }
 }
 
+/// Power fails within one of the disk's next calls. Often within the sync that should make a record durable: then the record is torn.
+pub(super) fn fail_soon(disk: &MemoryDisk, prng: &mut Prng) {
+    let call = prng.between(1, 10);
+    if prng.chance(1, 2) { disk.crash_at_sync(1) } else { disk.crash_at_operation(call) }
+}
+
 impl Node {
     /// Its disk is making something durable.
     pub(super) fn is_writing(&self) -> bool {
@@ -153,7 +159,7 @@ impl Sim {
         self.stats.storage += life.core.counters();
         self.stats.repairs += life.store.reader().damage_totals().repaired;
         if loss == Loss::Power {
-            self.nodes[at].disk.crash_at_operation(self.prng.between(1, 10));
+            fail_soon(&self.nodes[at].disk, &mut self.prng);
         }
         if !life.writing.is_empty() && (loss == Loss::Power || self.prng.chance(1, 2)) {
             let ops: Vec<LocalOp> = life.writing.drain(..).map(|(_, op)| op).collect();

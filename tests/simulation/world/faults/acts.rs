@@ -67,9 +67,16 @@ impl Flavour {
                 StopClient,
                 Rolling,
             ],
-            Self::Leaders => {
-                &[CrashLeader, StopLeader, IsolateLeader, IsolateLeader, IsolateLeader, StopLeader, CutClient, StopServers]
-            }
+            Self::Leaders => &[
+                CrashLeader,
+                StopLeader,
+                IsolateLeader,
+                IsolateLeader,
+                IsolateLeader,
+                StopLeader,
+                CutClient,
+                StopServers,
+            ],
             Self::Votes => &[CycleFollowers, CycleFollowers, CycleFollowers, CrashLeader, IsolateLeader],
             Self::Members => &[CrashNode, CrashTwoNodes, Rolling, Rolling, MuteNode, RebootNode, OrphanNode],
             Self::Reboots => &[RebootNode, RebootNode, RebootNode, CutNodes, CrashTwoNodes],
@@ -161,13 +168,7 @@ impl Sim {
                 }
             }
             Act::StopLeader => self.stop_leader(&servers),
-            Act::StopServers => {
-                // Longer than a storage node's silence is borne.
-                let length = self.length(2_600, 5_000);
-                for server in servers {
-                    self.stop_for(server, length);
-                }
-            }
+            Act::StopServers => self.stop_together(servers),
             Act::IsolateLeader => self.isolate_leader(&servers),
             Act::CycleFollowers => self.cycle_followers(&servers),
             Act::RebootNode | Act::CrashNode => {
@@ -181,15 +182,7 @@ impl Sim {
                     self.crash_for(node, Loss::Power, length);
                 }
             }
-            Act::Rolling => {
-                let mut at = Duration::ZERO;
-                for node in nodes {
-                    self.undo(at, Fault::Crash(node));
-                    let down = self.length(20, 1_500);
-                    self.undo(at + down, Fault::Restart(node));
-                    at += self.length(200, 3_000);
-                }
-            }
+            Act::Rolling => self.crash_in_turn(nodes),
             Act::StopNode => {
                 let (node, length) = (self.any_node(), self.length(100, 8_000));
                 self.stop_for(node, length);
@@ -223,6 +216,24 @@ impl Sim {
                 let (client, length) = (self.any_client(), self.length(500, 25_000));
                 self.stop_for(client, length);
             }
+        }
+    }
+
+    fn crash_in_turn(&mut self, nodes: Vec<Actor>) {
+        let mut at = Duration::ZERO;
+        for node in nodes {
+            self.undo(at, Fault::Crash(node));
+            let down = self.length(20, 1_500);
+            self.undo(at + down, Fault::Restart(node));
+            at += self.length(200, 3_000);
+        }
+    }
+
+    /// For longer than a storage node's silence is borne.
+    fn stop_together(&mut self, servers: Vec<Actor>) {
+        let length = self.length(2_600, 5_000);
+        for server in servers {
+            self.stop_for(server, length);
         }
     }
 

@@ -124,7 +124,9 @@ pub fn run_crossing(seed: u64) -> Result<Outcome, Failure> {
         sim.come(HOSTS[0]);
         sim.until_state(HOSTS[0], State::Live)?;
         let made = sim.together(vec![(HOSTS[0], make(InodeId::ROOT, name('d', 0), NewNode::Directory))])?;
-        let Some(Reply::Created { attributes, .. }) = made.first() else { return Err(format!("no directory: {made:?}")) };
+        let Some(Reply::Created { attributes, .. }) = made.first() else {
+            return Err(format!("no directory: {made:?}"));
+        };
         let directory = attributes.inode;
         for round in 0..ROUNDS {
             sim.cross(directory, round)?;
