@@ -49,8 +49,9 @@ pub(super) struct Life {
     pub(super) writing: Vec<(Ticket, LocalOp)>,
     checkpoint: Option<CheckpointJob<MemoryDisk>>,
     checkpoint_every: u32,
-    /// A checkpoint has ended lately.
+    /// A checkpoint has ended, and what was changed since it began.
     pub(super) checkpointed: bool,
+    pub(super) touched: BTreeSet<(GroupId, ChunkKey)>,
     chores: u32,
     /// Unanswered requests: who asked, under which name, for which session, of which group.
     requests: BTreeMap<u64, (Actor, u64, SessionId, GroupId)>,
@@ -136,6 +137,7 @@ impl Sim {
             checkpoint: None,
             checkpoint_every: self.prng.between(1, 20) as u32,
             checkpointed: false,
+            touched: BTreeSet::new(),
             chores: 0,
             requests: BTreeMap::new(),
             request_next: 1,
@@ -308,6 +310,7 @@ impl Sim {
         let Some(life) = &mut self.nodes[at].life else { return };
         let (tickets, ops): (Vec<Ticket>, Vec<LocalOp>) = life.writing.drain(..).unzip();
         let results = life.store.apply(&ops);
+        life.touched.extend(ops.iter().filter_map(|op| op.change.keys().map(|keys| (op.group, keys.first))));
         life.gauges.wrote(now, ops.iter().map(|op| op.change.bytes()).sum());
         self.start_disk(at);
         for (ticket, result) in tickets.into_iter().zip(results) {
@@ -342,6 +345,8 @@ impl Sim {
         let due = life.chores.is_multiple_of(life.checkpoint_every) && life.store.is_dirty();
         if life.checkpoint.is_none() && (due || life.store.wants_checkpoint()) {
             life.checkpoint = Some(life.store.begin_checkpoint());
+            life.checkpointed = false;
+            life.touched.clear();
             let delay = Latency::between(Duration::from_millis(1), Duration::from_millis(200));
             self.world.after(actor, delay.sample(&mut self.prng), Local::CheckpointDone);
         }

@@ -1,7 +1,7 @@
 //! Faults that wait for the moment in which they hurt most.
 
 use crate::world::setup::Flavour;
-use crate::world::{Local, Phase, Sim};
+use crate::world::{Local, Phase, Sim, replicas};
 use holdfast_journal::memory::Loss;
 use holdfast_sim::{Actor, WorldTime};
 use holdfast_storage_core::local::{Change, LocalOp};
@@ -97,10 +97,17 @@ impl Sim {
         if !matches!(self.setup.flavour, Flavour::Votes | Flavour::Rebuild) || !self.may_ambush() {
             return;
         }
-        let Some(life) = self.nodes[at].life.as_mut().filter(|life| life.checkpointed) else { return };
-        let small = |op: &LocalOp| matches!(op.change, Change::Write { .. }) && op.change.bytes() < LARGE_WRITE_BYTES;
-        if life.writing.iter().any(|(_, op)| small(op)) {
-            life.checkpointed = false;
+        let Some(life) = self.nodes[at].life.as_ref().filter(|life| life.checkpointed) else { return };
+        let over = |op: &LocalOp| match op.change {
+            Change::Write { chunk, offset, .. } => {
+                let there = || replicas::list(&life.store, op.group).unwrap_or_default();
+                op.change.bytes() < LARGE_WRITE_BYTES
+                    && !life.touched.contains(&(op.group, chunk))
+                    && there().iter().any(|found| found.chunk == chunk && found.length > offset)
+            }
+            _ => false,
+        };
+        if life.writing.iter().any(|(_, op)| over(op)) {
             self.lie_in_wait(batch / 2, Ambush::Overwriting { node: at });
         }
     }
@@ -128,7 +135,8 @@ impl Sim {
 
     fn lie_in_wait(&mut self, delay: Duration, ambush: Ambush) {
         // What a power cut took must be missed before it comes back; then the next one may follow.
-        let pause = if self.setup.flavour == Flavour::PowerCuts { 3 } else { 8 };
+        let soon = self.setup.flavour == Flavour::PowerCuts || matches!(ambush, Ambush::Overwriting { .. });
+        let pause = if soon { 3 } else { 8 };
         self.ambush_after = self.world.now() + Duration::from_secs(pause);
         self.stats.faults += 1;
         self.world.after(self.director, delay, Local::Ambush(ambush));
