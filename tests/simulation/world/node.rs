@@ -15,6 +15,7 @@ use holdfast_store::MemoryTable;
 use holdfast_types::prng::{Prng, mix};
 use holdfast_types::{ChunkKey, ClusterId, DiskId, GroupId, Incarnation, MapVersion, NodeId, SessionId};
 use holdfast_wire::chunk::ChunkAnswer;
+use holdfast_wire::group::GroupBody;
 use holdfast_wire::metadata::Request;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -225,6 +226,7 @@ impl Sim {
                 self.world.after(actor, delay, Local::ReadDone(Box::new((ticket, command, early))));
             }
             Effect::SendPeer { to, message, payload } => {
+                let compares = matches!(message.body, GroupBody::Compare { .. });
                 let to = to.0 as usize - 1;
                 match life.peers.get(&to) {
                     Some(Peer::Open) => {
@@ -233,6 +235,9 @@ impl Sim {
                     }
                     Some(Peer::Opening) => {}
                     None => self.open_peer(at, to, Duration::from_millis(1)),
+                }
+                if compares {
+                    self.catching_up(at);
                 }
             }
             Effect::Answer { id, answer, payload } => {

@@ -25,6 +25,9 @@ pub(in crate::world) enum Ambush {
     /// A client has asked for a change: the node stops before it hears of that. When it goes on, others have taken over from it and made
     /// the change, and perhaps later ones in its place.
     Overtaken { node: Actor },
+    /// A change has reached one member and not the one that leads next: the primary dies. What the two have must be made the same, and
+    /// the next primary's numbers must be new to both.
+    HalfSent { primary: Actor },
     /// A disk has made a checkpoint, and writes over what that covers: its power fails meanwhile. Whatever was written over without being
     /// in the journal is torn, and no journal puts it right.
     Overwriting { node: usize },
@@ -84,11 +87,41 @@ impl Sim {
         if matches!(self.setup.flavour, Flavour::PowerCuts | Flavour::Mixed) && self.may_ambush() && bytes > 0 {
             self.slow_down_others(node, request.group);
         }
+        let halves = matches!(self.setup.flavour, Flavour::Votes | Flavour::Rebuild | Flavour::Reboots);
+        if halves && self.may_ambush() && bytes > 0 && self.prng.chance(1, 8) {
+            return self.send_half(node, request.group);
+        }
         let waits = matches!(self.setup.flavour, Flavour::Zombies | Flavour::LostAnswers | Flavour::Leaders)
             && self.may_ambush();
         if waits && matches!(request.op, ChunkOp::Write { .. }) && bytes >= LARGE_WRITE_BYTES && self.prng.chance(1, 2)
         {
             self.lie_in_wait(Duration::from_micros(1), Ambush::Overtaken { node });
+        }
+    }
+
+    /// A client's change is on its way to a primary: the member that leads after it does not get it.
+    fn send_half(&mut self, primary: Actor, group: GroupId) {
+        let Some(map) = self.leaders_map() else { return };
+        let (Some(view), Some(homes)) = (map.view(group), map.homes.get(group.0 as usize)) else { return };
+        let leads = self.nodes.iter().any(|node| node.actor == primary && node.id == view.primary.node);
+        let next = homes
+            .iter()
+            .map(|(node, _)| *node)
+            .find(|node| *node != view.primary.node && view.in_sync.iter().any(|member| member.node == *node));
+        let Some(next) = next.filter(|_| leads && view.in_sync.len() == 3) else { return };
+        let length = self.length(300, 600);
+        self.block_for(primary, self.nodes[next.0 as usize - 1].actor, length);
+        // By then the third member has it.
+        self.lie_in_wait(Duration::from_millis(10), Ambush::HalfSent { primary });
+    }
+
+    /// A primary begins to catch up a member: its own disk is slow for a moment, so that changes are under way while chunks are copied.
+    pub(in crate::world) fn catching_up(&mut self, at: usize) {
+        let aims = matches!(self.setup.flavour, Flavour::Members | Flavour::Reboots | Flavour::Rebuild);
+        let idle = self.disks_slow.as_ref().is_none_or(|(until, _)| self.world.now() > *until);
+        if aims && idle && self.phase == Phase::Hostile {
+            let until = self.world.now() + self.length(20, 150);
+            self.disks_slow = Some((until, vec![at]));
         }
     }
 
@@ -175,6 +208,11 @@ impl Sim {
                 self.lure = Some(Lure { until: self.world.now() + length, group: *group, primary: *primary, ambush });
                 // It is tried again soon when it comes to nothing.
                 self.ambush_after = self.world.now() + length + Duration::from_secs(1);
+            }
+            Ambush::HalfSent { primary } => {
+                let long = self.length(4_000, 7_000);
+                self.keep_away(*primary, long);
+                self.crash_for(*primary, Loss::Power, long);
             }
             Ambush::Overwriting { node } if !self.nodes[*node].is_writing() => {
                 self.ambush_after = self.world.now();
