@@ -9,7 +9,6 @@ use crate::clock::WorldTime;
 use crate::latency::Latency;
 use crate::world::Actor;
 use holdfast_types::prng::Prng;
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// How one direction of a link behaves. Chances are parts per million.
@@ -60,28 +59,45 @@ pub enum Fate {
     Broken(WorldTime, WorldTime),
 }
 
+/// One direction between two actors.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    /// Set by itself.
+    config: Option<LinkConfig>,
+    blocked: bool,
+    connection: u64,
+    last_arrival: WorldTime,
+}
+
 /// All links of a world.
 #[derive(Clone, Debug)]
 pub struct Network {
     default: LinkConfig,
-    links: BTreeMap<(Actor, Actor), LinkConfig>,
-    blocked: BTreeSet<(Actor, Actor)>,
-    connections: BTreeMap<(Actor, Actor), u64>,
-    last_arrival: BTreeMap<(Actor, Actor), WorldTime>,
+    /// By sender, then by receiver; what is missing is as good as new.
+    links: Vec<Vec<Link>>,
     prng: Prng,
 }
 
 impl Network {
     /// Links that all behave alike, until told otherwise.
     pub fn new(default: LinkConfig, prng: Prng) -> Self {
-        Self {
-            default,
-            links: BTreeMap::new(),
-            blocked: BTreeSet::new(),
-            connections: BTreeMap::new(),
-            last_arrival: BTreeMap::new(),
-            prng,
+        Self { default, links: Vec::new(), prng }
+    }
+
+    fn get(&self, from: Actor, to: Actor) -> Link {
+        self.links.get(from.0 as usize).and_then(|of| of.get(to.0 as usize)).copied().unwrap_or_default()
+    }
+
+    fn get_mut(&mut self, from: Actor, to: Actor) -> &mut Link {
+        let (from, to) = (from.0 as usize, to.0 as usize);
+        if self.links.len() <= from {
+            self.links.resize(from + 1, Vec::new());
         }
+        let of = &mut self.links[from];
+        if of.len() <= to {
+            of.resize(to + 1, Link::default());
+        }
+        &mut of[to]
     }
 
     /// Changes all links that were not set by themselves.
@@ -91,20 +107,17 @@ impl Network {
 
     /// Sets one direction of one link; `None` is the default again.
     pub fn set_link(&mut self, from: Actor, to: Actor, config: Option<LinkConfig>) {
-        match config {
-            Some(config) => self.links.insert((from, to), config),
-            None => self.links.remove(&(from, to)),
-        };
+        self.get_mut(from, to).config = config;
     }
 
     /// How a direction behaves now.
     pub fn link(&self, from: Actor, to: Actor) -> LinkConfig {
-        self.links.get(&(from, to)).copied().unwrap_or(self.default)
+        self.get(from, to).config.unwrap_or(self.default)
     }
 
     /// Cuts one direction; what is under way is lost.
     pub fn block(&mut self, from: Actor, to: Actor) {
-        self.blocked.insert((from, to));
+        self.get_mut(from, to).blocked = true;
         self.break_stream(from, to);
     }
 
@@ -120,38 +133,37 @@ impl Network {
 
     /// Restores one direction.
     pub fn unblock(&mut self, from: Actor, to: Actor) {
-        self.blocked.remove(&(from, to));
+        self.get_mut(from, to).blocked = false;
     }
 
     /// Restores all directions; links stay as slow and lossy as they are set.
     pub fn unblock_all(&mut self) {
-        self.blocked.clear();
+        self.links.iter_mut().flatten().for_each(|link| link.blocked = false);
     }
 
     /// Whether a direction is cut.
     pub fn is_blocked(&self, from: Actor, to: Actor) -> bool {
-        self.blocked.contains(&(from, to))
+        self.get(from, to).blocked
     }
 
     /// Loses what is under way in one direction.
     pub fn break_stream(&mut self, from: Actor, to: Actor) {
-        *self.connections.entry((from, to)).or_default() += 1;
-        self.last_arrival.remove(&(from, to));
+        let link = self.get_mut(from, to);
+        link.connection += 1;
+        link.last_arrival = WorldTime::default();
     }
 
     /// Whether a message under way arrives after all.
     pub fn arrives(&self, from: Actor, to: Actor, connection: u64) -> bool {
-        !self.is_blocked(from, to) && self.connection(from, to) == connection
-    }
-
-    fn connection(&self, from: Actor, to: Actor) -> u64 {
-        self.connections.get(&(from, to)).copied().unwrap_or(0)
+        let link = self.get(from, to);
+        !link.blocked && link.connection == connection
     }
 
     /// Decides what becomes of a message that is sent now.
     pub fn send(&mut self, now: WorldTime, from: Actor, to: Actor) -> Fate {
-        let link = self.link(from, to);
-        let lost = self.is_blocked(from, to) || self.prng.chance(u64::from(link.loss_ppm), 1_000_000);
+        let Link { config, blocked, connection, last_arrival } = self.get(from, to);
+        let link = config.unwrap_or(self.default);
+        let lost = blocked || self.prng.chance(u64::from(link.loss_ppm), 1_000_000);
         if lost && link.datagram {
             return Fate::Lost;
         }
@@ -159,13 +171,11 @@ impl Network {
             self.break_stream(from, to);
             return self.broken(now, from, to);
         }
-        let connection = self.connection(from, to);
         let mut at = now + link.latency.sample(&mut self.prng);
         if !link.datagram {
             // Equal times keep the order of sending: the world's queue is first in, first out.
-            let last = self.last_arrival.entry((from, to)).or_default();
-            at = at.max(*last);
-            *last = at;
+            at = at.max(last_arrival);
+            self.get_mut(from, to).last_arrival = at;
         }
         let repeated = link.datagram && self.prng.chance(u64::from(link.repeat_ppm), 1_000_000);
         let again = repeated.then(|| Flight { at: now + link.latency.sample(&mut self.prng), connection });

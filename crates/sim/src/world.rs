@@ -6,6 +6,7 @@
 //! * A stopped actor (SIGSTOP: a zombie) misses nothing: its events wait, in order, until it goes on. Its clock runs.
 //! * Whatever happens is mixed into the trace.
 
+mod queue;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,8 @@ use crate::network::{Fate, LinkConfig, Network};
 use crate::trace::Trace;
 use holdfast_types::prng::Prng;
 use holdfast_types::{Instant, Timestamp};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use queue::Queue;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
@@ -102,8 +104,7 @@ struct ActorState<M, L> {
 pub struct World<M, L> {
     seed: u64,
     now: WorldTime,
-    next_number: u64,
-    queue: BTreeMap<(WorldTime, u64), Scheduled<M, L>>,
+    queue: Queue<Scheduled<M, L>>,
     actors: Vec<ActorState<M, L>>,
     /// Ends that will learn of a broken stream, so that they learn it once.
     telling: BTreeSet<(Actor, Actor)>,
@@ -119,8 +120,7 @@ impl<M: Clone, L> World<M, L> {
         Self {
             seed,
             now: WorldTime::default(),
-            next_number: 0,
-            queue: BTreeMap::new(),
+            queue: Queue::default(),
             actors: Vec::new(),
             telling: BTreeSet::new(),
             network: Network::new(LinkConfig::default(), prng.fork(1)),
@@ -191,8 +191,7 @@ impl<M: Clone, L> World<M, L> {
     }
 
     fn push(&mut self, at: WorldTime, life: u64, pending: Pending<M, L>) {
-        self.next_number += 1;
-        self.queue.insert((at.max(self.now), self.next_number), Scheduled { life, pending });
+        self.queue.push(at.max(self.now), Scheduled { life, pending });
     }
 
     /// Something of an actor's own happens after a true delay: finished disk work, a client's next step.
@@ -257,8 +256,7 @@ impl<M: Clone, L> World<M, L> {
 
     /// The next event not after `until`, or `None`, with the time then being `until`.
     pub fn next(&mut self, until: WorldTime) -> Option<Event<M, L>> {
-        while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= until) {
-            let ((at, _), scheduled) = entry.remove_entry();
+        while let Some((at, scheduled)) = self.queue.pop(until) {
             self.now = at;
             if let Some(event) = self.happen(scheduled) {
                 return Some(event);

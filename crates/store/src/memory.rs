@@ -11,6 +11,8 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Map = BTreeMap<Bytes, Bytes>;
+/// What a commit replaced, key by key.
+type Undo = Vec<(Bytes, Option<Bytes>)>;
 
 /// A table in memory. Clones share it, which is how a simulated restart finds its disk again.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +24,7 @@ pub struct MemoryTable {
 struct State {
     map: Arc<Map>,
     /// What each commit since the last persist replaced: applied in reverse it takes the commit back.
-    undo: Vec<Batch>,
+    undo: Vec<Undo>,
     persists: u64,
 }
 
@@ -49,8 +51,8 @@ impl MemoryTable {
         let kept = state.undo.len() - lost;
         let undone = state.undo.split_off(kept);
         let map = Arc::make_mut(&mut state.map);
-        for batch in undone.into_iter().rev() {
-            apply(map, batch);
+        for undo in undone.into_iter().rev() {
+            take_back(map, undo);
         }
         state.undo.clear();
         lost
@@ -67,20 +69,26 @@ impl MemoryTable {
     }
 }
 
-/// Applies a batch and returns the batch that takes it back.
-fn apply(map: &mut Map, batch: Batch) -> Batch {
-    let mut undo = Batch::new();
-    for (key, value) in batch.into_changes() {
+/// Applies a batch and returns what takes it back.
+fn apply(map: &mut Map, batch: Batch) -> Undo {
+    let change = |(key, value): (Bytes, Option<Bytes>)| {
         let old = match value {
             Some(value) => map.insert(key.clone(), value),
             None => map.remove(&key),
         };
+        (key, old)
+    };
+    batch.into_changes().map(change).collect()
+}
+
+/// Takes a batch back.
+fn take_back(map: &mut Map, undo: Undo) {
+    for (key, old) in undo {
         match old {
-            Some(old) => undo.put(key, old),
-            None => undo.remove(key),
-        }
+            Some(old) => map.insert(key, old),
+            None => map.remove(&key),
+        };
     }
-    undo
 }
 
 impl View for MemoryTable {

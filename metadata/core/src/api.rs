@@ -141,6 +141,10 @@ pub struct Mutations {
     pub answers_purged_early: bool,
     /// A disk that comes back in another incarnation stays the member it was.
     pub other_incarnation_accepted: bool,
+    /// When a primary goes, a member that is still being caught up takes its place, so that all others are made like that one.
+    pub syncing_leads: bool,
+    /// Silence is counted by the leader's clock, which goes on while it is stopped itself.
+    pub pause_believed: bool,
 }
 
 /// What must survive of raft's state beside the log.

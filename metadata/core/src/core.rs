@@ -201,8 +201,8 @@ impl MetadataCore {
     }
 
     /// Each shard's leader, term and progress, for status and tests.
-    pub fn shards(&self) -> Vec<ShardStatus> {
-        vec![self.cluster.status(), self.volumes.status()]
+    pub fn shards(&self) -> [ShardStatus; 2] {
+        [self.cluster.status(), self.volumes.status()]
     }
 
     /// Whether this server leads a shard, as far as it knows.

@@ -2,11 +2,11 @@
 //! committed, and shares no code with `apply`. How far a table is, for backups.
 
 use crate::api::LogPosition;
-use crate::command::{Command, Proposal, VolumesCommand};
+use crate::command::{ClusterCommand, Command, NodeChange, Proposal, VolumesCommand};
 use crate::tables::Row;
 use crate::tables::applied::{self, AppliedRow};
 use holdfast_store::View;
-use holdfast_types::{Generation, InodeId, Sequence, SessionId};
+use holdfast_types::{Generation, InodeId, NodeId, Sequence, SessionId};
 use holdfast_wire::namespace::Mutation;
 
 /// How far a table is.
@@ -76,6 +76,19 @@ pub enum VolumesEntry {
     Trimmed(Vec<(InodeId, Generation, u64, u64)>),
     /// Anything else, the empty entry of a new term included.
     Other,
+}
+
+/// Storage nodes that an entry of shard 0's log declares silent.
+pub fn declared_silent(data: &[u8]) -> Vec<NodeId> {
+    let proposal: Option<Proposal> = holdfast_wire::codec::decode(data).ok();
+    let Some(Command::Cluster(ClusterCommand::Update { nodes, .. })) = proposal.map(|proposal| proposal.command) else {
+        return Vec::new();
+    };
+    let silent = |change: &NodeChange| match change {
+        NodeChange::Silent { node } => Some(*node),
+        NodeChange::Register { .. } | NodeChange::Heard { .. } | NodeChange::Gone { .. } => None,
+    };
+    nodes.iter().filter_map(silent).collect()
 }
 
 /// What an entry of shard 1's log says. `None`: it is not one of ours.

@@ -294,7 +294,7 @@ impl Machine {
         ServerStatus {
             id: self.core.id(),
             pid: std::process::id(),
-            shards: self.core.shards(),
+            shards: self.core.shards().into(),
             halted: self.core.halted(),
         }
     }

@@ -8,6 +8,7 @@ use holdfast_wire::chunk::{ChunkAnswer, ChunkRequest};
 use holdfast_wire::group::{GroupMessage, ScrubResult};
 use holdfast_wire::map::MapUpdate;
 use holdfast_wire::metadata::{MetadataError, Request, Response};
+use std::ops::AddAssign;
 use std::time::Duration;
 
 /// What a core is made with.
@@ -57,6 +58,45 @@ pub struct Mutations {
     pub repair_dropped: bool,
     /// Changes of a chunk are numbered while a copy of it is taken, so that old bytes come after new ones.
     pub copy_not_held: bool,
+    /// A copy of a chunk is taken while this disk's own changes of it are under way: old bytes land on newer ones.
+    pub copy_too_early: bool,
+    /// Changes are not sent to a member that is being caught up, and count as if they had been.
+    pub syncing_forgotten: bool,
+    /// What was deleted while a member was away stays there.
+    pub deleted_kept: bool,
+    /// A member's promotion is asked for as soon as it has joined the stream.
+    pub promoted_early: bool,
+}
+
+/// What has happened in a core's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Reconciliations that this node, as primary, has ended.
+    pub reconciliations: u64,
+    /// Copies that these sent to members in sync, because what they had differed.
+    pub reconciled_copies: u64,
+    /// Members being caught up that went, or were dropped, before they had everything.
+    pub resyncs_interrupted: u64,
+    /// Promotions asked for.
+    pub promotions: u64,
+    /// Changes numbered while the outcome of a promotion was not known.
+    pub changes_while_promoting: u64,
+    /// Chunks deleted on a member because it had missed that.
+    pub deletions_caught_up: u64,
+    /// Messages in a group's name that were meant for another epoch, or another life of a disk, and were not taken.
+    pub strange_messages: u64,
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.reconciliations += other.reconciliations;
+        self.reconciled_copies += other.reconciled_copies;
+        self.resyncs_interrupted += other.resyncs_interrupted;
+        self.promotions += other.promotions;
+        self.changes_while_promoting += other.changes_while_promoting;
+        self.deletions_caught_up += other.deletions_caught_up;
+        self.strange_messages += other.strange_messages;
+    }
 }
 
 /// Bounds of one core. The defaults are by eye.

@@ -1,6 +1,6 @@
 //! What all groups of a node share while a step is taken: time, map, effects, tickets, bounds.
 
-use crate::api::{Config, Effect};
+use crate::api::{Config, Counters, Effect};
 use crate::local::{LocalCommand, Ticket};
 use crate::scrub::Scrubs;
 use bytes::Bytes;
@@ -25,6 +25,7 @@ pub(crate) struct Book {
     pub(crate) active: BTreeSet<GroupId>,
     /// Groups that hold a resync slot.
     pub(crate) resyncs: BTreeSet<GroupId>,
+    pub(crate) counters: Counters,
     /// Bytes of chunks put on streams so that members have what the primary has.
     pub(crate) copied_bytes: u64,
     /// Groups whose copies here are being removed.

@@ -95,9 +95,13 @@ pub fn observe(core: &StorageCore) -> Vec<Observed> {
 /// Names the two that do.
 pub fn one_primary<'a>(cores: impl Iterator<Item = &'a StorageCore>) -> Result<(), String> {
     let mut serving: BTreeMap<(GroupId, Epoch), MemberId> = BTreeMap::new();
-    for seen in cores.flat_map(observe).filter(|seen| seen.serving) {
-        if let Some(other) = serving.insert((seen.group, seen.epoch), seen.member) {
-            return Err(format!("{} is served in {} by {other} and {}", seen.group, seen.epoch, seen.member));
+    for (id, group) in cores.flat_map(|core| &core.groups) {
+        let Role::Primary(primary) = &group.role else { continue };
+        let (epoch, member) = (group.base.view.epoch, group.base.me);
+        if primary.is_serving()
+            && let Some(other) = serving.insert((*id, epoch), member)
+        {
+            return Err(format!("{id} is served in {epoch} by {other} and {member}"));
         }
     }
     Ok(())

@@ -18,5 +18,5 @@ mod span;
 #[cfg(test)]
 mod tests;
 
-pub use api::{Config, Effect, Input, Limits, Mutations, Scrubbed};
+pub use api::{Config, Counters, Effect, Input, Limits, Mutations, Scrubbed};
 pub use node::StorageCore;

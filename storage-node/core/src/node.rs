@@ -4,7 +4,7 @@
 //! * Only groups with something open cost anything when time passes.
 //! * A map is acknowledged when no operation of a session that it, or an older one, ended is still open here.
 
-use crate::api::{Config, Effect, Input, Scrubbed};
+use crate::api::{Config, Counters, Effect, Input, Scrubbed};
 use crate::book::{Book, Ctx};
 use crate::group::{Group, Role};
 use crate::local::{GroupState, LocalError, LocalOutcome, Ticket};
@@ -88,6 +88,11 @@ impl StorageCore {
     /// Chunks removed so far of groups that live elsewhere now.
     pub fn discarded(&self) -> u64 {
         self.book.discarded
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> Counters {
+        self.book.counters
     }
 
     /// Bytes of chunks sent so far to members that lacked them, and groups in which this node, their primary, is catching one up.

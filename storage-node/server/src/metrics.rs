@@ -53,6 +53,10 @@ counters! {
     scrubs, "Scrubs of groups ended, those of other primaries on disks of this node included";
     scrub_differences, "Chunks that a scrub found not to be the same on all members";
     messages, "Messages from other nodes";
+    reconciliations, "Reconciliations that this node, as primary, has ended after a change of view or a refused change";
+    reconciled_copies, "Copies that these sent to members in sync, because what they had differed";
+    resyncs_interrupted, "Members being caught up by this node that went, or were dropped, before they had everything";
+    strange_messages, "Messages meant for another epoch, or another life of a disk, and not taken";
 }
 
 /// Stages of a request, and work of the disks' threads.
@@ -264,6 +268,19 @@ impl Journeys {
         {
             journey.to_disk.get_or_insert_with(Instant::now);
             self.tickets.insert(ticket, id);
+        }
+    }
+
+    /// What has happened so far in the core.
+    pub fn counted(&self, now: &holdfast_storage_core::Counters) {
+        let counters = &self.metrics.counters;
+        for (counter, now) in [
+            (&counters.reconciliations, now.reconciliations),
+            (&counters.reconciled_copies, now.reconciled_copies),
+            (&counters.resyncs_interrupted, now.resyncs_interrupted),
+            (&counters.strange_messages, now.strange_messages),
+        ] {
+            add(counter, now.saturating_sub(counter.get()));
         }
     }
 

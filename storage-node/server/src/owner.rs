@@ -156,5 +156,6 @@ impl Machine {
             }
         }
         self.shell.journeys.copied(self.core.copied());
+        self.shell.journeys.counted(&self.core.counters());
     }
 }

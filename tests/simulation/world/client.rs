@@ -121,16 +121,17 @@ impl Sim {
         let actor = self.clients[at].actor;
         self.note(actor, &input);
         let now = self.world.local_now(actor);
-        let mut effects = Vec::new();
         let Some(mount) = &mut self.clients[at].mount else { return };
+        let mut effects = std::mem::take(&mut self.room.client);
         mount.core.step(now, input, &mut effects);
         if let Some(session) = mount.core.session() {
             self.record.mounts[mount.number].session = Some(session);
         }
-        for effect in effects {
+        for effect in effects.drain(..) {
             self.note_effect(actor, &effect);
             self.client_effect(at, effect);
         }
+        self.room.client = effects;
     }
 
     fn client_effect(&mut self, at: usize, effect: Effect) {

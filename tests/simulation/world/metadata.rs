@@ -1,12 +1,14 @@
 //! A metadata server: the real core, the real logs on simulated disks, and what `metadata/server` does around them.
 
 use super::net::Body;
+use super::node::fail_soon;
 use super::setup::Mutation;
 use super::{Local, Sim, VOLUME};
 use holdfast_journal::JournalConfig;
 use holdfast_journal::MemoryDisk;
 use holdfast_journal::memory::Loss;
-use holdfast_metadata_core::api::TICK;
+use holdfast_metadata_core::api::{TICK, ticks};
+use holdfast_metadata_core::inspect::declared_silent;
 use holdfast_metadata_core::{
     Caller, ChunkFailure, Config, Counters, Effect, Input, LogEntry, LogPosition, LogRecord, MetadataCore, Recovered,
     RecoveredShard,
@@ -14,10 +16,11 @@ use holdfast_metadata_core::{
 use holdfast_metadata_server::log_store::LogStore;
 use holdfast_sim::{Actor, Latency};
 use holdfast_store::{MemoryTable, Table};
+use holdfast_types::limits::NODE_TTL;
 use holdfast_types::prng::mix;
 use holdfast_types::{ClusterId, Instant, LogIndex, NodeId, ServerId, ShardId};
 use holdfast_wire::chunk::ChunkAnswer;
-use holdfast_wire::metadata::Response;
+use holdfast_wire::metadata::{Request, Response};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +29,8 @@ use std::time::Duration;
 const SHARDS: [ShardId; 2] = [ShardId::CLUSTER, ShardId::VOLUMES];
 /// How long the service waits for a storage node.
 const CHUNK_PATIENCE: Duration = Duration::from_secs(10);
+/// For so many ticks a node's process may be taken for ended because its peers said so. By eye.
+const REPORT_TICKS: u64 = 100;
 
 /// A server's disks, and its present life if it has one.
 pub(super) struct Server {
@@ -51,6 +56,28 @@ pub(super) struct Life {
     applied: [u64; 2],
     /// The log as it is, or will be, on the disk: where committed entries are read from.
     mirror: [BTreeMap<u64, LogEntry>; 2],
+    /// Ticks that it has lived through. It does not tick while it is stopped.
+    ticks: u64,
+    /// When storage nodes' heartbeats came, in ticks, and when their peers said that nobody listens there.
+    heard: BTreeMap<NodeId, u64>,
+    reported: BTreeMap<NodeId, u64>,
+}
+
+impl Life {
+    /// A node that this leader declares silent, and that it has heard while it should have been listening. Its own pause is nobody's silence.
+    fn declared_wrongly(&self, records: &[LogRecord]) -> Option<NodeId> {
+        let term = self.core.shards()[0].term;
+        let entries = records.iter().flat_map(|record| match record {
+            LogRecord::Entries(entries) => entries.as_slice(),
+            LogRecord::Restart { .. } | LogRecord::HardState(_) => &[],
+        });
+        let mut declared = entries.filter(|entry| entry.at.term == term).flat_map(|entry| declared_silent(&entry.data));
+        let since = |moments: &BTreeMap<NodeId, u64>, node: &NodeId| moments.get(node).map(|tick| self.ticks - tick);
+        declared.find(|node| {
+            since(&self.heard, node).is_some_and(|silent| silent < ticks(NODE_TTL))
+                && since(&self.reported, node).is_none_or(|since| since > REPORT_TICKS)
+        })
+    }
 }
 
 /// The thread of one log.
@@ -136,6 +163,9 @@ impl Sim {
             jobs: BTreeMap::new(),
             applied,
             mirror,
+            ticks: 0,
+            heard: BTreeMap::new(),
+            reported: BTreeMap::new(),
         });
         let actor = server.actor;
         self.world.at_local(actor, now + TICK, Local::ServerTick { due: now + TICK });
@@ -148,7 +178,7 @@ impl Sim {
         for shard in [0, 1] {
             let log = &mut life.logs[shard];
             if loss == Loss::Power {
-                self.servers[at].disks[shard].crash_at_operation(self.prng.between(1, 8));
+                fail_soon(&self.servers[at].disks[shard], &mut self.prng);
             }
             if !log.writing.is_empty() && (loss == Loss::Power || self.prng.chance(1, 2)) {
                 // An error is what the power loss looks like from within.
@@ -173,13 +203,14 @@ impl Sim {
         let actor = self.servers[at].actor;
         self.note(actor, &input);
         let now = self.world.local_now(actor);
-        let mut effects = Vec::new();
         let Some(life) = &mut self.servers[at].life else { return };
+        let mut effects = std::mem::take(&mut self.room.server);
         life.core.step(now, input, &mut effects);
-        for effect in effects {
+        for effect in effects.drain(..) {
             self.note_effect(actor, &effect);
             self.server_effect(at, effect);
         }
+        self.room.server = effects;
         self.observe_server(at);
     }
 
@@ -189,6 +220,13 @@ impl Sim {
         match effect {
             Effect::Persist { shard, ticket, records, must_sync } => {
                 let shard = index_of(shard);
+                if shard == 0
+                    && life.core.leads(ShardId::CLUSTER)
+                    && let Some(node) = life.declared_wrongly(&records)
+                {
+                    let id = self.servers[at].id;
+                    return self.fail(format!("{id} declares {node} silent, and has heard it within its own time"));
+                }
                 for record in &records {
                     reflect(&mut life.mirror[shard], record);
                 }
@@ -286,11 +324,14 @@ impl Sim {
     pub(super) fn server_tick(&mut self, at: usize, due: Instant) {
         let actor = self.servers[at].actor;
         let now = self.world.local_now(actor);
-        if now > due + TICK {
+        if now > due + TICK && self.setup.planted != Some(Mutation::PauseBelieved) {
             // The process did not run for a while: the inbox first.
             return self.world.after(actor, Duration::ZERO, Local::ServerTick { due: now });
         }
         let wall = self.world.civil_now(actor);
+        if let Some(life) = &mut self.servers[at].life {
+            life.ticks += 1;
+        }
         self.server_input(at, Input::Tick { wall });
         self.world.at_local(actor, now + TICK, Local::ServerTick { due: now + TICK });
     }
@@ -311,6 +352,11 @@ impl Sim {
                 let Some(life) = &mut self.servers[at].life else { return };
                 let request = life.request_next;
                 life.request_next += 1;
+                match &envelope.request {
+                    Request::Heartbeat(beat) => life.heard.insert(beat.node, life.ticks),
+                    Request::ReportGone { node, .. } => life.reported.insert(*node, life.ticks),
+                    _ => None,
+                };
                 life.requests.insert(request, (from, call));
                 let deadline = now + patience;
                 self.server_input(at, Input::Request { request, from: caller, envelope: *envelope, deadline });

@@ -31,6 +31,8 @@ mod stats;
 mod story;
 mod truth;
 
+#[allow(unused_imports, reason = "of tests/simulation/main.rs")]
+pub use run::crossing::run_crossing;
 #[allow(unused_imports, reason = "of tests/simulation/orders.rs")]
 pub use run::orders::{Start, all_orders, run_in_order};
 #[allow(unused_imports, reason = "of tests/simulation/main.rs")]
@@ -136,6 +138,14 @@ enum Phase {
     Settling,
 }
 
+/// Room for effects, used again by every step.
+#[derive(Default)]
+struct Room {
+    server: Vec<holdfast_metadata_core::Effect>,
+    node: Vec<holdfast_storage_core::Effect>,
+    client: Vec<holdfast_client_core::Effect>,
+}
+
 /// A run.
 struct Sim {
     seed: u64,
@@ -166,6 +176,7 @@ struct Sim {
     /// An ambush wants them away until then.
     kept_away: BTreeMap<Actor, WorldTime>,
     settling_since: rebuild::Since,
+    room: Room,
     /// Text of events is kept, and cores check themselves at every step.
     careful: bool,
 }
@@ -217,6 +228,7 @@ impl Sim {
             lure: None,
             kept_away: BTreeMap::new(),
             settling_since: None,
+            room: Room::default(),
             careful: keep > 0,
         };
         sim.set_links();

@@ -12,9 +12,10 @@ use holdfast_storage_core::local::{LocalCommand, LocalError, LocalOp, LocalOutco
 use holdfast_storage_core::{Config, Effect, Input, Scrubbed, StorageCore};
 use holdfast_storage_server::chunk_store::{CheckpointJob, ChunkStore, DiskIdentity, StoreOptions};
 use holdfast_store::MemoryTable;
-use holdfast_types::prng::mix;
+use holdfast_types::prng::{Prng, mix};
 use holdfast_types::{ChunkKey, ClusterId, DiskId, GroupId, Incarnation, MapVersion, NodeId, SessionId};
 use holdfast_wire::chunk::ChunkAnswer;
+use holdfast_wire::group::GroupBody;
 use holdfast_wire::metadata::Request;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -49,6 +50,9 @@ pub(super) struct Life {
     pub(super) writing: Vec<(Ticket, LocalOp)>,
     checkpoint: Option<CheckpointJob<MemoryDisk>>,
     checkpoint_every: u32,
+    /// A checkpoint has ended, and what was changed since it began.
+    pub(super) checkpointed: bool,
+    pub(super) touched: BTreeSet<(GroupId, ChunkKey)>,
     chores: u32,
     /// Unanswered requests: who asked, under which name, for which session, of which group.
     requests: BTreeMap<u64, (Actor, u64, SessionId, GroupId)>,
@@ -82,6 +86,12 @@ impl Node {
             rotten: BTreeSet::new(),
         }
     }
+}
+
+/// Power fails within one of the disk's next calls. Often within the sync that should make a record durable: then the record is torn.
+pub(super) fn fail_soon(disk: &MemoryDisk, prng: &mut Prng) {
+    let call = prng.between(1, 10);
+    if prng.chance(1, 2) { disk.crash_at_sync(1) } else { disk.crash_at_operation(call) }
 }
 
 impl Node {
@@ -127,6 +137,8 @@ impl Sim {
             writing: Vec::new(),
             checkpoint: None,
             checkpoint_every: self.prng.between(1, 20) as u32,
+            checkpointed: false,
+            touched: BTreeSet::new(),
             chores: 0,
             requests: BTreeMap::new(),
             request_next: 1,
@@ -147,9 +159,10 @@ impl Sim {
     pub(super) fn crash_node(&mut self, at: usize, loss: Loss) {
         let Some(mut life) = self.nodes[at].life.take() else { return };
         self.stats.discarded += life.core.discarded();
+        self.stats.storage += life.core.counters();
         self.stats.repairs += life.store.reader().damage_totals().repaired;
         if loss == Loss::Power {
-            self.nodes[at].disk.crash_at_operation(self.prng.between(1, 10));
+            fail_soon(&self.nodes[at].disk, &mut self.prng);
         }
         if !life.writing.is_empty() && (loss == Loss::Power || self.prng.chance(1, 2)) {
             let ops: Vec<LocalOp> = life.writing.drain(..).map(|(_, op)| op).collect();
@@ -174,16 +187,17 @@ impl Sim {
         let actor = self.nodes[at].actor;
         self.note(actor, &input);
         let now = self.world.local_now(actor);
-        let mut effects = Vec::new();
         let Some(life) = &mut self.nodes[at].life else { return };
+        let mut effects = std::mem::take(&mut self.room.node);
         life.core.step(now, input, &mut effects);
         if cfg!(debug_assertions) || self.careful {
             holdfast_storage_core::invariants::check(&life.core);
         }
-        for effect in effects {
+        for effect in effects.drain(..) {
             self.note_effect(actor, &effect);
             self.node_effect(at, effect);
         }
+        self.room.node = effects;
         let Some(life) = &mut self.nodes[at].life else { return };
         if life.map_told != life.core.map_version() {
             life.map_told = life.core.map_version();
@@ -212,6 +226,7 @@ impl Sim {
                 self.world.after(actor, delay, Local::ReadDone(Box::new((ticket, command, early))));
             }
             Effect::SendPeer { to, message, payload } => {
+                let compares = matches!(message.body, GroupBody::Compare { .. });
                 let to = to.0 as usize - 1;
                 match life.peers.get(&to) {
                     Some(Peer::Open) => {
@@ -220,6 +235,9 @@ impl Sim {
                     }
                     Some(Peer::Opening) => {}
                     None => self.open_peer(at, to, Duration::from_millis(1)),
+                }
+                if compares {
+                    self.catching_up(at);
                 }
             }
             Effect::Answer { id, answer, payload } => {
@@ -289,6 +307,7 @@ impl Sim {
         life.gauges.busy_since = Some(self.world.local_now(actor));
         let delay = self.sync_latency() + self.slowness(at) + self.late_batch(at);
         self.world.after(actor, delay, Local::DiskDone);
+        self.overwriting(at, delay);
     }
 
     pub(super) fn disk_done(&mut self, at: usize) {
@@ -296,6 +315,7 @@ impl Sim {
         let Some(life) = &mut self.nodes[at].life else { return };
         let (tickets, ops): (Vec<Ticket>, Vec<LocalOp>) = life.writing.drain(..).unzip();
         let results = life.store.apply(&ops);
+        life.touched.extend(ops.iter().filter_map(|op| op.change.keys().map(|keys| (op.group, keys.first))));
         life.gauges.wrote(now, ops.iter().map(|op| op.change.bytes()).sum());
         self.start_disk(at);
         for (ticket, result) in tickets.into_iter().zip(results) {
@@ -330,6 +350,8 @@ impl Sim {
         let due = life.chores.is_multiple_of(life.checkpoint_every) && life.store.is_dirty();
         if life.checkpoint.is_none() && (due || life.store.wants_checkpoint()) {
             life.checkpoint = Some(life.store.begin_checkpoint());
+            life.checkpointed = false;
+            life.touched.clear();
             let delay = Latency::between(Duration::from_millis(1), Duration::from_millis(200));
             self.world.after(actor, delay.sample(&mut self.prng), Local::CheckpointDone);
         }
@@ -341,8 +363,9 @@ impl Sim {
         let Some(job) = life.checkpoint.take() else { return };
         if job.run().and_then(|()| life.store.end_checkpoint(&job)).is_err() {
             let reason = life.store.fault().unwrap_or_default();
-            self.fail(format!("{}: checkpoint: {reason}", self.nodes[at].id));
+            return self.fail(format!("{}: checkpoint: {reason}", self.nodes[at].id));
         }
+        life.checkpointed = true;
     }
 
     pub(super) fn node_tick(&mut self, at: usize) {

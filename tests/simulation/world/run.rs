@@ -1,5 +1,7 @@
 //! A run from its seed to its verdict.
 
+#[allow(dead_code, reason = "tests/simulation/main.rs runs these")]
+pub(super) mod crossing;
 #[allow(dead_code, reason = "the simulator's program runs seeds; tests/simulation/orders.rs runs these")]
 pub(super) mod orders;
 #[allow(dead_code, reason = "tests/simulation/main.rs runs these")]
@@ -294,6 +296,7 @@ impl Sim {
         }
         for life in self.nodes.iter().filter_map(|node| node.life.as_ref()) {
             self.stats.discarded += life.core.discarded();
+            self.stats.storage += life.core.counters();
             self.stats.repairs += life.store.reader().damage_totals().repaired;
         }
         self.stats.calls = self.record.calls.iter().filter(|call| call.returned.is_some()).count() as u64;

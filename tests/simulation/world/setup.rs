@@ -37,11 +37,23 @@ pub enum Mutation {
     RepairDropped,
     /// See `storage::Mutations::copy_not_held`.
     CopyNotHeld,
+    /// See `storage::Mutations::copy_too_early`.
+    OldBlockOverNewer,
+    /// See `storage::Mutations::syncing_forgotten`.
+    SyncingForgotten,
+    /// See `storage::Mutations::deleted_kept`.
+    DeletedResurrected,
+    /// See `storage::Mutations::promoted_early`.
+    PromotedEarly,
+    /// See `metadata::Mutations::syncing_leads`.
+    ReconciledFromWrongMember,
+    /// See `metadata::Mutations::pause_believed`.
+    PauseBelieved,
 }
 
 impl Mutation {
     /// All of them, with the names that `--mutation` takes.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub const ALL: [(Self, &'static str); 20] = [
         (Self::SkipLogFsync, "skip-log-fsync"),
         (Self::VoteNotPersisted, "vote-not-persisted"),
         (Self::AnswerBeforeCommit, "answer-before-commit"),
@@ -56,6 +68,12 @@ impl Mutation {
         (Self::CountsReused, "counts-reused"),
         (Self::RepairDropped, "repair-dropped"),
         (Self::CopyNotHeld, "copy-not-held"),
+        (Self::OldBlockOverNewer, "old-block-over-newer"),
+        (Self::SyncingForgotten, "syncing-forgotten"),
+        (Self::DeletedResurrected, "deleted-resurrected"),
+        (Self::PromotedEarly, "promoted-early"),
+        (Self::ReconciledFromWrongMember, "reconciled-from-wrong-member"),
+        (Self::PauseBelieved, "pause-believed"),
     ];
 
     /// The one with a name.
@@ -77,6 +95,8 @@ impl Mutation {
             answer_forgotten: is(Self::AnswerForgotten),
             answers_purged_early: is(Self::AnswersPurgedEarly),
             other_incarnation_accepted: is(Self::OtherIncarnationAccepted),
+            syncing_leads: is(Self::ReconciledFromWrongMember),
+            pause_believed: is(Self::PauseBelieved),
         }
     }
 
@@ -90,6 +110,10 @@ impl Mutation {
             counts_reused: is(Self::CountsReused),
             repair_dropped: is(Self::RepairDropped),
             copy_not_held: is(Self::CopyNotHeld),
+            copy_too_early: is(Self::OldBlockOverNewer),
+            syncing_forgotten: is(Self::SyncingForgotten),
+            deleted_kept: is(Self::DeletedResurrected),
+            promoted_early: is(Self::PromotedEarly),
         }
     }
 

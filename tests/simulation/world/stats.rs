@@ -48,6 +48,8 @@ pub struct Stats {
     pub scrubs: u64,
     /// Runs that ended because a block was lost with everybody who had it.
     pub lost_to_damage: u64,
+    /// Of the storage cores, all lives of all nodes.
+    pub storage: holdfast_storage_core::Counters,
     /// Virtual seconds.
     pub seconds: u64,
 }
@@ -107,6 +109,7 @@ impl Totals {
     /// Adds another run's.
     pub fn add(&mut self, other: &Self) {
         let (mine, theirs) = (&mut self.stats, &other.stats);
+        mine.storage += theirs.storage;
         for (mine, theirs) in [
             (&mut mine.faults, theirs.faults),
             (&mut mine.ambushes, theirs.ambushes),
@@ -150,7 +153,8 @@ impl Totals {
     }
 
     /// What must have happened in enough seeds, and whether it did. In words for people.
-    pub fn coverage(&self) -> [(&'static str, u64); 28] {
+    pub fn coverage(&self) -> [(&'static str, u64); 34] {
+        let storage = &self.stats.storage;
         [
             ("elections", self.elections),
             ("leader changes with a proposal in flight", self.lost_in_flight),
@@ -180,6 +184,12 @@ impl Totals {
             ("blocks damaged", self.stats.damaged),
             ("repairs of damaged blocks", self.stats.repairs),
             ("scrubs of groups", self.stats.scrubs),
+            ("reconciliations", storage.reconciliations),
+            ("copies that reconciliations sent to members in sync", storage.reconciled_copies),
+            ("resyncs interrupted", storage.resyncs_interrupted),
+            ("changes numbered while a promotion was asked for", storage.changes_while_promoting),
+            ("deletions that a member had missed", storage.deletions_caught_up),
+            ("messages of another epoch or life refused", storage.strange_messages),
         ]
     }
 

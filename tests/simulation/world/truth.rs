@@ -71,8 +71,8 @@ impl Truth {
 
     /// A server leads.
     pub(super) fn leads(&mut self, server: ServerId, term: Term) -> Result<(), String> {
-        match self.leaders.insert(term, server) {
-            Some(other) if other != server => Err(format!("{other} and {server} both lead in {term}")),
+        match *self.leaders.entry(term).or_insert(server) {
+            other if other != server => Err(format!("{other} and {server} both lead in {term}")),
             _ => Ok(()),
         }
     }

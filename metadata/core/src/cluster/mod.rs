@@ -241,7 +241,11 @@ impl Cluster {
             if row.view.epoch != wanted.epoch {
                 continue;
             }
-            let Some(view) = views::next_view(&row.view, &row.sound(&wanted.steps), &row.homes) else { continue };
+            let mut steps = row.sound(&wanted.steps);
+            if context.mutations.syncing_leads {
+                views::lead_by_syncing(&row.view, &mut steps);
+            }
+            let Some(view) = views::next_view(&row.view, &steps, &row.homes) else { continue };
             ensure!(views::is_valid(&view), "{}: {view:?} is no view", wanted.group);
             row.view = view.clone();
             row.changed = MapVersion(context.index.0);

@@ -18,7 +18,7 @@ use crate::core::MetadataCore;
 use crate::tables::cluster::{GroupRow, NodeRow};
 use crate::tables::session::Phase;
 use holdfast_types::limits::{NODE_TTL, REFORM_PATIENCE};
-use holdfast_types::{Epoch, GroupId, Incarnation, MapVersion, MemberId, NodeId, SessionId};
+use holdfast_types::{Epoch, GroupId, Incarnation, Instant, MapVersion, MemberId, NodeId, SessionId};
 use holdfast_wire::admin::{ClusterStatus, DiskStatus, SessionState, SessionStatus, StoragePlace, StorageStatus};
 use holdfast_wire::map::{DiskRecord, NodeRecord, View};
 use holdfast_wire::metadata::{DiskState, Heartbeat};
@@ -44,6 +44,8 @@ const DEGRADED_SHOWN: usize = 32;
 #[derive(Clone, Debug)]
 pub(crate) struct Heard {
     pub(super) tick: u64,
+    /// The same by the clock (for one of the mutations only).
+    at: Instant,
     /// When its disks' present lives were first heard of.
     pub(super) lives_since: u64,
     pub(super) acknowledged: MapVersion,
@@ -83,8 +85,8 @@ impl MetadataCore {
         let lives_since = same.map_or(self.ticks, |old| old.lives_since);
         // Whoever leaves does so until its next life; in a container that one has the same pid.
         let leaving = leaving || same.is_some_and(|old| old.leaving && old.pid == pid);
-        let tick = self.ticks;
-        let heard = Heard { tick, lives_since, acknowledged, leaving, pid, address, labels, disks, round_trip_us };
+        let (tick, at) = (self.ticks, self.now);
+        let heard = Heard { tick, at, lives_since, acknowledged, leaving, pid, address, labels, disks, round_trip_us };
         let before = self.cluster_lead.heard.insert(node, heard);
         let now = &self.cluster_lead.heard[&node];
         let is_new = before.is_none_or(|old| {
@@ -96,6 +98,11 @@ impl MetadataCore {
 
     /// For how many ticks a node was silent.
     pub(super) fn silent_for(&self, node: NodeId) -> u64 {
+        if self.config.mutations.pause_believed
+            && let Some(heard) = self.cluster_lead.heard.get(&node)
+        {
+            return ticks(self.now.since(heard.at));
+        }
         let since = self.cluster_lead.since.unwrap_or(self.ticks);
         let heard = self.cluster_lead.heard.get(&node).map_or(since, |heard| heard.tick.max(since));
         self.ticks - heard

@@ -73,6 +73,15 @@ fn reform(view: &mut View, members: &[MemberId]) {
     view.primary = primary.unwrap_or(view.in_sync[0]);
 }
 
+/// The deliberate bug: when the primary goes, a member that is still being caught up takes its place.
+pub(crate) fn lead_by_syncing(view: &View, steps: &mut Vec<ViewStep>) {
+    let goes = |member: MemberId| steps.iter().any(|step| *step == ViewStep::Remove { member });
+    let heir = view.syncing.iter().copied().find(|member| !goes(*member));
+    if let Some(member) = heir.filter(|_| goes(view.primary)) {
+        steps.extend([ViewStep::Promote { member }, ViewStep::Lead { member }]);
+    }
+}
+
 /// Whether a view is as every view must be.
 pub(crate) fn is_valid(view: &View) -> bool {
     let mut homes: Vec<_> = view.members().map(home).collect();

@@ -101,6 +101,10 @@ impl LogStore {
         LogIndex(at)
     }
 
+    pub(crate) fn members(&self) -> &ConfState {
+        &self.members
+    }
+
     pub(crate) fn conf_state(&self) -> ConfState {
         self.members.clone()
     }

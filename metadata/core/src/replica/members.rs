@@ -48,7 +48,7 @@ pub(crate) fn is_member(state: &ConfState, server: ServerId) -> bool {
 impl<M: Machine> Replica<M> {
     /// The configuration as applied here.
     pub(crate) fn members(&self) -> MembersRow {
-        MembersRow::of(&self.node.store().conf_state())
+        MembersRow::of(self.node.store().members())
     }
 
     /// The configuration as raft goes by it, as its store says it, and as the table holds it: three copies of one thing.
@@ -61,15 +61,15 @@ impl<M: Machine> Replica<M> {
 
     /// Whether a wish has come true, as far as this server has applied.
     pub(crate) fn is_as_wanted(&self, wanted: Wanted) -> bool {
-        let state = self.node.store().conf_state();
+        let state = self.node.store().members();
         if !state.voters_outgoing.is_empty() {
             return false;
         }
         match wanted {
             Wanted::In(server, other) => {
-                state.voters.contains(&server.0) && other.is_none_or(|other| !is_member(&state, other))
+                state.voters.contains(&server.0) && other.is_none_or(|other| !is_member(state, other))
             }
-            Wanted::Out(server) => !is_member(&state, server),
+            Wanted::Out(server) => !is_member(state, server),
         }
     }
 
@@ -80,7 +80,7 @@ impl<M: Machine> Replica<M> {
 
     /// Whether a server takes part, as far as this server has applied.
     pub(crate) fn has_member(&self, server: ServerId) -> bool {
-        is_member(&self.node.store().conf_state(), server)
+        is_member(self.node.store().members(), server)
     }
 
     /// Voters that this leader has heard of late, itself included.

@@ -183,6 +183,7 @@ impl Group {
         }
         let meant = to == self.base.me || any_life;
         if epoch != current || !meant || !self.base.view.has(from) {
+            ctx.book.counters.strange_messages += 1;
             return;
         }
         ctx.book.active.insert(self.base.group);

@@ -177,6 +177,11 @@ impl Primary {
 
     /// Drops all that is known of members in the era that ends.
     pub(crate) fn forget_members(&mut self, base: &Base, ctx: &mut Ctx<'_>) {
+        if self.is_serving() {
+            // Those in sync in the view that begins were promoted.
+            let open = self.repairs.iter().filter(|(member, _)| !base.view.in_sync.contains(member));
+            ctx.book.counters.resyncs_interrupted += open.count() as u64;
+        }
         self.streams.clear();
         self.repairs.clear();
         self.held.clear();
@@ -217,7 +222,12 @@ impl Primary {
         let settled = base.settled;
         let op = LocalOp { group: base.group, number, settled, origin, change: change.clone() };
         base.apply(ctx, op, Tag::Own(count));
+        ctx.book.counters.changes_while_promoting += u64::from(!self.promoting.is_empty());
         for stream in self.streams.values_mut() {
+            if ctx.config.mutations.syncing_forgotten && base.view.syncing.contains(&stream.member) {
+                stream.acked_count = count;
+                continue;
+            }
             stream.push(base, ctx, number, origin, &change, true);
         }
         self.window_bytes += change.bytes();

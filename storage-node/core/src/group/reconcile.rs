@@ -153,6 +153,7 @@ impl Primary {
         }
         self.repairs.clear();
         self.phase = Phase::Serving;
+        ctx.book.counters.reconciliations += 1;
         self.hold = self.committed;
         base.settled = base.settled.max(base.number(self.committed));
         let too_few = self.too_few(base, ctx);

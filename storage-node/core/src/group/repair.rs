@@ -14,7 +14,7 @@
 use crate::book::Ctx;
 use crate::group::admit::{Waiting, Wanted};
 use crate::group::base::{Base, Tag};
-use crate::group::primary::{PendingOp, Primary};
+use crate::group::primary::{PendingOp, Phase, Primary};
 use crate::local::{
     self, Change, ChunkSummary, ChunkSums, Contenders, KeyRange, LocalCommand, LocalError, LocalOutcome, Origin,
 };
@@ -240,7 +240,7 @@ impl Primary {
         for (member, repair) in &mut self.repairs {
             for (chunk, copying) in &mut repair.copying {
                 let under_way = |op: &PendingOp| !op.local_done && op.failed.is_none() && op.span.touches(*chunk);
-                let busy = || self.ops.values().any(under_way);
+                let busy = || !ctx.config.mutations.copy_too_early && self.ops.values().any(under_way);
                 if matches!(copying.stage, Stage::Held) && !busy() {
                     copying.stage = Stage::Summing;
                     let command = LocalCommand::BlockSums { group, chunk: *chunk };
@@ -308,7 +308,15 @@ impl Primary {
         // In the primary's order: after every operation that it has given to this stream.
         let number = base.number(OpCount(self.next_count.0 - 1));
         let dropped = ctx.config.mutations.repair_dropped && base.view.in_sync.contains(&member);
-        let copies = if dropped { Vec::new() } else { copy_of(chunk, *length, runs, contenders, &copying.theirs) };
+        let mut copies = if dropped { Vec::new() } else { copy_of(chunk, *length, runs, contenders, &copying.theirs) };
+        let deletes = |change: &Change| matches!(change, Change::DeleteChunk { .. });
+        if ctx.config.mutations.deleted_kept {
+            copies.retain(|change| !deletes(change));
+        }
+        ctx.book.counters.deletions_caught_up += u64::from(copies.iter().any(deletes));
+        if matches!(self.phase, Phase::Repairing) {
+            ctx.book.counters.reconciled_copies += copies.len() as u64;
+        }
         for change in copies {
             stream.push(base, ctx, number, Origin::MEMBERS, &change, false);
         }
@@ -356,6 +364,7 @@ impl Primary {
         self.streams.remove(&member);
         self.here.remove(&member);
         if let Some(repair) = self.repairs.remove(&member) {
+            ctx.book.counters.resyncs_interrupted += 1;
             for chunk in repair.copying.keys() {
                 self.let_go(*chunk);
             }

@@ -126,7 +126,8 @@ impl Primary {
         }
         let (Some(stream), Some(repair)) = (self.streams.get(&member), self.repairs.get(&member)) else { return };
         let holds_all = stream.copies == 0 && stream.acked_count >= self.committed && stream.stuck.is_none();
-        if repair.is_done() && holds_all {
+        if (repair.is_done() && holds_all) || ctx.config.mutations.promoted_early {
+            ctx.book.counters.promotions += 1;
             self.promoting.insert(member, ctx.now - ctx.config.limits.ask_again);
             self.ask_promotion(base, ctx, member);
         }

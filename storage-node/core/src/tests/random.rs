@@ -173,6 +173,10 @@ fn every_deliberate_bug_is_found_within_200_seeds() {
         ("counts reused across epochs", Mutations { counts_reused: true, ..none }),
         ("what a scrub finds is not put right", Mutations { repair_dropped: true, ..none }),
         ("a copy is taken while its chunk changes", Mutations { copy_not_held: true, ..none }),
+        ("a copy is taken before its chunk's changes are done here", Mutations { copy_too_early: true, ..none }),
+        ("changes are not sent to a member that is caught up", Mutations { syncing_forgotten: true, ..none }),
+        ("what was deleted meanwhile stays with a member", Mutations { deleted_kept: true, ..none }),
+        ("promoted before it is caught up", Mutations { promoted_early: true, ..none }),
     ];
     for (name, mutations) in bugs {
         let seed = found(mutations);

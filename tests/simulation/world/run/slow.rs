@@ -42,7 +42,7 @@ impl Sim {
     }
 
     /// No link loses anything.
-    fn calm(&mut self) {
+    pub(super) fn calm(&mut self) {
         for from in (0..self.director.0).map(Actor) {
             for to in (0..self.director.0).map(Actor) {
                 let datagram = self.server_of(from).is_some() && self.server_of(to).is_some();
