@@ -117,10 +117,13 @@ impl Sim {
 
     /// A primary begins to catch up a member: its own disk is slow for a moment, so that changes are under way while chunks are copied.
     pub(in crate::world) fn catching_up(&mut self, at: usize) {
-        let aims = matches!(self.setup.flavour, Flavour::Members | Flavour::Reboots | Flavour::Rebuild);
+        let aims = matches!(
+            self.setup.flavour,
+            Flavour::Members | Flavour::Reboots | Flavour::Rebuild | Flavour::Mixed | Flavour::Zombies
+        );
         let idle = self.disks_slow.as_ref().is_none_or(|(until, _)| self.world.now() > *until);
         if aims && idle && self.phase == Phase::Hostile {
-            let until = self.world.now() + self.length(20, 150);
+            let until = self.world.now() + self.length(100, 500);
             self.disks_slow = Some((until, vec![at]));
         }
     }
