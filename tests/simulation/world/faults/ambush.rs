@@ -117,13 +117,10 @@ impl Sim {
 
     /// A primary begins to catch up a member: its own disk is slow for a moment, so that changes are under way while chunks are copied.
     pub(in crate::world) fn catching_up(&mut self, at: usize) {
-        let aims = matches!(
-            self.setup.flavour,
-            Flavour::Members | Flavour::Reboots | Flavour::Rebuild | Flavour::Mixed | Flavour::Zombies
-        );
+        let aims = matches!(self.setup.flavour, Flavour::Members | Flavour::Reboots | Flavour::Rebuild);
         let idle = self.disks_slow.as_ref().is_none_or(|(until, _)| self.world.now() > *until);
         if aims && idle && self.phase == Phase::Hostile {
-            let until = self.world.now() + self.length(100, 500);
+            let until = self.world.now() + self.length(20, 150);
             self.disks_slow = Some((until, vec![at]));
         }
     }
