@@ -78,7 +78,8 @@ impl Sim {
         let [one, other] = HOSTS;
         let (dir, file) = (|| NewNode::Directory, || NewNode::File);
         let in_turn = |mut calls: Vec<(usize, Call)>| {
-            calls.rotate_left(round as usize % 4);
+            let first = round as usize % calls.len();
+            calls.rotate_left(first);
             calls
         };
         self.together(vec![(one, make(directory, name('a', round), file()))])?;
