@@ -75,7 +75,7 @@ fn reform(view: &mut View, members: &[MemberId]) {
 
 /// The deliberate bug: when the primary goes, a member that is still being caught up takes its place.
 pub(crate) fn lead_by_syncing(view: &View, steps: &mut Vec<ViewStep>) {
-    let goes = |member: MemberId| steps.iter().any(|step| *step == ViewStep::Remove { member });
+    let goes = |member: MemberId| steps.contains(&ViewStep::Remove { member });
     let heir = view.syncing.iter().copied().find(|member| !goes(*member));
     if let Some(member) = heir.filter(|_| goes(view.primary)) {
         steps.extend([ViewStep::Promote { member }, ViewStep::Lead { member }]);
