@@ -418,15 +418,11 @@ impl MetadataCore {
     }
 
     fn cluster_events(&mut self, events: Vec<Event>) {
-        for event in events {
-            self.cluster_event(event);
-        }
+        events.into_iter().for_each(|event| self.cluster_event(event));
     }
 
     fn volumes_events(&mut self, events: Vec<Event>) {
-        for event in events {
-            self.volumes_event(event);
-        }
+        events.into_iter().for_each(|event| self.volumes_event(event));
     }
 
     /// Has shard 0 fence a session; asks until it is answered.

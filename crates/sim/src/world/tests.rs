@@ -3,6 +3,7 @@ use crate::check::{Register, RegisterInput, RegisterOutput, Verdict, linearizabl
 use crate::faults::{FaultBudget, Nemesis};
 use crate::history::{CallId, History};
 use crate::latency::Latency;
+use std::collections::BTreeMap;
 
 type Plain = World<u32, u32>;
 
