@@ -12,6 +12,7 @@ use crate::tables::{Row, applied};
 use crate::txn::Txn;
 use holdfast_store::Batch;
 use holdfast_types::{LogIndex, Term};
+use raft::StateRole;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType};
 
 /// Bytes of changes after which a run is committed to the table, so that a long catch-up stays small in memory.
@@ -99,6 +100,11 @@ impl<M: Machine> Replica<M> {
         let broken = |error: raft::Error| Fail::Broken(format!("change of membership: {error}"));
         let state = self.node.apply_conf_change(&change).map_err(broken)?;
         self.sending.retain(|to, _| is_member(&state, *to));
+        if self.node.raft.state == StateRole::Leader && !is_member(&state, self.config.id) {
+            // The crate leaves it a leader without a place in its own configuration, which its next durable entry would ask for.
+            let term = self.node.raft.term;
+            self.node.raft.become_follower(term, raft::INVALID_ID);
+        }
         let mut changes = Batch::new();
         changes.put(members::key(), MembersRow::of(&state).encode());
         self.node.mut_store().set_members(state);

@@ -1,6 +1,6 @@
 //! What a volume may hold at the most.
 
-use super::{World, create, name};
+use super::{RESERVE, World, create, name};
 use crate::api::{Caller, ticks};
 use holdfast_types::size::{KIB, MIB};
 use holdfast_types::{Generation, InodeId, SessionId, ShardId, Timestamp};
@@ -166,10 +166,10 @@ fn without_a_limit_the_room_is_the_pools() {
     // Homes of 8 groups do not come out even on 4 nodes.
     assert!(shown.bytes_available <= free && shown.bytes_available >= free * 3 / 4, "{shown:?}");
     // One disk is nearly full: what is free on the others is of no use where it has a copy.
-    world.storage.get_mut(&2).unwrap().free = MIB;
+    world.storage.get_mut(&2).unwrap().free = RESERVE + MIB;
     world.run(ticks(Duration::from_secs(2)));
     let shown = usage(&mut world, s);
-    assert_eq!(shown.bytes_free, (3 * (1 << 39) + MIB) / replicas);
+    assert_eq!(shown.bytes_free, (3 * (1 << 39) + RESERVE + MIB) / replicas);
     assert!((MIB..=2 * MIB).contains(&shown.bytes_available), "{shown:?}");
     // A limit is counted down, and promises nothing that the pool has not.
     limit(&mut world, Some(1 << 51), None);

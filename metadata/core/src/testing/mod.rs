@@ -37,6 +37,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Bytes of every disk that are to stay free.
+const RESERVE: u64 = 1 << 30;
+
 /// A shard's disk: what was made durable.
 #[derive(Clone, Default)]
 struct ShardDisk {
@@ -392,7 +395,7 @@ impl World {
                 incarnation: Incarnation(node.incarnation),
                 capacity: 1 << 40,
                 free: node.free,
-                reserve: 1 << 30,
+                reserve: RESERVE,
                 oldest_operation_ms: node.oldest_operation_ms,
                 failed: node.failed,
                 read_us: Some(node.read_us),
