@@ -45,8 +45,8 @@ fn fsck_is_clean_under_load_and_names_a_flipped_byte() {
         let count = |key: &str| report[key].as_u64().expect("a number");
         assert!(count("inodes") > 2 && count("entries") > 1 && count("chunks") > 0, "{report}");
         assert_eq!(count("metadata_servers"), 3, "{report}");
-        // Each of the load's two writers changes one chunk at a time, which may be another at each look.
-        assert!(count("unsettled") <= 2, "{report}");
+        // Each of the load's three writers changes one chunk at a time, which may be another at each look.
+        assert!(count("unsettled") <= 3, "{report}");
     }
     assert_eq!(load.stop().errors(), Vec::<String>::new());
 
