@@ -170,7 +170,7 @@ fn cluster(context: &Context<'_>) -> Result<Vec<Step>> {
 }
 
 /// The modules of the cluster suite that are its first half: chosen so that both end at about the same time.
-const CLUSTER_FIRST: [&str; 9] = [
+const CLUSTER_FIRST: [&str; 13] = [
     "backup::",
     "bad_input::",
     "chaos::",
@@ -180,6 +180,10 @@ const CLUSTER_FIRST: [&str; 9] = [
     "limits::",
     "locks::",
     "membership::",
+    "memory::",
+    "mount_ends::",
+    "network_loss::",
+    "partitions::",
 ];
 
 fn applications(context: &Context<'_>) -> Result<Vec<Step>> {
