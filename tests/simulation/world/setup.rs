@@ -35,8 +35,6 @@ pub enum Mutation {
     CountsReused,
     /// See `storage::Mutations::repair_dropped`.
     RepairDropped,
-    /// See `storage::Mutations::copy_not_held`.
-    CopyNotHeld,
     /// See `storage::Mutations::syncing_forgotten`.
     SyncingForgotten,
     /// See `storage::Mutations::deleted_kept`.
@@ -51,7 +49,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them, with the names that `--mutation` takes.
-    pub const ALL: [(Self, &'static str); 19] = [
+    pub const ALL: [(Self, &'static str); 18] = [
         (Self::SkipLogFsync, "skip-log-fsync"),
         (Self::VoteNotPersisted, "vote-not-persisted"),
         (Self::AnswerBeforeCommit, "answer-before-commit"),
@@ -65,7 +63,6 @@ impl Mutation {
         (Self::PromotionNotCounted, "promotion-not-counted"),
         (Self::CountsReused, "counts-reused"),
         (Self::RepairDropped, "repair-dropped"),
-        (Self::CopyNotHeld, "copy-not-held"),
         (Self::SyncingForgotten, "syncing-forgotten"),
         (Self::DeletedResurrected, "deleted-resurrected"),
         (Self::PromotedEarly, "promoted-early"),
@@ -106,8 +103,8 @@ impl Mutation {
             promotion_not_counted: is(Self::PromotionNotCounted),
             counts_reused: is(Self::CountsReused),
             repair_dropped: is(Self::RepairDropped),
-            copy_not_held: is(Self::CopyNotHeld),
-            // A chunk that changes at the very moment in which its copy begins is rare here; the core's own worlds plant it.
+            // A chunk that changes at the very moment in which its copy is taken is rare here; the core's own worlds plant these two.
+            copy_not_held: false,
             copy_too_early: false,
             syncing_forgotten: is(Self::SyncingForgotten),
             deleted_kept: is(Self::DeletedResurrected),
