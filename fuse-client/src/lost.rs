@@ -197,11 +197,6 @@ fn is_mapped(maps: &[u8], device: &str) -> bool {
     maps.split(|byte| *byte == b'\n').any(|line| line.split(|byte| *byte == b' ').nth(3) == Some(wanted.as_bytes()))
 }
 
-/// The number of the device of a mount, as `/proc` writes it.
-pub fn device_of(point: &Path) -> Option<String> {
-    Some(crate::mount::table::mounted_at(point)?.device)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ use crate::lost::{self, Ended, OnLost};
 use crate::memfd::Arena;
 use crate::mount::{self, Mount, MountError};
 use crate::options::{Options, Quarantine};
+use crate::sync::lock;
 use bytes::Bytes;
 use holdfast_client::{
     Client, ClientError, LostFile, Metrics, MountError as ConnectError, MountOptions, Notice, Notices,
@@ -23,7 +24,7 @@ use holdfast_telemetry::http::{self, ListenError};
 use holdfast_telemetry::metrics::Registry;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -126,16 +127,16 @@ struct MountHealth {
 
 impl MountHealth {
     fn serves(&self, client: Client) {
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client);
+        *lock(&self.client) = Some(client);
     }
 
     fn is_over(&self, why: String) {
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        *lock(&self.over) = Some(why);
     }
 
     /// The client must not outlive the mount.
     fn ends(&self) {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.client).take();
     }
 }
 
@@ -145,10 +146,10 @@ impl http::Health for MountHealth {
     }
 
     fn ready(&self) -> Result<(), String> {
-        if let Some(why) = &*self.over.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(why) = &*lock(&self.over) {
             return Err(format!("the session is over ({why}); mount again"));
         }
-        match &*self.client.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*lock(&self.client) {
             None => Err("attaching to the volume: is the cluster up?".into()),
             Some(client) if !client.is_attached() => Err("the session is over; mount again".into()),
             Some(_) => Ok(()),
@@ -185,7 +186,7 @@ async fn serve(
         volume: config.volume.clone(),
         session: fs.volume().session().map_or(0, |session| session.0),
         point: mounted.mount.point().to_path_buf(),
-        device: lost::device_of(mounted.mount.point()),
+        device: mount::table::device_of(mounted.mount.point()),
         on_lost: config.options.on_lost,
         quarantine: match &config.options.quarantine {
             Quarantine::Usual => Some(lost::quarantine()),

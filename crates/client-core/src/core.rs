@@ -291,10 +291,11 @@ impl ClientCore {
                 let result = match call {
                     Call::Release { .. } | Call::Unmount => Ok(Reply::Done),
                     // Nobody could end what waits in a close.
-                    Call::Flush { .. } | Call::SetLock { .. } => {
-                        Err(ClientError::SessionOver { reason: reason.clone() })
+                    call if self.config.block_when_over
+                        && !matches!(call, Call::Flush { .. } | Call::SetLock { .. }) =>
+                    {
+                        return;
                     }
-                    _ if self.config.block_when_over => return,
                     _ => Err(ClientError::SessionOver { reason: reason.clone() }),
                 };
                 return self.complete(id, result);

@@ -251,7 +251,7 @@ fn access_times(words: &[String]) -> MountFlags {
 
 /// Lets the kernel read ahead a whole request. Only speed depends on it.
 fn raise_read_ahead(point: &Path) {
-    let Some(device) = table::mounted_at(point).map(|mount| mount.device) else { return };
+    let Some(device) = table::device_of(point) else { return };
     if let Err(error) = std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB.to_string()) {
         tracing::debug!(%error, "kernel's read-ahead stays as it is");
     }

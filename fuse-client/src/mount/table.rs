@@ -23,6 +23,11 @@ pub fn mounted_at(point: &Path) -> Option<Mounted> {
     parse(&table).filter(|mounted| mounted.point == point).last()
 }
 
+/// The number of the device that is mounted on exactly this path, `MAJOR:MINOR`.
+pub fn device_of(point: &Path) -> Option<String> {
+    mounted_at(point).map(|mounted| mounted.device)
+}
+
 /// Lines are `id parent device root point options [tags] - type source options`.
 fn parse(table: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
     table.split(|byte| *byte == b'\n').filter_map(|line| {
