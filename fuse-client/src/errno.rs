@@ -42,6 +42,7 @@ pub fn of_namespace(error: NamespaceError) -> Errno {
         NamespaceError::Stale => Errno::STALE,
         NamespaceError::Deadlock => Errno::DEADLK,
         NamespaceError::TooManyLocks => Errno::NOLCK,
+        NamespaceError::Busy => Errno::BUSY,
     }
 }
 

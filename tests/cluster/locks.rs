@@ -7,17 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use holdfast_tests::{Cluster, Options, can_mount, until};
+use holdfast_tests::{Cluster, Options, Told, can_mount, until};
 use rustix::process::{Pid, Signal, kill_process};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A program that locks as it is told, a line at a time, and answers a line.
-struct Locker {
-    child: Child,
-    answers: mpsc::Receiver<String>,
-}
-
+/// Locks as it is told.
 const PROGRAM: &str = "
 import errno, fcntl, os, struct, sys
 f = open(sys.argv[1], 'r+')
@@ -34,43 +29,6 @@ for line in sys.stdin:
     print(said, flush=True)
 ";
 
-impl Locker {
-    fn new(file: &Path) -> Self {
-        let mut child = Command::new("python3")
-            .args(["-I", "-c", PROGRAM])
-            .arg(file)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python runs");
-        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let (sender, answers) = mpsc::channel();
-        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { child, answers }
-    }
-
-    /// Asks; the answer comes with [`Locker::answer`].
-    fn begin(&mut self, line: &str) {
-        writeln!(self.child.stdin.as_mut().expect("piped"), "{line}").expect("it reads");
-    }
-
-    fn answer(&mut self) -> String {
-        self.answers.recv_timeout(LIMIT).expect("it answers")
-    }
-
-    fn ask(&mut self, line: &str) -> String {
-        self.begin(line);
-        self.answer()
-    }
-}
-
-impl Drop for Locker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn locks_exclude_the_processes_of_other_hosts_and_end_with_their_holders() {
     if !can_mount("locks_exclude_the_processes_of_other_hosts_and_end_with_their_holders", &["python3"]) {
@@ -80,7 +38,7 @@ fn locks_exclude_the_processes_of_other_hosts_and_end_with_their_holders() {
     let (first, second) = (cluster.mount().expect("mount"), cluster.mount().expect("mount"));
     let paths = [first, second].map(|number| cluster.mounted(number).path().join("f"));
     std::fs::write(&paths[0], "x").expect("writes");
-    let (mut a, mut b) = (Locker::new(&paths[0]), Locker::new(&paths[1]));
+    let (mut a, mut b) = (Told::new(PROGRAM, &paths[0]), Told::new(PROGRAM, &paths[1]));
     assert_eq!(a.ask("lockf x 0 10"), "ok");
     assert_eq!(b.ask("lockf s 5 1"), "EAGAIN");
     assert_eq!(b.ask("lockf x 10 0"), "ok");
@@ -89,7 +47,7 @@ fn locks_exclude_the_processes_of_other_hosts_and_end_with_their_holders() {
     // A circle over two hosts: whoever closes it is refused, and gives way to the other.
     b.begin("lockf x! 0 10");
     a.begin("lockf s! 20 5");
-    let refused = |asked: &mut Locker| asked.answers.try_recv().map_err(anyhow::Error::from);
+    let refused = |asked: &mut Told| asked.answers.try_recv().map_err(anyhow::Error::from);
     let (said, other) = until("a circle is found", LIMIT, || {
         refused(&mut a).map(|said| (said, 'b')).or_else(|_| refused(&mut b).map(|said| (said, 'a')))
     })
@@ -107,7 +65,7 @@ fn locks_exclude_the_processes_of_other_hosts_and_end_with_their_holders() {
     // The kernel tells of the last close without waiting for an answer, so this one may have to be waited for.
     assert_eq!(a.ask("flock x! 0 0"), "ok");
     // A whole host that dies: as soon as its session is over.
-    let mut c = Locker::new(&paths[1]);
+    let mut c = Told::new(PROGRAM, &paths[1]);
     c.begin("lockf x! 3 1");
     let process = cluster.mounted(first).process().pid().and_then(Pid::from_raw).expect("runs");
     kill_process(process, Signal::KILL).expect("kills");
@@ -125,7 +83,7 @@ fn locks_that_were_taken_alone_exclude_a_host_that_comes_later() {
     let first = cluster.mount().expect("mount");
     let file = cluster.mounted(first).path().join("f");
     std::fs::write(&file, "x").expect("writes");
-    let (mut a, mut b) = (Locker::new(&file), Locker::new(&file));
+    let (mut a, mut b) = (Told::new(PROGRAM, &file), Told::new(PROGRAM, &file));
     for _ in 0..100 {
         assert_eq!(a.ask("lockf x 0 0"), "ok");
         assert_eq!(b.ask("lockf s 0 0"), "EAGAIN");
@@ -136,7 +94,7 @@ fn locks_that_were_taken_alone_exclude_a_host_that_comes_later() {
     assert_eq!(b.ask("flock x 0 0"), "ok");
     b.begin("lockf x! 5 1");
     let second = cluster.mount().expect("admitted");
-    let mut c = Locker::new(&cluster.mounted(second).path().join("f"));
+    let mut c = Told::new(PROGRAM, &cluster.mounted(second).path().join("f"));
     for asked in ["lockf s 9 1", "lockf x 0 0", "lockf s 24 1", "flock s 0 0"] {
         assert_eq!(c.ask(asked), "EAGAIN", "{asked}");
     }
@@ -214,7 +172,7 @@ fn a_cluster_that_is_stopped_holds_no_process_and_no_mount() {
     let mounts = [cluster.mount().expect("mount"), cluster.mount().expect("mount")];
     let paths = mounts.map(|number| cluster.mounted(number).path().to_path_buf());
     std::fs::write(paths[0].join("f"), vec![b'x'; 1 << 20]).expect("writes");
-    let mut holder = Locker::new(&paths[0].join("f"));
+    let mut holder = Told::new(PROGRAM, &paths[0].join("f"));
     assert_eq!(holder.ask("lockf x 0 0"), "ok");
     let calls = [
         "read = os.open('f', os.O_RDONLY); ready(); os.pread(read, 4096, 0)",

@@ -14,6 +14,7 @@ mod membership;
 mod memory;
 mod mount_ends;
 mod network_loss;
+mod opens;
 mod partitions;
 mod power_loss;
 mod process_loss;

@@ -28,6 +28,7 @@ use holdfast_wire::namespace::{
     AccessTime, Attributes, DirectoryEntry, FileKind, Labels, Lease, Limits, Mutation, NamespaceError, NewNode,
     Outcome, Query, RenameMode, SetAttributes, SetTime, VolumeFacts, VolumeRecord, VolumeUsage, XattrMode,
 };
+use holdfast_wire::open::{Access, OpenPolicy, OpenRule};
 use holdfast_wire::peer::{PeerMessage, PoolSpace, SnapshotPart};
 
 type Named<T> = Vec<(&'static str, T)>;
@@ -78,6 +79,7 @@ fn volume() -> VolumeRecord {
         origin: Some((VolumeId(2), SnapshotNumber(5))),
         bytes_max: Some(1 << 40),
         inodes_max: None,
+        open: policy(),
         limits_version: 3,
         shard: ShardId(1),
     }
@@ -234,7 +236,11 @@ fn cluster_requests() -> Named<Request> {
             Request::PlaceStorage { node: NodeId(2), place: StoragePlace::Leaving { successor: Some(NodeId(5)) } },
         ),
         ("leave-views", Request::LeaveViews { node: NodeId(1) }),
-        ("create-volume", Request::CreateVolume { name: "v".into(), limits: Limits::default(), labels: labels() }),
+        (
+            "create-volume",
+            Request::CreateVolume { name: "v".into(), limits: Limits::default(), open: policy(), labels: labels() },
+        ),
+        ("set-open-policy", Request::SetOpenPolicy { name: "v".into(), open: policy() }),
         ("label-volume", Request::LabelVolume { name: "v".into(), version: 3, labels: labels() }),
         ("describe-volume", Request::DescribeVolume { name: "v".into() }),
         ("describe-volumes", Request::DescribeVolumes { after: "v".into(), limit: 100 }),
@@ -256,7 +262,7 @@ fn cluster_requests() -> Named<Request> {
         ("attach", Request::Attach { volume: volume(), client: client(), read_only: true }),
         ("detach", Request::Detach),
         ("renew", Request::Renew { seen: 4, wait: true }),
-        ("stopped-caching", Request::StoppedCaching { event: 4, open: vec![InodeId(500)] }),
+        ("stopped-caching", Request::StoppedCaching { event: 4, open: vec![(InodeId(500), Access::Write)] }),
     ]
 }
 
@@ -271,9 +277,14 @@ fn queries() -> Named<Query> {
         ("list-xattrs", Query::ListXattrs { inode }),
         ("stat-volume", Query::StatVolume),
         ("await-trim", Query::AwaitTrim { inode }),
+        ("await-open", Query::AwaitOpen { inode, access: Access::Read, waited_ms: 300 }),
         ("test-lock", Query::TestLock { inode, lock: lock() }),
         ("await-lock", Query::AwaitLock { inode, lock: Lock { space: LockSpace::Whole, ..lock() } }),
     ]
+}
+
+fn policy() -> OpenPolicy {
+    OpenPolicy { rule: OpenRule::SingleWriter, wait: 30 }
 }
 
 fn labels() -> Labels {
@@ -290,7 +301,7 @@ fn create(node: NewNode) -> Mutation {
         uid: 1000,
         gid: 1001,
         exclusive: true,
-        open: false,
+        open: Some(Access::Write),
     }
 }
 
@@ -353,8 +364,8 @@ fn mutations() -> Named<Mutation> {
                 sparse: true,
             },
         ),
-        ("open", Mutation::Open { inode }),
-        ("close", Mutation::Close { inode }),
+        ("open", Mutation::Open { inode, access: Access::Read }),
+        ("close", Mutation::Close { inode, keep_reading: true }),
         ("set-xattr", xattr(XattrMode::Set)),
         ("set-xattr-create", xattr(XattrMode::Create)),
         ("set-xattr-replace", xattr(XattrMode::Replace)),
@@ -443,6 +454,7 @@ fn outcomes() -> Named<Outcome> {
         ("outcome-usage", Outcome::Usage(usage)),
         ("outcome-locked", Outcome::Locked { in_the_way: Some(SessionId(10)), replaced: true }),
         ("outcome-conflict", Outcome::Conflict(Some(held_lock()))),
+        ("open-elsewhere", Outcome::OpenElsewhere { inode: InodeId(500), holder: SessionId(9) }),
     ]
 }
 
@@ -477,6 +489,7 @@ fn errors() -> Named<MetadataError> {
         ("stale", NamespaceError::Stale.into()),
         ("deadlock", NamespaceError::Deadlock.into()),
         ("too-many-locks", NamespaceError::TooManyLocks.into()),
+        ("busy", NamespaceError::Busy.into()),
     ]
 }
 

@@ -16,11 +16,13 @@ pub mod namespaces;
 pub mod power;
 pub mod process;
 pub mod report;
+pub mod told;
 pub mod up;
 
 pub use cluster::{Cluster, Options};
 pub use janitor::Janitor;
 pub use report::{can_inject_faults, can_mount, note, skip};
+pub use told::Told;
 pub use up::Up;
 
 use std::time::{Duration, Instant};

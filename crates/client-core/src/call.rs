@@ -9,6 +9,7 @@ use holdfast_wire::lock::{HeldLock, Lock};
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, NewNode, RenameMode, SetAttributes, VolumeRecord, VolumeUsage, XattrMode,
 };
+use holdfast_wire::open::Access;
 
 /// Names a call, chosen by the caller; unique among the calls not yet completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,10 +22,19 @@ pub struct HandleId(pub u64);
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenMode {
+    /// `O_WRONLY` or `O_RDWR`: it counts for who else may have the file open (see [`holdfast_wire::open`]).
+    pub write: bool,
     /// `O_APPEND`: every write goes to the end as it is when the write is made.
     pub append: bool,
     /// `O_SYNC` or `O_DSYNC`: every write is durable before it is answered.
     pub durable: Durability,
+}
+
+impl OpenMode {
+    /// What the file is opened for.
+    pub fn access(&self) -> Access {
+        if self.write { Access::Write } else { Access::Read }
+    }
 }
 
 /// What must be durable before a write is answered.
@@ -159,7 +169,8 @@ pub enum Call {
         /// The symlink.
         inode: InodeId,
     },
-    /// Opens a file. Truncation (`O_TRUNC`) is a `SetAttributes` of its own. Reply: `Opened`.
+    /// Opens a file. Truncation (`O_TRUNC`) is a `SetAttributes` of its own. Waits for whoever has it open elsewhere and may not at the
+    /// same time, if they do not live, or as long as the file's policy says; else the error is `Busy`. Reply: `Opened`.
     Open {
         /// Which file.
         inode: InodeId,

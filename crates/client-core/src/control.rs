@@ -44,6 +44,8 @@ pub(crate) enum Purpose {
     Create(CallId, Call),
     /// `Call::Open`.
     Open(CallId, InodeId, crate::OpenMode),
+    /// A call that opens a file waits until it is not open elsewhere.
+    AwaitOpen(CallId, Box<Call>),
     /// `Call::Unlink`, `Call::RemoveDirectory`, `Call::Rename`: what the name was believed to be.
     Remove(CallId, Option<InodeId>),
     /// The size, for a read or a search for holes that may not use a cached one.
@@ -329,6 +331,7 @@ impl ClientCore {
             Purpose::Resume(id, call) => self.resume(id, *call, result),
             Purpose::Create(id, call) => self.created(id, call, result),
             Purpose::Open(id, inode, mode) => self.open_answered(id, inode, mode, &operation.request, result),
+            Purpose::AwaitOpen(id, call) => self.open_awaited(id, *call, result),
             Purpose::Remove(id, inode) => self.removed(id, inode, result),
             Purpose::Size(id, call) => self.sized(id, *call, result),
             Purpose::ReadCheck(number) => self.read_checked(number, result),

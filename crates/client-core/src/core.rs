@@ -10,6 +10,7 @@ use crate::error::ClientError;
 use crate::file::{File, Handle};
 use crate::lock::{Asked, Locks};
 use crate::names::Names;
+use crate::open::OpenWait;
 use crate::pages::Pages;
 use crate::read::Reads;
 use crate::seek::Seeks;
@@ -75,6 +76,8 @@ pub struct ClientCore {
     pub(crate) locks: Locks,
     /// Opens of inodes whose name is just being removed: they wait for what becomes of it.
     pub(crate) removing: BTreeMap<InodeId, Vec<(CallId, Call)>>,
+    /// Calls that wait until a file is not open elsewhere.
+    pub(crate) open_waits: BTreeMap<CallId, OpenWait>,
 }
 
 impl ClientCore {
@@ -116,6 +119,7 @@ impl ClientCore {
             names_held: BTreeMap::new(),
             locks: Locks::default(),
             removing: BTreeMap::new(),
+            open_waits: BTreeMap::new(),
             config,
         }
     }
@@ -194,11 +198,20 @@ impl ClientCore {
             match timer {
                 Timer::Control(op) => self.control_send(op),
                 Timer::Data(op) => self.data_send(op),
-                Timer::Call(id) => self.give_up(id, ClientError::TimedOut),
+                Timer::Call(id) => self.call_due(id),
                 Timer::File(inode) => self.file_due(inode),
                 Timer::Renew => self.renew(),
                 Timer::Accesses => self.accesses_due(),
             }
+        }
+    }
+
+    /// A call has taken as long as one may while the cluster is out of reach (`soft`).
+    fn call_due(&mut self, id: CallId) {
+        match self.config.soft.filter(|_| self.open_waits.contains_key(&id)) {
+            // It is in reach, and says that the file is open elsewhere.
+            Some(soft) => self.timer(self.now + soft, Timer::Call(id)),
+            None => self.give_up(id, ClientError::TimedOut),
         }
     }
 
@@ -258,11 +271,13 @@ impl ClientCore {
 
     pub(crate) fn complete(&mut self, id: CallId, result: Result<Reply, ClientError>) {
         if self.calls.remove(&id) {
+            self.forget_open_wait(id);
             self.out.push(Effect::Complete { id, result });
         }
     }
 
     pub(crate) fn complete_all(&mut self, error: &ClientError) {
+        self.open_waits.clear();
         for id in std::mem::take(&mut self.calls) {
             self.out.push(Effect::Complete { id, result: Err(error.clone()) });
         }

@@ -11,6 +11,7 @@ use crate::extents::{Extents, SEGMENT_OVERHEAD};
 use bytes::Bytes;
 use holdfast_types::{Generation, InodeId, Instant, LogIndex, Sequence, Timestamp};
 use holdfast_wire::namespace::{Attributes, FileKind, SetAttributes, without_set_ids};
+use holdfast_wire::open::Access;
 use std::collections::{BTreeMap, VecDeque};
 
 /// An open handle.
@@ -127,10 +128,14 @@ impl Seen {
 pub(crate) struct File {
     pub inode: InodeId,
     pub handles: u32,
+    /// Of these, those that may write.
+    pub writers: u32,
     /// The service may have recorded this session as an opener: the last close is to be told.
     pub opener: bool,
     /// The service has it on record that the file is open here, so an unlink elsewhere keeps it.
     pub recorded: bool,
+    /// The service has it on record that the file is open for writing here, or may have.
+    pub recorded_writes: bool,
     /// The inode does not exist any more: whatever is dirty is of no use.
     pub gone: bool,
     /// What the service last said, and when that was right.
@@ -203,8 +208,10 @@ impl File {
         Self {
             inode: base.inode,
             handles: 0,
+            writers: 0,
             opener: false,
             recorded: false,
+            recorded_writes: false,
             gone: false,
             base,
             base_at,
@@ -249,6 +256,11 @@ impl File {
 
     pub fn is_open(&self) -> bool {
         self.handles > 0
+    }
+
+    /// What it is open for here.
+    pub fn access(&self) -> Access {
+        if self.writers > 0 { Access::Write } else { Access::Read }
     }
 
     /// No bytes are dirty or under way.

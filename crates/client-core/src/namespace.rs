@@ -13,6 +13,7 @@ use holdfast_wire::metadata::Request;
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode,
 };
+use holdfast_wire::open::XATTR_PREFIX;
 use std::collections::VecDeque;
 
 /// Entries asked for at once while caching: what is listed now is looked up next.
@@ -82,6 +83,8 @@ impl ClientCore {
             },
             Call::GetAttributes { inode } => self.attributes_from_memory(*inode).map(|a| Ok(Reply::Attributes(a))),
             Call::ReadLink { inode } => self.names.target(*inode).map(|target| Ok(Reply::Bytes(target))),
+            // They can change without anybody's touching the inode.
+            Call::GetXattr { name, .. } if name.starts_with(XATTR_PREFIX) => None,
             Call::GetXattr { inode, name } => self
                 .names
                 .xattr(*inode, name)
@@ -178,7 +181,7 @@ impl ClientCore {
                 self.names.put_listing(*inode, *after, entries, *end, at);
             }
             (Query::ReadLink { inode }, Outcome::Bytes(target)) => self.names.put_target(*inode, target),
-            (Query::GetXattr { inode, name }, Outcome::Bytes(value)) => {
+            (Query::GetXattr { inode, name }, Outcome::Bytes(value)) if !name.starts_with(XATTR_PREFIX) => {
                 self.names.put_xattr(*inode, name, Some(value.clone()), at);
             }
             (_, Outcome::Attributes { attributes, .. }) => self.names.put_attributes(attributes, at),
@@ -233,6 +236,11 @@ impl ClientCore {
             (Mutation::Rename { .. }, Outcome::Renamed { .. }) => self.learn_rename(mutation, outcome, at),
             (Mutation::SetAccessTimes { times }, Outcome::Done) => {
                 times.iter().for_each(|time| self.names.accessed(time, at));
+            }
+            (Mutation::SetXattr { inode, name, .. } | Mutation::RemoveXattr { inode, name }, Outcome::Done)
+                if name.starts_with(XATTR_PREFIX) =>
+            {
+                self.names.forget_attributes(*inode, at);
             }
             (Mutation::SetXattr { inode, name, value, .. }, Outcome::Done) => {
                 self.names.put_xattr(*inode, name, Some(value.clone()), at);
@@ -312,7 +320,9 @@ impl ClientCore {
             (Request::Query(Query::Lookup { parent, name }), NamespaceError::NotFound) => {
                 self.names.put_entry(*parent, name, None, at);
             }
-            (Request::Query(Query::GetXattr { inode, name }), NamespaceError::NoAttribute) => {
+            (Request::Query(Query::GetXattr { inode, name }), NamespaceError::NoAttribute)
+                if !name.starts_with(XATTR_PREFIX) =>
+            {
                 self.names.put_xattr(*inode, name, None, at);
             }
             _ => {}
@@ -323,29 +333,33 @@ impl ClientCore {
 
     /// A call whose reply is the outcome itself.
     pub(crate) fn call_answered(&mut self, id: CallId, result: Result<Outcome, ClientError>) {
-        let reply = result.map(|outcome| match outcome {
-            Outcome::Done => Reply::Done,
-            Outcome::Removed { attributes, orphan } => Reply::Removed(gone(attributes, orphan)),
-            Outcome::Renamed { replaced, orphan, .. } => {
-                Reply::Removed(replaced.and_then(|replaced| gone(replaced, orphan)))
-            }
-            Outcome::Entry { mut attributes, .. } | Outcome::Attributes { mut attributes, .. } => {
-                self.show(&mut attributes);
-                Reply::Attributes(attributes)
-            }
-            Outcome::Created { mut attributes, new, .. } => {
-                self.show(&mut attributes);
-                Reply::Created { attributes, new, handle: None }
-            }
-            Outcome::Directory { mut entries, end, parent, .. } => {
-                self.show_entries(&mut entries);
-                Reply::Directory { entries, end, parent }
-            }
-            Outcome::Bytes(bytes) => Reply::Bytes(bytes),
-            Outcome::Names(names) => Reply::Names(names),
-            Outcome::Usage(usage) => Reply::Usage(usage),
-            Outcome::Locked { in_the_way, .. } => Reply::Locked { granted: in_the_way.is_none() },
-            Outcome::Conflict(conflict) => Reply::Conflict(conflict),
+        let reply = result.and_then(|outcome| {
+            Ok(match outcome {
+                Outcome::Done => Reply::Done,
+                Outcome::Removed { attributes, orphan } => Reply::Removed(gone(attributes, orphan)),
+                Outcome::Renamed { replaced, orphan, .. } => {
+                    Reply::Removed(replaced.and_then(|replaced| gone(replaced, orphan)))
+                }
+                Outcome::Entry { mut attributes, .. } | Outcome::Attributes { mut attributes, .. } => {
+                    self.show(&mut attributes);
+                    Reply::Attributes(attributes)
+                }
+                Outcome::Created { mut attributes, new, .. } => {
+                    self.show(&mut attributes);
+                    Reply::Created { attributes, new, handle: None }
+                }
+                Outcome::Directory { mut entries, end, parent, .. } => {
+                    self.show_entries(&mut entries);
+                    Reply::Directory { entries, end, parent }
+                }
+                Outcome::Bytes(bytes) => Reply::Bytes(bytes),
+                Outcome::Names(names) => Reply::Names(names),
+                Outcome::Usage(usage) => Reply::Usage(usage),
+                Outcome::Locked { in_the_way, .. } => Reply::Locked { granted: in_the_way.is_none() },
+                Outcome::Conflict(conflict) => Reply::Conflict(conflict),
+                // Calls that open have answers of their own.
+                Outcome::OpenElsewhere { .. } => return Err(NamespaceError::Busy.into()),
+            })
         });
         self.complete(id, reply);
         self.let_names_go(id);
@@ -502,7 +516,10 @@ impl ClientCore {
             }
             None if orphan => {
                 // Closed while the removal was under way: nobody here needs it.
-                self.mutate(Mutation::Close { inode: attributes.inode }, Purpose::Close(attributes.inode));
+                self.mutate(
+                    Mutation::Close { inode: attributes.inode, keep_reading: false },
+                    Purpose::Close(attributes.inode),
+                );
             }
             None => self.pages.remove_file(attributes.inode),
         }
@@ -549,6 +566,7 @@ fn attributes_of(outcome: &Outcome) -> Vec<&Attributes> {
         | Outcome::Names(_)
         | Outcome::Usage(_)
         | Outcome::Locked { .. }
+        | Outcome::OpenElsewhere { .. }
         | Outcome::Conflict(_) => Vec::new(),
     }
 }

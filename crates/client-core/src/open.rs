@@ -7,12 +7,26 @@ use crate::call::{Call, CallId, OpenMode, Reply};
 use crate::control::Purpose;
 use crate::core::ClientCore;
 use crate::error::ClientError;
-use crate::file::Handle;
+use crate::file::{File, Handle};
 use crate::read::Stream;
 use crate::{HandleId, session::State};
-use holdfast_types::{InodeId, LogIndex};
+use holdfast_types::{InodeId, Instant, LogIndex, ShardId};
 use holdfast_wire::metadata::Request;
-use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, Outcome};
+use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, Outcome, Query};
+use holdfast_wire::open::Access;
+use std::time::Duration;
+
+/// How long the service may hold a wait before it is asked again.
+const WAIT_HOLD: Duration = Duration::from_secs(10);
+
+/// A call waits until a file is not open elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenWait {
+    /// Since when, however often it was asked.
+    since: Instant,
+    /// The request that waits at the service.
+    number: Option<u64>,
+}
 
 impl ClientCore {
     pub(crate) fn create(&mut self, id: CallId, call: Call) {
@@ -27,7 +41,7 @@ impl ClientCore {
             uid,
             gid,
             exclusive,
-            open: open.is_some(),
+            open: open.map(|mode| mode.access()),
         };
         let purpose = if open.is_some() { Purpose::Create(id, call) } else { Purpose::Call(id) };
         self.mutate(mutation, purpose);
@@ -51,6 +65,7 @@ impl ClientCore {
         };
         let (attributes, new) = match result {
             Ok(Outcome::Created { attributes, new, .. }) => (attributes, new),
+            Ok(Outcome::OpenElsewhere { inode, .. }) => return self.await_open(id, call, (inode, mode.access())),
             Ok(_) => return self.complete(id, Err(ClientError::Protocol { detail: "create answered something else" })),
             Err(error) => return self.complete(id, Err(error)),
         };
@@ -68,6 +83,7 @@ impl ClientCore {
         // An orphan's openers are recorded in any case.
         file.opener |= !caching || unnamed;
         file.recorded |= !caching || unnamed;
+        file.recorded_writes |= (!caching && mode.write) || unnamed;
         if !self.waits(id) {
             // Nobody will close it: the file retires by itself.
             return;
@@ -95,11 +111,10 @@ impl ClientCore {
             return self.opened(id, attributes, at, mode);
         }
         *self.opening.entry(inode).or_insert(0) += 1;
-        let recorded = self.files.get(&inode).is_some_and(|f| f.recorded);
-        if self.caching() || recorded {
+        if self.caching() || self.is_recorded(inode, mode) {
             self.query(Some(inode), Purpose::Open(id, inode, mode));
         } else {
-            self.mutate(Mutation::Open { inode }, Purpose::Open(id, inode, mode));
+            self.mutate(Mutation::Open { inode, access: mode.access() }, Purpose::Open(id, inode, mode));
         }
     }
 
@@ -120,19 +135,28 @@ impl ClientCore {
         self.touched.insert(inode);
         let attributes = match result {
             Ok(Outcome::Attributes { attributes, .. }) => attributes,
+            Ok(Outcome::OpenElsewhere { .. }) => {
+                return self.await_open(id, Call::Open { inode, mode }, (inode, mode.access()));
+            }
             Ok(_) => return self.complete(id, Err(ClientError::Protocol { detail: "open answered something else" })),
             Err(error) => return self.complete(id, Err(error)),
         };
         if matches!(request, Request::Mutate(_)) && attributes.kind == FileKind::File {
             let file = self.ensure_file(&attributes, self.control.answered_at);
             (file.opener, file.recorded) = (true, true);
-        } else if !self.caching() && !self.files.get(&inode).is_some_and(|f| f.recorded) && self.waits(id) {
+            file.recorded_writes |= mode.write;
+        } else if !self.caching() && !self.is_recorded(inode, mode) && self.waits(id) {
             // Asked while caching, answered after it ended: the opening must be recorded.
             return self.open(id, inode, mode);
         }
         if self.waits(id) {
             self.opened(id, attributes, self.control.answered_at, mode);
         }
+    }
+
+    /// Whether the service has it on record that a file is open here, and for that.
+    fn is_recorded(&self, inode: InodeId, mode: OpenMode) -> bool {
+        self.files.get(&inode).is_some_and(|file| file.recorded && (file.recorded_writes || !mode.write))
     }
 
     fn opened(&mut self, id: CallId, mut attributes: Attributes, at: LogIndex, mode: OpenMode) {
@@ -152,6 +176,7 @@ impl ClientCore {
         let handle = self.handle();
         let file = self.ensure_file(attributes, at);
         file.handles += 1;
+        file.writers += u32::from(mode.write);
         file.show(attributes);
         self.handles.insert(handle, Handle { inode: attributes.inode, mode, stream: Stream::default() });
         handle
@@ -163,6 +188,7 @@ impl ClientCore {
         };
         let file = self.files.get_mut(&open.inode).expect("a handle keeps its file");
         file.handles -= 1;
+        file.writers -= u32::from(open.mode.write);
         file.closed_at = self.now;
         self.touched.insert(open.inode);
         self.complete(id, Ok(Reply::Done));
@@ -180,6 +206,13 @@ impl ClientCore {
     pub(crate) fn retire(&mut self, inode: InodeId) {
         let (telling, opening) = (self.session.telling(), self.opening.contains_key(&inode));
         let Some(file) = self.files.get_mut(&inode) else { return };
+        let live = matches!(self.session.state, State::Live);
+        let done_writing = file.recorded && file.recorded_writes && file.is_open() && file.writers == 0;
+        if done_writing && file.is_settled() && !opening && !telling && live {
+            // Another host may be waiting to write. Whoever opens it here meanwhile waits for the answer.
+            (file.closing, file.recorded_writes) = (true, false);
+            return self.mutate(Mutation::Close { inode, keep_reading: true }, Purpose::Close(inode));
+        }
         let idle = !file.is_open() && file.is_settled() && file.parked.is_empty() && file.syncs.is_empty();
         // A read that is under way keeps what it reads, even if its handle is closed already.
         if !idle || opening || self.reads.any_of(inode) {
@@ -188,11 +221,11 @@ impl ClientCore {
         if !file.opener {
             self.files.remove(&inode);
             self.buffer.forget(inode);
-        } else if !telling && matches!(self.session.state, State::Live) {
+        } else if !telling && live {
             // While the service is being told who is open, a closing might overtake the list that names it.
             file.closing = true;
-            (file.opener, file.recorded) = (false, false);
-            self.mutate(Mutation::Close { inode }, Purpose::Close(inode));
+            (file.opener, file.recorded, file.recorded_writes) = (false, false, false);
+            self.mutate(Mutation::Close { inode, keep_reading: false }, Purpose::Close(inode));
         }
     }
 
@@ -200,10 +233,43 @@ impl ClientCore {
         if let Some(file) = self.files.get_mut(&inode) {
             file.closing = false;
         }
-        if self.names.attributes(inode).is_some_and(|attributes| attributes.links == 0) {
+        let open = self.files.get(&inode).is_some_and(File::is_open);
+        if !open && self.names.attributes(inode).is_some_and(|attributes| attributes.links == 0) {
             // Nobody here holds on to it any more, and it has no name.
             self.names.remove(inode);
         }
         self.touched.insert(inode);
+    }
+
+    // ---- open elsewhere ----
+
+    /// Another session has a file open, and may not at the same time: the call begins anew when it has not.
+    fn await_open(&mut self, id: CallId, call: Call, (inode, access): (InodeId, Access)) {
+        if !self.waits(id) {
+            return;
+        }
+        let since = self.open_waits.get(&id).map_or(self.now, |wait| wait.since);
+        let waited_ms = u32::try_from(self.now.since(since).as_millis()).unwrap_or(u32::MAX);
+        let request = Request::Query(Query::AwaitOpen { inode, access, waited_ms });
+        let purpose = Purpose::AwaitOpen(id, Box::new(call));
+        let number = self.control_start(ShardId::VOLUMES, request, purpose, Some(WAIT_HOLD));
+        self.open_waits.insert(id, OpenWait { since, number: Some(number) });
+    }
+
+    pub(crate) fn open_awaited(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
+        if let Some(wait) = self.open_waits.get_mut(&id) {
+            wait.number = None;
+        }
+        match result {
+            Ok(_) => self.start(id, call),
+            Err(error) => self.complete(id, Err(error)),
+        }
+    }
+
+    /// Nobody waits for a call any more, nor does it.
+    pub(crate) fn forget_open_wait(&mut self, id: CallId) {
+        if let Some(number) = self.open_waits.remove(&id).and_then(|wait| wait.number) {
+            self.control_drop(number);
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::effect::Notice;
 use crate::error::ClientError;
 use crate::lock::Locks;
 use holdfast_types::limits::{SESSION_RENEWAL, SESSION_TTL};
-use holdfast_types::{InodeId, Instant, LogIndex, MapVersion, SessionId, ShardId, Timestamp};
+use holdfast_types::{Instant, LogIndex, MapVersion, SessionId, ShardId, Timestamp};
 use holdfast_wire::metadata::{Event, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Attributes, VolumeRecord};
 use std::time::Duration;
@@ -248,7 +248,7 @@ impl ClientCore {
         self.pages.clear();
         for file in self.files.values_mut() {
             // What is on record stays there until it is closed; from now on we name what is open when a name goes away.
-            file.recorded = false;
+            (file.recorded, file.recorded_writes) = (false, false);
             // Another host may have cut it before it left, and there may be another content in its place.
             file.refresh |= !file.gone;
             file.unverified |= !file.gone;
@@ -315,10 +315,11 @@ impl ClientCore {
         } else if let Some(stop) = stopping {
             let event = stop.event;
             self.session.caching = Caching::Stopping(Stop { telling: true, ..stop });
-            let open: Vec<InodeId> = self.files.values().filter(|f| f.is_open()).map(|f| f.inode).collect();
+            let open = self.files.values().filter(|f| f.is_open()).map(|f| (f.inode, f.access())).collect();
             for file in self.files.values_mut().filter(|f| f.is_open()) {
                 // Recorded from whenever the service hears it, so the last close is to be told even if that comes first.
                 file.opener = true;
+                file.recorded_writes |= file.writers > 0;
             }
             let request = Request::StoppedCaching { event, open };
             self.control_start(ShardId::VOLUMES, request, Purpose::StoppedCaching { event }, None);

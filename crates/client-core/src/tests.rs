@@ -5,6 +5,7 @@ mod caching;
 mod fake;
 mod files;
 mod locks;
+mod opens;
 mod races;
 mod seek;
 mod sharing;

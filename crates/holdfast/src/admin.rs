@@ -9,6 +9,7 @@ use holdfast_types::{ServerId, ShardId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest, ClusterStatus, ServerPlace, ServerRecord, ServerStatus};
 use holdfast_wire::metadata::{Request, Response};
 use holdfast_wire::namespace::{Labels, Limits, VolumeRecord};
+use holdfast_wire::open::OpenPolicy;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -165,9 +166,10 @@ async fn join(
 async fn volume(cluster: &Cluster, command: VolumeCommand) -> Result<ExitCode> {
     let ask = async |request| cluster.request(ShardId::CLUSTER, request, PATIENCE).await;
     match command {
-        VolumeCommand::Create { name, limits } => {
+        VolumeCommand::Create { name, limits, open } => {
             let limits = limits_after(Limits::default(), limits);
-            let answer = ask(Request::CreateVolume { name, limits, labels: Labels::new() }).await?;
+            let open = open.after(OpenPolicy::default());
+            let answer = ask(Request::CreateVolume { name, limits, open, labels: Labels::new() }).await?;
             let Response::Volume(volume) = answer else { return odd(&answer) };
             println!("created volume {}", volume.name);
         }
@@ -176,6 +178,13 @@ async fn volume(cluster: &Cluster, command: VolumeCommand) -> Result<ExitCode> {
             let Some(known) = known else { bail!("there is no volume {name:?}; `admin volume list` shows them") };
             let limits = limits_after(known.limits(), limits);
             let answer = ask(Request::LimitVolume { name, limits }).await?;
+            let Response::Volume(volume) = answer else { return odd(&answer) };
+            println!("{}", line(&volume));
+        }
+        VolumeCommand::Open { name, open } => {
+            let known = volumes(cluster).await?.into_iter().find(|volume| volume.name == name);
+            let Some(known) = known else { bail!("there is no volume {name:?}; `admin volume list` shows them") };
+            let answer = ask(Request::SetOpenPolicy { name, open: open.after(known.open) }).await?;
             let Response::Volume(volume) = answer else { return odd(&answer) };
             println!("{}", line(&volume));
         }
@@ -217,7 +226,8 @@ fn limits_after(before: Limits, given: LimitArguments) -> Limits {
 /// A volume and its limits, for scripts: name, bytes, inodes.
 fn line(volume: &VolumeRecord) -> String {
     let shown = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
-    format!("{} bytes={} inodes={}", volume.name, shown(volume.bytes_max), shown(volume.inodes_max))
+    let (bytes, inodes, open) = (shown(volume.bytes_max), shown(volume.inodes_max), volume.open);
+    format!("{} bytes={bytes} inodes={inodes} open={} open_wait={}", volume.name, open.rule, open.wait)
 }
 
 /// `status --json`; the shape is in docs/operations.md and only grows.

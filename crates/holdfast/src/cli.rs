@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use holdfast_config::{Size, Span};
+use holdfast_wire::open::{OpenPolicy, OpenRule};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -307,6 +308,25 @@ fn limit<T: FromStr>(text: &str) -> Result<Limit<T>, T::Err> {
     if text == "none" { Ok(Limit(None)) } else { text.parse().map(|limit| Limit(Some(limit))) }
 }
 
+/// How a volume's files are opened; what is not given stays as it is.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct OpenArguments {
+    /// Who may have a file open at the same time: `shared` (anybody), `single-writer` (one host for writing, any for reading), `exclusive`
+    /// (one host). Programs of one mount share in any case.
+    #[arg(long = "open", value_name = "RULE")]
+    pub rule: Option<OpenRule>,
+    /// Seconds that an open(2) waits for a host that lives, before it fails with EBUSY (0 to 3600).
+    #[arg(long = "open-wait", value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(0..=3600))]
+    pub wait: Option<u16>,
+}
+
+impl OpenArguments {
+    /// What is given replaces what was.
+    pub fn after(self, before: OpenPolicy) -> OpenPolicy {
+        OpenPolicy { rule: self.rule.unwrap_or(before.rule), wait: self.wait.unwrap_or(before.wait) }
+    }
+}
+
 /// What is done with volumes.
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
@@ -316,6 +336,16 @@ pub enum VolumeCommand {
         name: String,
         #[command(flatten)]
         limits: LimitArguments,
+        #[command(flatten)]
+        open: OpenArguments,
+    },
+    /// Change who may have a file open at the same time as others, where files and directories do not say so themselves (by their
+    /// attributes holdfast.open and holdfast.open_wait). Counts for whoever opens a file from then on; takes effect within a second.
+    Open {
+        /// Name of the volume.
+        name: String,
+        #[command(flatten)]
+        open: OpenArguments,
     },
     /// Change what a volume may hold at the most; what it holds already stays. Takes effect within a second.
     Limit {

@@ -17,4 +17,5 @@ pub mod lock;
 pub mod map;
 pub mod metadata;
 pub mod namespace;
+pub mod open;
 pub mod peer;

@@ -12,6 +12,7 @@ use crate::map::MapUpdate;
 use crate::namespace::{
     Attributes, Labels, Limits, Mutation, NamespaceError, Outcome, Query, VolumeFacts, VolumeRecord,
 };
+use crate::open::{Access, OpenPolicy};
 use holdfast_types::{
     DiskId, Epoch, GroupId, Incarnation, InodeId, InstanceGeneration, LogIndex, MapVersion, MemberId, NodeId, Sequence,
     ServerId, SessionId, ShardId, Term, Timestamp, VolumeId,
@@ -145,6 +146,8 @@ pub enum Request {
         name: String,
         /// What it may hold at the most.
         limits: Limits,
+        /// How files are opened for which nothing else is set.
+        open: OpenPolicy,
         /// Its first labels.
         labels: Labels,
     },
@@ -177,6 +180,14 @@ pub enum Request {
         name: String,
         /// Both of them: what is not given is no limit any more.
         limits: Limits,
+    },
+    /// Sets how a volume's files are opened for which nothing else is set; it counts for who opens one from then on. It takes effect
+    /// within a second. Answer: `Volume`. Asked by administrators and orchestrators.
+    SetOpenPolicy {
+        /// Its name.
+        name: String,
+        /// The policy.
+        open: OpenPolicy,
     },
     /// Deletes a volume and, in the background, all it holds. Answer: `Done`.
     DeleteVolume {
@@ -226,8 +237,8 @@ pub enum Request {
     StoppedCaching {
         /// The event that is answered.
         event: u64,
-        /// Inodes open on the session: recorded as if by `Open`.
-        open: Vec<InodeId>,
+        /// Inodes open on the session, and for what: recorded as if by `Open`, whoever else has them open.
+        open: Vec<(InodeId, Access)>,
     },
     /// Reads.
     Query(Query),

@@ -5,6 +5,7 @@
 // tidy: long because it is a list: every operation on a namespace, each field said
 
 use crate::lock::{HeldLock, Lock};
+use crate::open::{Access, OpenPolicy};
 use bytes::Bytes;
 use holdfast_types::{FileName, Generation, InodeId, SessionId, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -200,6 +201,16 @@ pub enum Query {
         /// Of which inode.
         inode: InodeId,
     },
+    /// Waits until nobody is in the way of opening a file: a good moment to open it, and no more. Answer: `Done`, or `Busy` when all who
+    /// are in the way have been heard since, and the time that the file's policy allows is over.
+    AwaitOpen {
+        /// Which inode.
+        inode: InodeId,
+        /// For what.
+        access: Access,
+        /// For how long the asker has waited already, in milliseconds.
+        waited_ms: u32,
+    },
     /// A lock of another owner that is in the way of this one. Answer: `Conflict`.
     TestLock {
         /// On which inode.
@@ -252,8 +263,8 @@ pub enum Mutation {
         gid: u32,
         /// `O_EXCL` and everything but `open(O_CREAT)`: an existing entry is `Exists`. Otherwise an existing entry is returned.
         exclusive: bool,
-        /// The session opens the new (or existing) file: it is recorded as an opener, as by `Open`, if it does not cache.
-        open: bool,
+        /// The session opens the new (or existing) file for this: it is recorded as an opener, as by `Open`, if it does not cache.
+        open: Option<Access>,
     },
     /// One more name for an inode that is not a directory. Answer: `Attributes` of the inode.
     Link {
@@ -337,15 +348,20 @@ pub enum Mutation {
         /// At most [`ACCESS_TIMES_MAX`].
         times: Vec<AccessTime>,
     },
-    /// Records the session as an opener, so that an unlink elsewhere keeps the inode. Needed only while not caching. Answer: `Attributes`.
+    /// Records the session as an opener, so that an unlink elsewhere keeps the inode, and who may not have it open at the same time is
+    /// refused. Needed only while not caching. Answer: `Attributes`, or `OpenElsewhere`.
     Open {
         /// Which inode.
         inode: InodeId,
+        /// For what. Who has it open for writing already keeps that.
+        access: Access,
     },
     /// The session's last handle is closed: forget the opener; an orphan without openers is purged. Answer: `Done`.
     Close {
         /// Which inode.
         inode: InodeId,
+        /// Handles for reading are left: only those for writing are closed.
+        keep_reading: bool,
     },
     /// Sets an extended attribute. Answer: `Done`.
     SetXattr {
@@ -516,6 +532,13 @@ pub enum Outcome {
     },
     /// Who is in the way of a lock, if anybody is.
     Conflict(Option<HeldLock>),
+    /// Not opened: another session has it open, and the file's policy does not allow both.
+    OpenElsewhere {
+        /// Which file.
+        inode: InodeId,
+        /// Who; one of them.
+        holder: SessionId,
+    },
 }
 
 /// Why the namespace refuses; each has one errno, chosen in `fuse-client/src/errno.rs`.
@@ -572,6 +595,9 @@ pub enum NamespaceError {
     /// ENOLCK
     #[error("too many locks")]
     TooManyLocks,
+    /// EBUSY: open on another host, where the file's policy does not allow both.
+    #[error("open on another host")]
+    Busy,
 }
 
 /// A volume.
@@ -593,7 +619,9 @@ pub struct VolumeRecord {
     pub bytes_max: Option<u64>,
     /// Inodes at the most.
     pub inodes_max: Option<u64>,
-    /// How often the two were changed.
+    /// How files are opened for which nothing else was set.
+    pub open: OpenPolicy,
+    /// How often limits and policy were changed.
     pub limits_version: u64,
     /// Shard of its namespace.
     pub shard: holdfast_types::ShardId,

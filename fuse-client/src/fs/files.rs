@@ -35,7 +35,8 @@ fn open_mode(flags: u32) -> OpenMode {
         O_DSYNC => Durability::Data,
         _ => Durability::Buffered,
     };
-    OpenMode { append: flags & O_APPEND != 0, durable }
+    let write = flags & libc::O_ACCMODE.cast_unsigned() != libc::O_RDONLY.cast_unsigned();
+    OpenMode { write, append: flags & O_APPEND != 0, durable }
 }
 
 /// Whether a file that is opened so may be mapped shared and writable.

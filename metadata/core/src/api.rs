@@ -145,6 +145,8 @@ pub struct Mutations {
     pub syncing_leads: bool,
     /// Silence is counted by the leader's clock, which goes on while it is stopped itself.
     pub pause_believed: bool,
+    /// What a session that is over had open is free for others before storage nodes refuse it.
+    pub given_before_fence: bool,
 }
 
 /// What must survive of raft's state beside the log.

@@ -9,6 +9,7 @@ use holdfast_wire::admin::StoragePlace;
 use holdfast_wire::map::{DiskRecord, View};
 use holdfast_wire::metadata::ClientRecord;
 use holdfast_wire::namespace::{Labels, Limits, Mutation, VolumeRecord};
+use holdfast_wire::open::{Access, OpenPolicy};
 use serde::{Deserialize, Serialize};
 
 /// An entry of the log.
@@ -39,7 +40,7 @@ pub(crate) enum VolumesCommand {
     /// A caching session is told to stop.
     Recall { session: SessionId },
     /// It has, and has these inodes open.
-    StoppedCaching { session: SessionId, event: u64, open: Vec<InodeId> },
+    StoppedCaching { session: SessionId, event: u64, open: Vec<(InodeId, Access)> },
     /// A session that is alone is told that it may cache.
     StartCaching { session: SessionId },
     /// Sessions are over; what they held is given to nobody yet. One that never attached is over, too.
@@ -50,8 +51,8 @@ pub(crate) enum VolumesCommand {
     Park { sessions: Vec<(SessionId, bool)> },
     /// Generations whose chunks are gone, and files whose end is gone.
     Cleaned { purged: Vec<(VolumeId, InodeId, Generation)>, trimmed: Vec<Trimmed> },
-    /// A volume's limits were changed, for the time that the version says.
-    Limit { volume: VolumeId, version: u64, limits: Limits },
+    /// A volume's limits or its policy were changed, for the time that the version says.
+    Limit { volume: VolumeId, version: u64, limits: Limits, open: OpenPolicy },
     /// Too few servers have room on their disks for what grows, or enough have again.
     Room { short: bool },
     /// No session of an instance is let in with a lesser generation from now on, and those that there are are over.
@@ -86,7 +87,9 @@ pub(crate) enum ClusterCommand {
     /// The pool comes into being, with its first volume.
     Form { replicas: u32, feature_level: u32, views: Vec<View>, volume: String },
     /// A new volume.
-    CreateVolume { name: String, limits: Limits, labels: Labels },
+    CreateVolume { name: String, limits: Limits, open: OpenPolicy, labels: Labels },
+    /// A volume's files are opened so.
+    SetOpenPolicy { name: String, open: OpenPolicy },
     /// A volume's labels are these, if they are still those of a version.
     LabelVolume { name: String, version: u64, labels: Labels },
     /// A volume's limits are these.
@@ -168,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_proposal_comes_back_as_it_was() {
-        let mutation = Mutation::Open { inode: InodeId(7) };
+        let mutation = Mutation::Open { inode: InodeId(7), access: Access::Write };
         let proposal = Proposal {
             stamp: Timestamp { seconds: 1, nanos: 2 },
             command: Command::Volumes(VolumesCommand::Mutate {

@@ -531,6 +531,7 @@ fn shard_of(request: &Request) -> ShardId {
         | Request::PlaceStorage { .. }
         | Request::CreateVolume { .. }
         | Request::LabelVolume { .. }
+        | Request::SetOpenPolicy { .. }
         | Request::DescribeVolume { .. }
         | Request::DescribeVolumes { .. }
         | Request::LimitVolume { .. }
@@ -566,6 +567,7 @@ fn is_allowed(from: Caller, request: &Request) -> bool {
         | Request::RemoveServer { .. }
         | Request::PlaceStorage { .. }
         | Request::LabelVolume { .. }
+        | Request::SetOpenPolicy { .. }
         | Request::DescribeVolume { .. }
         | Request::DescribeVolumes { .. }
         | Request::LimitVolume { .. } => from == Caller::Admin,

@@ -8,6 +8,7 @@ use crate::tables::applied::{self, AppliedRow};
 use holdfast_store::View;
 use holdfast_types::{Generation, InodeId, NodeId, Sequence, SessionId};
 use holdfast_wire::namespace::Mutation;
+use holdfast_wire::open::Access;
 
 /// How far a table is.
 ///
@@ -53,7 +54,7 @@ pub enum VolumesEntry {
         /// The event that it answers.
         event: u64,
         /// What it has open.
-        open: Vec<InodeId>,
+        open: Vec<(InodeId, Access)>,
     },
     /// It may again.
     StartCaching {

@@ -2,7 +2,7 @@
 //! of the entries must be one that real time allows.
 
 use super::Sim;
-use super::names::Names;
+use super::names::{First, Names};
 use super::record::{MutationRecord, QueryRecord};
 use holdfast_metadata_core::inspect::{VolumesEntry, volumes_entry};
 use holdfast_sim::check::{Place, order_respects_real_time};
@@ -98,7 +98,9 @@ fn without_times(outcome: &Outcome) -> Outcome {
         Outcome::Conflict(conflict) => {
             Outcome::Locked { in_the_way: conflict.map(|held| held.session), replaced: false }
         }
-        other @ (Outcome::Bytes(_) | Outcome::Names(_) | Outcome::Locked { .. }) => other,
+        other @ (Outcome::Bytes(_) | Outcome::Names(_) | Outcome::Locked { .. } | Outcome::OpenElsewhere { .. }) => {
+            other
+        }
     }
 }
 
@@ -120,6 +122,8 @@ impl Sim {
                 _ => {}
             }
         }
+        let awaited = queries.iter().filter(|query| matches!(query.query, Query::AwaitOpen { .. }));
+        self.stats.open_waits += awaited.filter(|query| matches!(query.returned, Some((.., Ok(_))))).count() as u64;
         let mut queries = queries.into_iter().peekable();
         let mut timeline = Timeline::default();
         let mut last = 0;
@@ -141,6 +145,8 @@ impl Sim {
         if let Some(query) = queries.next() {
             return Err(format!("{query:?} was answered from an entry that nobody applied"));
         }
+        let refused = |(_, result): &&First| matches!(result, Ok(Outcome::OpenElsewhere { .. }));
+        self.stats.opens_refused += timeline.names.first.values().filter(refused).count() as u64;
         for (key, record) in &self.record.mutations {
             compare_mutation(&timeline.names, *key, record)?;
         }
@@ -211,6 +217,15 @@ fn compare_query(names: &Names, query: &QueryRecord, index: u64) -> Result<(), S
         && names.query(query.session, &query.query).is_ok_and(|outcome| trimming(&outcome))
     {
         return Err(format!("{:?} was answered at {applied} while it should wait", query.query));
+    }
+    if let Query::AwaitOpen { inode, access, .. } = &query.query
+        && *answer == Err(NamespaceError::Busy)
+    {
+        // Whether its holders live is in the leader's memory only.
+        if names.may_open(query.session, *inode, *access) {
+            return Err(format!("{:?} was refused at {applied} while nobody was in the way", query.query));
+        }
+        return Ok(());
     }
     if let Query::AwaitLock { inode, lock } = &query.query {
         let free = !names.is_locked_against(query.session, *inode, lock);

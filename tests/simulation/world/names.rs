@@ -12,6 +12,7 @@ use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, RenameMode, SetAttributes,
     XattrMode,
 };
+use holdfast_wire::open::{Access, OPEN_XATTR, OpenRule};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a session may write into a file that it has just created.
@@ -36,7 +37,9 @@ pub(super) struct Inode {
     cookie_next: u64,
     target: Bytes,
     pub(super) xattrs: BTreeMap<Bytes, Bytes>,
-    openers: BTreeSet<SessionId>,
+    openers: BTreeMap<SessionId, Access>,
+    /// Who may have it open at the same time, and what is made in it; nothing: anybody.
+    open: Option<OpenRule>,
     bounds: BTreeMap<SessionId, u64>,
     /// How far sessions may still write that had a bound taken from them.
     late: BTreeMap<SessionId, u64>,
@@ -66,7 +69,8 @@ impl Inode {
             cookie_next: COOKIE_FIRST,
             target: Bytes::new(),
             xattrs: BTreeMap::new(),
-            openers: BTreeSet::new(),
+            openers: BTreeMap::new(),
+            open: None,
             bounds: BTreeMap::new(),
             late: BTreeMap::new(),
             stale_bound: 0,
@@ -75,6 +79,18 @@ impl Inode {
             trim: None,
             locks: Vec::new(),
         }
+    }
+
+    fn opened(&mut self, session: SessionId, access: Access) {
+        let held = self.openers.entry(session).or_insert(access);
+        *held = (*held).max(access);
+    }
+
+    /// Who is in the way of opening it.
+    fn holder(&self, session: SessionId, access: Access) -> Option<SessionId> {
+        let rule = self.open.filter(|_| self.kind == FileKind::File)?;
+        let excludes = |(other, held): &(&SessionId, &Access)| **other != session && rule.excludes(**held, access);
+        self.openers.iter().find(excludes).map(|(other, _)| *other)
     }
 
     fn locked_against(&self, owner: (SessionId, u64), lock: &Lock) -> Option<Held> {
@@ -210,9 +226,9 @@ impl Names {
                 let answers = |row: &&mut Session| row.caching && row.told_to_stop && row.event == *event;
                 if let Some(row) = self.live(*session).filter(answers) {
                     (row.caching, row.told_to_stop) = (false, false);
-                    for inode in open {
+                    for (inode, access) in open {
                         if let Some(inode) = self.inodes.get_mut(inode) {
-                            inode.openers.insert(*session);
+                            inode.opened(*session, *access);
                         }
                     }
                 }
@@ -288,7 +304,7 @@ impl Names {
             });
         }
         for id in &ids {
-            if left > 0 && self.inodes.get(id).is_some_and(|inode| inode.openers.contains(&session)) {
+            if left > 0 && self.inodes.get(id).is_some_and(|inode| inode.openers.contains_key(&session)) {
                 self.close(*id, session);
                 left -= 1;
             }
@@ -359,7 +375,14 @@ impl Names {
             Mutation::Rename { from_parent, from_name, to_parent, to_name, mode, open } => {
                 self.rename(session, (*from_parent, from_name), (*to_parent, to_name), *mode, *open)
             }
-            Mutation::SetAttributes { inode, set } => self.set_attributes(session, *inode, set),
+            Mutation::SetAttributes { inode, set } => {
+                let found = self.inode(*inode)?;
+                let writes = found.openers.get(&session) == Some(&Access::Write);
+                if set.size.is_some() && !caching && !writes && found.holder(session, Access::Write).is_some() {
+                    return Err(NamespaceError::Busy);
+                }
+                self.set_attributes(session, *inode, set)
+            }
             Mutation::Reserve { inode, generation, bound, .. } => {
                 let file = self.file(*inode)?;
                 if file.generation != generation.0 {
@@ -374,12 +397,30 @@ impl Names {
             }
             // Times are not compared.
             Mutation::SetAccessTimes { .. } => Ok(Outcome::Done),
-            Mutation::Open { inode } => {
-                self.inode(*inode)?.openers.insert(session);
+            Mutation::Open { inode, access } => {
+                let found = self.inode(*inode)?;
+                if let Some(holder) = found.holder(session, *access).filter(|_| !caching) {
+                    return Ok(Outcome::OpenElsewhere { inode: *inode, holder });
+                }
+                found.opened(session, *access);
                 self.answer(session, *inode)
             }
-            Mutation::Close { inode } => {
-                self.close(*inode, session);
+            Mutation::Close { inode, keep_reading } => {
+                match self.inodes.get_mut(inode).and_then(|found| found.openers.get_mut(&session)) {
+                    Some(access) if *keep_reading => *access = Access::Read,
+                    _ => self.close(*inode, session),
+                }
+                Ok(Outcome::Done)
+            }
+            Mutation::SetXattr { inode, name, value, mode } if name == OPEN_XATTR => {
+                let found = self.inode(*inode)?;
+                match (mode, found.open.is_some()) {
+                    (XattrMode::Create, true) => return Err(NamespaceError::Exists),
+                    (XattrMode::Replace, false) => return Err(NamespaceError::NoAttribute),
+                    _ => {}
+                }
+                let rule = std::str::from_utf8(value).expect("scripts write rules").parse();
+                found.open = Some(rule.expect("scripts write rules"));
                 Ok(Outcome::Done)
             }
             Mutation::SetXattr { inode, name, value, mode } => {
@@ -472,7 +513,7 @@ impl Names {
         let found = self.inodes.get_mut(&inode).expect("it had a name");
         found.links = if found.is_directory() { 0 } else { found.links - 1 };
         if found.links == 0 && open_here {
-            found.openers.insert(session);
+            found.opened(session, Access::Read);
         }
         let orphan = found.links == 0 && !found.openers.is_empty();
         let attributes = describe(session, inode, found);
@@ -515,26 +556,30 @@ impl Names {
         (parent, name): (InodeId, &FileName),
         mut inode: Inode,
         exclusive: bool,
-        open: bool,
+        open: Option<Access>,
     ) -> Result<Outcome> {
-        self.directory(parent)?;
+        let inherited = self.directory(parent)?.open;
         if let Some(there) = self.entry(parent, name) {
             if exclusive {
                 return Err(NamespaceError::Exists);
             }
             let found = self.inode(there)?;
-            if open && found.kind == FileKind::File && !caching {
-                found.openers.insert(session);
+            if let Some(access) = open.filter(|_| found.kind == FileKind::File && !caching) {
+                if let Some(holder) = found.holder(session, access) {
+                    return Ok(Outcome::OpenElsewhere { inode: there, holder });
+                }
+                found.opened(session, access);
             }
             let attributes = describe(session, there, found);
             return Ok(Outcome::Created { attributes, new: false, inherited: false, lease: None });
         }
         let id = InodeId(self.next);
         self.next += 1;
-        if open && inode.kind == FileKind::File {
+        inode.open = inherited;
+        if let Some(access) = open.filter(|_| inode.kind == FileKind::File) {
             inode.bounds.insert(session, BOUND_FIRST);
             if !caching {
-                inode.openers.insert(session);
+                inode.opened(session, access);
             }
         }
         if inode.is_directory() {
@@ -747,12 +792,17 @@ impl Names {
         self.answer(session, inode)
     }
 
-    /// What a read answers in this state.
     /// Whether another owner holds what excludes a lock.
     pub(super) fn is_locked_against(&self, session: SessionId, inode: InodeId, lock: &Lock) -> bool {
         self.inodes.get(&inode).is_some_and(|inode| inode.locked_against((session, lock.owner), lock).is_some())
     }
 
+    /// Whether nobody is in the way of opening a file.
+    pub(super) fn may_open(&self, session: SessionId, inode: InodeId, access: Access) -> bool {
+        self.inodes.get(&inode).is_none_or(|found| found.holder(session, access).is_none())
+    }
+
+    /// What a read answers in this state.
     pub(super) fn query(&self, session: SessionId, query: &Query) -> Result<Outcome> {
         let find = |inode: &InodeId| self.inodes.get(inode).ok_or(NamespaceError::Stale);
         match query {
@@ -770,6 +820,8 @@ impl Names {
                 let conflict = find(inode)?.locked_against((session, lock.owner), lock);
                 Ok(Outcome::Locked { in_the_way: conflict.map(|(_, (session, _), ..)| session), replaced: false })
             }
+            // Whether somebody is in the way is looked at by the checker: it may be told to ask again in any case.
+            Query::AwaitOpen { inode, .. } => find(inode).map(|_| Outcome::Done),
             Query::AwaitLock { inode, .. } => find(inode).map(|_| Outcome::Done),
             Query::ReadDirectory { inode, after, limit, plus } => {
                 let directory = find(inode)?;
@@ -797,6 +849,13 @@ impl Names {
                 found if found.kind == FileKind::Symlink => Ok(Outcome::Bytes(found.target.clone())),
                 _ => Err(NamespaceError::Invalid),
             },
+            Query::GetXattr { inode, name } if name == OPEN_XATTR => {
+                let rule = find(inode)?.open.unwrap_or_default();
+                match self.inodes[inode].kind {
+                    FileKind::File | FileKind::Directory => Ok(Outcome::Bytes(rule.to_string().into())),
+                    _ => Err(NamespaceError::NoAttribute),
+                }
+            }
             Query::GetXattr { inode, name } => {
                 find(inode)?.xattrs.get(name).cloned().map(Outcome::Bytes).ok_or(NamespaceError::NoAttribute)
             }

@@ -8,6 +8,7 @@ use holdfast_client_core::{Call, CallId, ClientError, HandleId, Input, OpenMode,
 use holdfast_types::prng::Prng;
 use holdfast_types::{FileName, InodeId};
 use holdfast_wire::namespace::{Attributes, FileKind, NamespaceError, NewNode, RenameMode, SetAttributes, XattrMode};
+use holdfast_wire::open::{OPEN_XATTR, OpenRule};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ const NAMES: u64 = 6;
 const DIRECTORIES_MAX: usize = 5;
 const FILES_MAX: usize = 10;
 const HANDLES_MAX: usize = 6;
+const READERS_MAX: usize = 2;
 const XATTRS: [&str; 3] = ["user.a", "user.b", "user.c"];
 
 /// A client's habits and what it knows.
@@ -27,7 +29,10 @@ pub(super) struct Script {
     directories: Vec<InodeId>,
     files: Vec<InodeId>,
     symlinks: Vec<InodeId>,
+    /// Open for writing.
     handles: Vec<(HandleId, InodeId)>,
+    /// Open for reading: they are closed after a while.
+    readers: VecDeque<HandleId>,
     holds: Holds,
     /// What an auditor still has to do.
     audit: VecDeque<Call>,
@@ -56,6 +61,7 @@ impl Script {
             files: Vec::new(),
             symlinks: Vec::new(),
             handles: Vec::new(),
+            readers: VecDeque::new(),
             holds: Holds::default(),
             audit: VecDeque::new(),
             auditor,
@@ -144,7 +150,10 @@ impl Script {
             54..58 => self.draw_xattr(number),
             58..59 => Call::ReadLink { inode: *self.symlinks.last()? },
             59..60 => Call::StatVolume,
-            60..66 => Call::Open { inode: self.file()?, mode: OpenMode::default() },
+            60..66 => Call::Open {
+                inode: self.file()?,
+                mode: OpenMode { write: self.prng.chance(3, 4), ..OpenMode::default() },
+            },
             66..83 => self.draw_write(number)?,
             83..95 => self.draw_read()?,
             95..98 => Call::Fsync { inode: self.file()?, data_only: self.prng.chance(1, 2) },
@@ -160,7 +169,8 @@ impl Script {
             7 | 8 => NewNode::Directory,
             _ => NewNode::Symlink(Bytes::from(format!("target-{number}"))),
         };
-        let open = (node == NewNode::File && self.prng.chance(1, 2)).then(OpenMode::default);
+        let open =
+            (node == NewNode::File && self.prng.chance(1, 2)).then(|| OpenMode { write: true, ..OpenMode::default() });
         Call::Create {
             parent: self.directory(),
             name: self.name(),
@@ -188,7 +198,16 @@ impl Script {
         let inode = self.anything();
         let name = Bytes::from(*self.prng.pick(&XATTRS));
         let mode = *self.prng.pick(&[XattrMode::Set, XattrMode::Create, XattrMode::Replace]);
-        match self.prng.below(6) {
+        match self.prng.below(7) {
+            6 => {
+                let rule = *self.prng.pick(&OpenRule::NAMES);
+                let name = Bytes::from_static(OPEN_XATTR);
+                // What is made in the root is anybody's, or most of it would be somebody's alone.
+                match inode {
+                    InodeId::ROOT => Call::GetXattr { inode, name },
+                    _ => Call::SetXattr { inode, name, value: Bytes::from_static(rule.as_bytes()), mode },
+                }
+            }
             0..2 => Call::SetXattr { inode, name, value: Bytes::from(format!("value-{number}")), mode },
             2 => Call::RemoveXattr { inode, name },
             3 => Call::ListXattrs { inode },
@@ -263,6 +282,11 @@ impl Sim {
             let (handle, _) = script.handles.swap_remove(0);
             return self.call(at, slot, Call::Release { handle });
         }
+        if script.readers.len() > READERS_MAX
+            && let Some(handle) = script.readers.pop_front()
+        {
+            return self.call(at, slot, Call::Release { handle });
+        }
         let call = script.draw(record, slot).unwrap_or(Call::Lookup { parent: InodeId::ROOT, name: script.name() });
         self.calls_left -= 1;
         let (one_in, latest_us) = match &call {
@@ -324,6 +348,7 @@ impl Sim {
         if script.state == State::Away && (script.auditor || self.calls_left > 0) {
             script.state = State::Mounting;
             script.handles.clear();
+            script.readers.clear();
             script.holds.clear();
             self.mount(at);
         }
@@ -394,8 +419,10 @@ impl Sim {
                 self.record.handles.insert((number, *handle), attributes.inode);
                 if script.auditor {
                     script.read_all(*handle);
-                } else {
+                } else if matches!(call, Call::Open { mode, .. } if mode.write) {
                     script.handles.push((*handle, attributes.inode));
+                } else {
+                    script.readers.push_back(*handle);
                 }
             }
             (Call::ReadDirectory { inode, .. }, Reply::Directory { entries, end, .. }) => {

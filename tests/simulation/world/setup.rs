@@ -45,11 +45,13 @@ pub enum Mutation {
     ReconciledFromWrongMember,
     /// See `metadata::Mutations::pause_believed`.
     PauseBelieved,
+    /// See `metadata::Mutations::given_before_fence`.
+    GivenBeforeFence,
 }
 
 impl Mutation {
     /// All of them, with the names that `--mutation` takes.
-    pub const ALL: [(Self, &'static str); 18] = [
+    pub const ALL: [(Self, &'static str); 19] = [
         (Self::SkipLogFsync, "skip-log-fsync"),
         (Self::VoteNotPersisted, "vote-not-persisted"),
         (Self::AnswerBeforeCommit, "answer-before-commit"),
@@ -68,11 +70,23 @@ impl Mutation {
         (Self::PromotedEarly, "promoted-early"),
         (Self::ReconciledFromWrongMember, "reconciled-from-wrong-member"),
         (Self::PauseBelieved, "pause-believed"),
+        (Self::GivenBeforeFence, "given-before-fence"),
     ];
 
     /// The one with a name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, known)| *known == name).map(|(mutation, _)| *mutation)
+    }
+
+    /// A seed, within those that are run, at which it was found when this was written. To be set anew where a run shows that looking takes
+    /// long: it only decides where to look first.
+    pub fn found_at(self) -> u64 {
+        match self {
+            Self::OldEpochAccepted => 101,
+            Self::AcknowledgeBeforeDurable => 84,
+            Self::RepairDropped => 35,
+            _ => 1,
+        }
     }
 
     /// Its name.
@@ -91,6 +105,7 @@ impl Mutation {
             other_incarnation_accepted: is(Self::OtherIncarnationAccepted),
             syncing_leads: is(Self::ReconciledFromWrongMember),
             pause_believed: is(Self::PauseBelieved),
+            given_before_fence: is(Self::GivenBeforeFence),
         }
     }
 

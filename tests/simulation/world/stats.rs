@@ -34,6 +34,10 @@ pub struct Stats {
     pub lock_waits: u64,
     /// Waits for a lock that would have closed a circle.
     pub lock_circles: u64,
+    /// Files that were not opened, since they were open elsewhere.
+    pub opens_refused: u64,
+    /// Waits for a file that ended because it was not open elsewhere any more.
+    pub open_waits: u64,
     /// Values of slots read and judged.
     pub values: u64,
     /// Nodes that were to go for good.
@@ -125,6 +129,8 @@ impl Totals {
             (&mut mine.locks, theirs.locks),
             (&mut mine.lock_waits, theirs.lock_waits),
             (&mut mine.lock_circles, theirs.lock_circles),
+            (&mut mine.opens_refused, theirs.opens_refused),
+            (&mut mine.open_waits, theirs.open_waits),
             (&mut mine.values, theirs.values),
             (&mut mine.removals_asked, theirs.removals_asked),
             (&mut mine.discarded, theirs.discarded),
@@ -153,7 +159,7 @@ impl Totals {
     }
 
     /// What must have happened in enough seeds, and whether it did. In words for people.
-    pub fn coverage(&self) -> [(&'static str, u64); 34] {
+    pub fn coverage(&self) -> [(&'static str, u64); 36] {
         let storage = &self.stats.storage;
         [
             ("elections", self.elections),
@@ -173,6 +179,8 @@ impl Totals {
             ("locks held", self.stats.locks),
             ("locks waited for", self.stats.lock_waits),
             ("circles of waiting owners refused", self.stats.lock_circles),
+            ("opens refused", self.stats.opens_refused),
+            ("opens that waited for a fence or a close", self.stats.open_waits),
             ("slots read and judged", self.stats.values),
             ("mounts", self.stats.mounts),
             ("ambushes", self.stats.ambushes),

@@ -106,8 +106,8 @@ fn concerns(mutation: &Mutation, inode: InodeId) -> bool {
         Mutation::SetAttributes { inode: of, .. }
         | Mutation::Reserve { inode: of, .. }
         | Mutation::Publish { inode: of, .. }
-        | Mutation::Open { inode: of }
-        | Mutation::Close { inode: of } => *of == inode,
+        | Mutation::Open { inode: of, .. }
+        | Mutation::Close { inode: of, .. } => *of == inode,
         Mutation::Unlink { open, .. } | Mutation::Rename { open, .. } => *open == Some(inode),
         _ => false,
     }

@@ -13,6 +13,7 @@ use holdfast_wire::metadata::{Answer, Envelope, Event, MetadataError, Request, R
 use holdfast_wire::namespace::{
     Attributes, DirectoryEntry, FileKind, Mutation, NamespaceError, NewNode, Outcome, Query, SetTime, VolumeRecord,
 };
+use holdfast_wire::open::{Access, OpenPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub const GROUPS: u32 = 8;
@@ -37,7 +38,7 @@ pub struct Service {
     floor: Sequence,
     pub caching: bool,
     pub events: Vec<(u64, Event)>,
-    pub stopped: Option<Vec<InodeId>>,
+    pub stopped: Option<Vec<(InodeId, Access)>>,
     pub detached: bool,
     pub chunks: BTreeMap<ChunkKey, Vec<u8>>,
     pub map: ClusterMap,
@@ -57,6 +58,13 @@ pub struct Service {
     pub access_times: u64,
     /// Another session holds a lock that excludes every other.
     pub locked_elsewhere: bool,
+    /// Another session has this open and may not share it; and it lives.
+    pub open_elsewhere: Option<InodeId>,
+    pub holder_lives: bool,
+    /// What was opened and closed half, in this order.
+    pub opens: Vec<(InodeId, Access)>,
+    /// How long those who waited for a file had waited before, in milliseconds.
+    pub open_waits: Vec<u32>,
     /// What was granted and given back, in order.
     pub locks: Vec<Lock>,
     /// How often somebody who waits for a lock was looked at.
@@ -90,6 +98,10 @@ impl Service {
             mutations: 0,
             access_times: 0,
             locked_elsewhere: false,
+            open_elsewhere: None,
+            holder_lives: false,
+            opens: Vec::new(),
+            open_waits: Vec::new(),
             locks: Vec::new(),
             lock_waits: 0,
         };
@@ -145,6 +157,11 @@ impl Service {
         };
         self.inodes.insert(inode, Row { attributes, bound: 0, opener: false, orphan: false });
         inode
+    }
+
+    /// Whether the session has it on record as open.
+    pub fn is_opener(&self, inode: InodeId) -> bool {
+        self.inodes.get(&inode).is_some_and(|row| row.opener)
     }
 
     pub fn attributes(&self, inode: InodeId) -> Result<Attributes, NamespaceError> {
@@ -220,9 +237,12 @@ impl Service {
     }
 
     /// The answer to a wait that cannot be held any longer.
-    pub fn ask_again(&self) -> Answer {
+    pub fn ask_again(&self, request: &Request) -> Answer {
         let reason = "another owner still holds the lock".into();
-        let result = Err(MetadataError::Unavailable { reason });
+        let result = match request {
+            Request::Query(Query::AwaitOpen { .. }) => Ok(Response::Outcome(Outcome::Done)),
+            _ => Err(MetadataError::Unavailable { reason }),
+        };
         Answer { term: Term(1), applied: LogIndex(self.index), result }
     }
 
@@ -236,6 +256,7 @@ impl Service {
             origin: None,
             bytes_max: None,
             inodes_max: None,
+            open: OpenPolicy::default(),
             limits_version: 0,
             shard: ShardId::VOLUMES,
         };
@@ -270,7 +291,7 @@ impl Service {
                 if self.events.last().is_some_and(|(number, e)| number == event && *e == Event::StopCaching) {
                     self.caching = false;
                     self.stopped = Some(open.clone());
-                    for inode in open {
+                    for (inode, _) in open {
                         self.inodes.get_mut(inode).expect("open inodes exist").opener = true;
                     }
                 }
@@ -284,6 +305,13 @@ impl Service {
                 self.lock_waits += 1;
                 if self.locked_elsewhere {
                     return None;
+                }
+                Response::Outcome(Outcome::Done)
+            }
+            Request::Query(Query::AwaitOpen { inode, waited_ms, .. }) => {
+                self.open_waits.push(*waited_ms);
+                if self.open_elsewhere == Some(*inode) {
+                    return if self.holder_lives { Some(Err(NamespaceError::Busy.into())) } else { None };
                 }
                 Response::Outcome(Outcome::Done)
             }
@@ -349,7 +377,7 @@ impl Service {
                     if *exclusive {
                         return Err(NamespaceError::Exists);
                     }
-                    self.inodes.get_mut(&inode).expect("named").opener |= *open && !self.caching;
+                    self.inodes.get_mut(&inode).expect("named").opener |= open.is_some() && !self.caching;
                     return Ok(Outcome::Created {
                         attributes: self.attributes(inode)?,
                         new: false,
@@ -359,7 +387,7 @@ impl Service {
                 }
                 let kind = if *node == NewNode::Directory { FileKind::Directory } else { FileKind::File };
                 let inode = self.make(kind, *parent);
-                if *open {
+                if open.is_some() {
                     let row = self.inodes.get_mut(&inode).expect("just made");
                     row.bound = 64 << 20;
                     row.opener = !self.caching;
@@ -443,11 +471,19 @@ impl Service {
                 }
                 Ok(Outcome::Done)
             }
-            Mutation::Open { inode } => {
+            Mutation::Open { inode, .. } if self.open_elsewhere == Some(*inode) => {
+                Ok(Outcome::OpenElsewhere { inode: *inode, holder: SessionId(99) })
+            }
+            Mutation::Open { inode, access } => {
+                self.opens.push((*inode, *access));
                 self.inodes.get_mut(inode).ok_or(NamespaceError::Stale)?.opener = true;
                 attributes(self.attributes(*inode)?)
             }
-            Mutation::Close { inode } => {
+            Mutation::Close { inode, keep_reading: true } => {
+                self.opens.push((*inode, Access::Read));
+                Ok(Outcome::Done)
+            }
+            Mutation::Close { inode, .. } => {
                 if let Some(row) = self.inodes.get_mut(inode) {
                     row.opener = false;
                     if row.orphan {

@@ -6,9 +6,10 @@ use crate::{Call, ClientError, Config, Input, Notice, OpenMode, Reply};
 use holdfast_types::InodeId;
 use holdfast_wire::metadata::Event;
 use holdfast_wire::namespace::SetAttributes;
+use holdfast_wire::open::Access;
 use std::time::Duration;
 
-fn uncached(seed: u64) -> World {
+pub(super) fn uncached(seed: u64) -> World {
     let mut service = Service::new();
     service.caching = false;
     let mut world = World::with(seed, config(), service);
@@ -37,7 +38,7 @@ fn before_it_says_that_it_stopped_everything_is_flushed_and_dropped() {
         assert_eq!(world.service.stopped, None, "the kernel has not confirmed");
         world.step(Input::Invalidated { event: 1 });
         world.run_until("the answer", |w| w.service.stopped.is_some());
-        assert_eq!(world.service.stopped, Some(vec![inode]), "what is open is named");
+        assert_eq!(world.service.stopped, Some(vec![(inode, Access::Write)]), "what is open is named");
         assert_eq!(world.service.content(inode), [vec![4; 10], vec![5; 200_000]].concat());
         assert_eq!(world.service.content(other), [6; 10]);
         assert!(world.service.inodes.values().all(|row| row.bound == 0), "no bound is held by anybody");

@@ -25,7 +25,7 @@ enum Event {
 /// Whether it is a request of this ticket that the service may hold for as long as another owner likes.
 fn is_held(event: &Event, ticket: Ticket) -> bool {
     let Event::Metadata(of, _, envelope, _) = event else { return false };
-    *of == ticket && matches!(envelope.request, Request::Query(Query::AwaitLock { .. }))
+    *of == ticket && matches!(envelope.request, Request::Query(Query::AwaitLock { .. } | Query::AwaitOpen { .. }))
 }
 
 pub struct World {
@@ -226,7 +226,7 @@ impl World {
                             let held = Event::Metadata(ticket, server, envelope.clone(), deadline);
                             let answer = self.service.metadata(server, &envelope).unwrap_or_else(|| {
                                 assert!(is_held(&held, ticket), "not held: {:?}", envelope.request);
-                                self.service.ask_again()
+                                self.service.ask_again(&envelope.request)
                             });
                             self.post(Event::MetadataAnswer(ticket, Ok(answer)));
                         }
@@ -332,7 +332,7 @@ impl World {
             uid: 0,
             gid: 0,
             exclusive: false,
-            open: Some(OpenMode::default()),
+            open: Some(OpenMode { write: true, ..OpenMode::default() }),
         };
         match self.ask(call) {
             Ok(Reply::Created { attributes, handle: Some(handle), .. }) => (attributes.inode, handle),

@@ -63,6 +63,7 @@ async fn respond(stub: Arc<Stub>, request: Request, timeout: Duration) -> Result
         origin: None,
         bytes_max: None,
         inodes_max: None,
+        open: Default::default(),
         limits_version: 0,
         shard: ShardId::VOLUMES,
     };

@@ -115,8 +115,11 @@ impl MetadataCore {
             Request::OpenSession { volume, client, read_only, nonce } => {
                 self.propose_for(asker, ClusterCommand::OpenSession { volume, client, read_only, nonce });
             }
-            Request::CreateVolume { name, limits, labels } => {
-                self.propose_for(asker, ClusterCommand::CreateVolume { name, limits, labels });
+            Request::CreateVolume { name, limits, open, labels } => {
+                self.propose_for(asker, ClusterCommand::CreateVolume { name, limits, open, labels });
+            }
+            Request::SetOpenPolicy { name, open } => {
+                self.propose_for(asker, ClusterCommand::SetOpenPolicy { name, open });
             }
             Request::LabelVolume { name, version, labels } => {
                 self.propose_for(asker, ClusterCommand::LabelVolume { name, version, labels });

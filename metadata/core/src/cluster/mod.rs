@@ -32,7 +32,7 @@ use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, ServerId, SessionId,
 use holdfast_wire::admin::StoragePlace;
 use holdfast_wire::map::{NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::{ClientRecord, MetadataError, Response};
-use holdfast_wire::namespace::{Labels, Limits};
+use holdfast_wire::namespace::Labels;
 use map::{Change, Deltas};
 use std::collections::BTreeMap;
 
@@ -117,7 +117,10 @@ impl Machine for Cluster {
                 }
                 Response::Done
             }
-            ClusterCommand::CreateVolume { name, limits, labels } => self.create_volume(txn, name, *limits, labels)?,
+            ClusterCommand::CreateVolume { name, limits, open, labels } => {
+                self.create_volume(txn, name, (*limits, *open), labels)?
+            }
+            ClusterCommand::SetOpenPolicy { name, open } => self.set_open_policy(txn, name, *open)?,
             ClusterCommand::LabelVolume { name, version, labels } => self.label_volume(txn, name, *version, labels)?,
             ClusterCommand::LimitVolume { name, limits } => self.limit_volume(txn, name, *limits)?,
             ClusterCommand::DeleteVolume { name } => self.delete_volume(txn, name)?,
@@ -319,7 +322,7 @@ impl Cluster {
         // Fields that no delta carries have changed.
         self.deltas.forget();
         if self.volume_named(volume).is_none() {
-            self.create_volume(txn, volume, Limits::default(), &Labels::new())?;
+            self.create_volume(txn, volume, Default::default(), &Labels::new())?;
         }
         Ok(Response::Done)
     }

@@ -10,6 +10,7 @@ use holdfast_wire::metadata::{MetadataError, Response};
 use holdfast_wire::namespace::{
     LABEL_NAME_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_BYTES_MAX, Labels, Limits, VolumeFacts, VolumeRecord,
 };
+use holdfast_wire::open::{OPEN_WAIT_MAX, OpenPolicy};
 
 /// Version of the placement function `GroupId::of`.
 const PLACEMENT_VERSION: u32 = 1;
@@ -19,7 +20,7 @@ const DESCRIBED_MAX: usize = 1000;
 const DESCRIBED_BYTES: usize = 256 * 1024;
 
 impl Cluster {
-    /// Volumes whose limits were changed.
+    /// Volumes whose limits or policy were changed.
     pub(crate) fn limited(&self) -> impl Iterator<Item = &VolumeRecord> {
         self.volumes.values().filter(|row| !row.deleting && row.record.limits_version > 0).map(|row| &row.record)
     }
@@ -55,7 +56,7 @@ impl Cluster {
         &mut self,
         txn: &mut Txn<'_>,
         name: &str,
-        limits: Limits,
+        (limits, open): (Limits, OpenPolicy),
         labels: &Labels,
     ) -> Applied<Response> {
         if name.is_empty() || name.len() > VOLUME_NAME_BYTES_MAX || name.contains(['/', '\0']) {
@@ -80,6 +81,7 @@ impl Cluster {
             origin: None,
             bytes_max: limits.bytes,
             inodes_max: limits.inodes,
+            open,
             limits_version: 0,
             shard: ShardId::VOLUMES,
         };
@@ -107,6 +109,21 @@ impl Cluster {
             txn.put(rows::volume(row.record.id), row);
         }
         Ok(Response::VolumeFacts(vec![facts(row)]))
+    }
+
+    pub(super) fn set_open_policy(&mut self, txn: &mut Txn<'_>, name: &str, open: OpenPolicy) -> Applied<Response> {
+        if open.wait > OPEN_WAIT_MAX {
+            let reason = format!("an open waits for up to {OPEN_WAIT_MAX} seconds, not {}", open.wait);
+            return Err(Fail::Refused(MetadataError::Invalid { reason }));
+        }
+        let named = self.volumes.values_mut().find(|row| !row.deleting && row.record.name == name);
+        let Some(row) = named else { return Err(Fail::Refused(MetadataError::NoVolume { name: name.into() })) };
+        if row.record.open != open {
+            row.record.open = open;
+            row.record.limits_version += 1;
+            txn.put(rows::volume(row.record.id), row);
+        }
+        Ok(Response::Volume(row.record.clone()))
     }
 
     pub(super) fn limit_volume(&mut self, txn: &mut Txn<'_>, name: &str, limits: Limits) -> Applied<Response> {

@@ -7,6 +7,7 @@ use holdfast_store::{Batch, KeyRange, MemoryTable, Pair, Table, View};
 use holdfast_types::prng::Prng;
 use holdfast_types::{InodeId, SessionId, ShardId, VolumeId};
 use holdfast_wire::namespace::{Mutation, NewNode, RenameMode, SetAttributes, XattrMode};
+use holdfast_wire::open::Access;
 
 /// Keeps what is found.
 #[derive(Default)]
@@ -56,7 +57,7 @@ fn world() -> (World, SessionId) {
     world.create(s, root, "symlink", NewNode::Symlink("linked".into()));
     // One that is open without a name, and one that is written.
     let orphan = world.create(s, root, "orphan", NewNode::File).inode;
-    world.mutate(s, Mutation::Open { inode: orphan }).unwrap();
+    world.mutate(s, Mutation::Open { inode: orphan, access: Access::Write }).unwrap();
     world.mutate(s, Mutation::Unlink { parent: root, name: name("orphan"), open: Some(orphan) }).unwrap();
     let written = world.create(s, root, "written", NewNode::File);
     let (inode, generation) = (written.inode, written.generation);

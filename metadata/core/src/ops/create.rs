@@ -9,6 +9,7 @@ use bytes::Bytes;
 use holdfast_types::limits::{CHUNK_BYTES, PATH_BYTES_MAX};
 use holdfast_types::{FileName, Generation, InodeId};
 use holdfast_wire::namespace::{FileKind, NamespaceError, NewNode, Outcome};
+use holdfast_wire::open::Access;
 
 /// How far a session may write into a file that it has just created, in bytes. One chunk: when the file goes before the bound was given
 /// back, every group that may hold a part of it is told to delete, and most files are small.
@@ -22,7 +23,7 @@ pub(super) struct New<'m> {
     pub(super) umask: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    pub(super) open: bool,
+    pub(super) open: Option<Access>,
 }
 
 impl Op<'_, '_> {
@@ -39,8 +40,11 @@ impl Op<'_, '_> {
                 return Err(NamespaceError::Exists.into());
             }
             let row = self.inode_of(parent, &entry)?;
-            if new.open && row.kind == FileKind::File && !self.caching {
-                self.add_opener(entry.inode);
+            if let Some(access) = new.open.filter(|_| row.kind == FileKind::File && !self.caching) {
+                if let Some(refused) = self.opened_elsewhere(entry.inode, access)? {
+                    return Ok(refused);
+                }
+                self.add_opener(entry.inode, access)?;
             }
             let attributes = self.attributes(entry.inode, &row);
             return Ok(Outcome::Created { attributes, new: false, inherited: false, lease: None });
@@ -57,10 +61,10 @@ impl Op<'_, '_> {
         if let NewNode::Symlink(target) = new.node {
             self.txn.put_raw(mark::symlink(self.volume, inode), target.clone());
         }
-        if new.open && row.kind == FileKind::File {
+        if let Some(access) = new.open.filter(|_| row.kind == FileKind::File) {
             self.bind_first(inode, &mut row)?;
             if !self.caching {
-                self.add_opener(inode);
+                self.add_opener(inode, access)?;
             }
         }
         if row.kind == FileKind::Directory {
@@ -83,7 +87,7 @@ impl Op<'_, '_> {
         let inherited = self.put_lists(inode, lists);
         row.links = 0;
         self.bind_first(inode, &mut row)?;
-        self.add_opener(inode);
+        self.add_opener(inode, Access::Write)?;
         self.txn.put_raw(mark::orphan(self.volume, inode), Bytes::from_static(mark::MAY_BE_NAMED));
         self.put_inode(inode, &row);
         Ok(Outcome::Created { attributes: self.attributes(inode, &row), new: true, inherited, lease: None })
@@ -142,6 +146,7 @@ impl Op<'_, '_> {
             stale_bound: 0,
             cuts: 0,
             sparse: false,
+            open: directory.open,
         })
     }
 

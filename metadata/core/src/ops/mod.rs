@@ -22,6 +22,7 @@ mod unlink;
 mod xattr;
 
 pub(crate) use length::{in_the_way, reserve_waits, settle_bounds};
+pub(crate) use open::{in_the_way_of_opening, policy};
 pub(crate) use query::answer as query;
 
 use crate::error::{Applied, Fail, ensure};
@@ -33,6 +34,7 @@ use crate::txn::Txn;
 use holdfast_types::limits::{BLOCK_BYTES, LINKS_MAX};
 use holdfast_types::{FileName, InodeId, SessionId, Timestamp, VolumeId};
 use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, NewNode, Outcome};
+use holdfast_wire::open::Access;
 
 /// What a file may be granted beyond what it needs: this part of what a volume's limit leaves. By eye.
 const ROOM_SHARE: u64 = 8;
@@ -57,7 +59,8 @@ impl Op<'_, '_> {
             }
             Mutation::CreateUnnamed { parent, mode, umask, uid, gid } => {
                 let node = &NewNode::File;
-                let new = create::New { node, mode: *mode, umask: *umask, uid: *uid, gid: *gid, open: true };
+                let new =
+                    create::New { node, mode: *mode, umask: *umask, uid: *uid, gid: *gid, open: Some(Access::Write) };
                 self.create_unnamed(*parent, &new)
             }
             Mutation::Link { inode, parent, name } => self.link(*inode, *parent, name),
@@ -82,8 +85,8 @@ impl Op<'_, '_> {
                 self.publish(*inode, &done)
             }
             Mutation::SetAccessTimes { times } => self.set_access_times(times),
-            Mutation::Open { inode } => self.open(*inode),
-            Mutation::Close { inode } => self.close(*inode),
+            Mutation::Open { inode, access } => self.open(*inode, *access),
+            Mutation::Close { inode, keep_reading } => self.close(*inode, *keep_reading),
             Mutation::SetXattr { inode, name, value, mode } => self.set_xattr(*inode, name, value, *mode),
             Mutation::RemoveXattr { inode, name } => self.remove_xattr(*inode, name),
             Mutation::SetAcl { inode, default, value, clear_set_group_id } => {
@@ -227,7 +230,7 @@ impl Op<'_, '_> {
     fn unname(&mut self, inode: InodeId, row: &mut InodeRow, open_here: bool) -> Applied<bool> {
         row.links = 0;
         if open_here {
-            self.add_opener(inode);
+            self.add_opener(inode, Access::Read)?;
         }
         let kept = !self.txn.prefix(mark::openers(self.volume, inode), 1)?.is_empty();
         if kept {
@@ -237,11 +240,6 @@ impl Op<'_, '_> {
             self.delete_inode(inode, row)?;
         }
         Ok(kept)
-    }
-
-    pub(crate) fn add_opener(&mut self, inode: InodeId) {
-        self.txn.put_raw(mark::opener(self.volume, inode, self.session), bytes::Bytes::new());
-        self.txn.put_raw(mark::opened(self.session, self.volume, inode), bytes::Bytes::new());
     }
 
     /// Removes an inode and all that hangs on it. Nobody has it open.

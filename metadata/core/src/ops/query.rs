@@ -1,7 +1,7 @@
 //! Reads.
 
-use super::find_inode;
 use super::xattr::check_name;
+use super::{find_inode, in_the_way_of_opening, policy};
 use crate::error::{Applied, Fail};
 use crate::tables::entry::{self, CookieRow, EntryRow};
 use crate::tables::mark;
@@ -10,6 +10,7 @@ use crate::txn::{Txn, decode};
 use bytes::Bytes;
 use holdfast_types::{InodeId, SessionId, VolumeId};
 use holdfast_wire::namespace::{DirectoryEntry, FileKind, NamespaceError, Outcome, Query, VolumeUsage};
+use holdfast_wire::open::XATTR_PREFIX;
 use holdfast_wire::peer::PoolSpace;
 
 /// Entries in one answer at the most.
@@ -45,6 +46,13 @@ pub(crate) fn answer(
             }
             Ok(Outcome::Attributes { attributes: row.attributes(*inode, session), lease: None })
         }
+        Query::AwaitOpen { inode, access, .. } => {
+            if in_the_way_of_opening(txn, (volume, *inode), session, *access)?.is_empty() {
+                Ok(Outcome::Done)
+            } else {
+                Err(Fail::Wait)
+            }
+        }
         Query::TestLock { inode, lock } => super::lock::test(txn, (volume, *inode), session, lock),
         Query::AwaitLock { inode, lock } => match super::lock::test(txn, (volume, *inode), session, lock)? {
             Outcome::Conflict(Some(_)) => Err(Fail::Wait),
@@ -62,7 +70,12 @@ pub(crate) fn answer(
         }
         Query::GetXattr { inode, name } => {
             check_name(name)?;
-            find_inode(txn, volume, *inode)?;
+            let row = find_inode(txn, volume, *inode)?;
+            if name.starts_with(XATTR_PREFIX) {
+                let may = matches!(row.kind, FileKind::File | FileKind::Directory);
+                let value = policy(txn, volume, &row)?.attribute(name).filter(|_| may);
+                return Ok(Outcome::Bytes(value.ok_or(NamespaceError::NoAttribute)?.into()));
+            }
             let value = txn.get_raw(&mark::xattr(volume, *inode, name))?.ok_or(NamespaceError::NoAttribute)?;
             Ok(Outcome::Bytes(value))
         }

@@ -15,6 +15,7 @@ impl Op<'_, '_> {
         let mut row = self.inode(inode)?;
         let before = row.charges();
         if let Some(size) = set.size {
+            self.may_truncate(inode)?;
             self.truncate(inode, &mut row, size)?;
             row.mtime = self.stamp;
         }

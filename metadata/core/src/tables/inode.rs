@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{Key, Row};
 use holdfast_types::{Generation, InodeId, SessionId, Timestamp, VolumeId};
 use holdfast_wire::namespace::{Attributes, FileKind};
+use holdfast_wire::open::OpenPolicy;
 use serde::{Deserialize, Serialize};
 
 /// Table of inodes.
@@ -43,6 +44,8 @@ pub(crate) struct InodeRow {
     pub(crate) cuts: u64,
     /// See [`Attributes::sparse`].
     pub(crate) sparse: bool,
+    /// How it is opened, and what is made in it; `None`: as its volume says.
+    pub(crate) open: Option<OpenPolicy>,
 }
 
 impl Row for InodeRow {}
@@ -186,6 +189,7 @@ pub(crate) fn example() -> InodeRow {
         stale_bound: 0,
         cuts: 2,
         sparse: true,
+        open: None,
     }
 }
 

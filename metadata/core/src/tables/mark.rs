@@ -2,13 +2,16 @@
 
 use super::{Key, number_at};
 use holdfast_types::{InodeId, SessionId, VolumeId};
+use holdfast_wire::open::Access;
 
 /// Extended attributes.
 pub(crate) const XATTR: u8 = 0x04;
 /// Targets of symlinks.
 pub(crate) const SYMLINK: u8 = 0x05;
-/// Sessions that have an inode open, by inode.
+/// Sessions that have an inode open, by inode; the value says for what.
 pub(crate) const OPENER: u8 = 0x06;
+/// An opener's row says so: it has the inode open for writing. Else it is empty.
+pub(crate) const WRITES: &[u8] = b"w";
 /// The same by session.
 pub(crate) const OPENER_BY_SESSION: u8 = 0x07;
 /// Inodes without a name that are open.
@@ -50,6 +53,11 @@ pub(crate) fn openers(volume: VolumeId, inode: InodeId) -> Vec<u8> {
     Key::of(OPENER).number(volume.0).number(inode.0).done()
 }
 
+/// An opener's session, and what for, from its row.
+pub(crate) fn held(key: &[u8], value: &[u8]) -> (SessionId, Access) {
+    (SessionId(number_at(key, 2)), if value == WRITES { Access::Write } else { Access::Read })
+}
+
 /// Key of an opener, by session.
 pub(crate) fn opened(session: SessionId, volume: VolumeId, inode: InodeId) -> Vec<u8> {
     Key::of(OPENER_BY_SESSION).number(session.0).number(volume.0).number(inode.0).done()
@@ -88,6 +96,9 @@ mod tests {
     fn keys_give_back_what_they_are_made_of() {
         assert_eq!(xattr_name(&xattr(VolumeId(1), InodeId(2), b"user.x")), b"user.x");
         assert_eq!(volume_and_inode(&bound(SessionId(9), VolumeId(1), InodeId(2))), (VolumeId(1), InodeId(2)));
+        let key = opener(VolumeId(1), InodeId(2), SessionId(9));
+        assert_eq!(held(&key, WRITES), (SessionId(9), Access::Write));
+        assert_eq!(held(&key, b""), (SessionId(9), Access::Read));
         assert!(opened(SessionId(9), VolumeId(1), InodeId(2)).starts_with(&opened_by(SessionId(9))));
     }
 }

@@ -11,7 +11,7 @@
 //! | 0x03 | 1 | volume, parent, cookie, snapshot | [`entry::CookieRow`] |
 //! | 0x04 | 1 | volume, inode, name, snapshot | extended attribute: raw bytes |
 //! | 0x05 | 1 | volume, inode, snapshot | symlink target: raw bytes |
-//! | 0x06 | 1 | volume, inode, session | opener: empty |
+//! | 0x06 | 1 | volume, inode, session | opener: empty, or `w` if it writes |
 //! | 0x07 | 1 | session, volume, inode | the same, by session |
 //! | 0x08 | 1 | volume, inode | orphan: empty, or `n` if it may be given a name |
 //! | 0x09 | 1 | session, volume, inode | the session holds a bound on the inode: empty |

@@ -63,6 +63,7 @@ pub(crate) fn example_record() -> VolumeRecord {
         origin: None,
         bytes_max: None,
         inodes_max: None,
+        open: Default::default(),
         limits_version: 0,
         shard: holdfast_types::ShardId::VOLUMES,
     }

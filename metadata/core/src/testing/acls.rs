@@ -122,9 +122,9 @@ fn a_file_without_a_name_is_an_orphan_until_it_has_one() {
     let unlink = Mutation::Unlink { parent: ROOT, name: name("f"), open: Some(made.inode) };
     assert!(matches!(world.mutate(s, unlink), Ok(Outcome::Removed { orphan: true, .. })));
     assert_eq!(world.mutate(s, link(made.inode)), Err(NamespaceError::NotFound.into()));
-    world.mutate(s, Mutation::Close { inode: made.inode }).unwrap();
+    world.mutate(s, Mutation::Close { inode: made.inode, keep_reading: false }).unwrap();
     let Ok(Outcome::Created { attributes: other, .. }) = world.mutate(s, unnamed) else { panic!() };
-    world.mutate(s, Mutation::Close { inode: other.inode }).unwrap();
+    world.mutate(s, Mutation::Close { inode: other.inode, keep_reading: false }).unwrap();
     assert_eq!(world.mutate(s, link(other.inode)), Err(NamespaceError::Stale.into()));
     world.check();
 }

@@ -71,7 +71,7 @@ fn a_session_that_confirms_nothing_is_held_back() {
     let mut world = World::formed(1, 3);
     let (s, _) = world.attach();
     let next = |world: &mut World, below: u64| {
-        let close = world.mutation(s, Mutation::Close { inode: InodeId(999) });
+        let close = world.mutation(s, Mutation::Close { inode: InodeId(999), keep_reading: false });
         Envelope { answered_below: Sequence(below), ..close }
     };
     for _ in 0..ANSWERS_PER_SESSION_MAX {

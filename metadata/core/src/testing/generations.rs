@@ -81,8 +81,12 @@ fn a_raised_generation_fences_whoever_is_left_and_lets_nobody_back_in() {
 fn labels_are_changed_by_whoever_has_seen_the_last_ones() {
     let mut world = World::formed(3, 3);
     let labels = |value: &str| Labels::from([("owner".to_owned(), value.to_owned())]);
-    let create =
-        |name: &str| Request::CreateVolume { name: name.into(), limits: Limits::default(), labels: labels("a") };
+    let create = |name: &str| Request::CreateVolume {
+        name: name.into(),
+        limits: Limits::default(),
+        open: Default::default(),
+        labels: labels("a"),
+    };
     for name in ["v2", "v1"] {
         as_admin(&mut world, CLUSTER, create(name)).unwrap();
     }

@@ -11,6 +11,7 @@ mod locks;
 mod members;
 mod model;
 mod namespace;
+mod opens;
 mod raft;
 mod rebuild;
 mod restore;
@@ -581,6 +582,7 @@ impl World {
 }
 
 pub(crate) fn create(parent: InodeId, text: &str, node: NewNode, open: bool) -> Mutation {
+    let open = open.then_some(holdfast_wire::open::Access::Write);
     Mutation::Create { parent, name: name(text), node, mode: 0o755, umask: 0, uid: 1, gid: 2, exclusive: true, open }
 }
 

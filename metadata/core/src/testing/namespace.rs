@@ -124,7 +124,7 @@ fn a_file_unlinked_while_open_stays_until_its_last_close() {
     assert_eq!((world.attributes(s, f).links, world.attributes(s, f).size), (0, 9 * MIB));
     world.check();
     assert!(world.chunks.is_empty());
-    world.mutate(s, Mutation::Close { inode: f }).unwrap();
+    world.mutate(s, Mutation::Close { inode: f, keep_reading: false }).unwrap();
     assert_eq!(refused(world.query(s, Query::GetAttributes { inode: f })), NamespaceError::Stale);
     world.until("three chunks' groups are purged", |world| world.chunks.len() == 3);
     world.run(5);

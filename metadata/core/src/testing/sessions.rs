@@ -7,6 +7,7 @@ use holdfast_types::size::MIB;
 use holdfast_types::{Generation, InodeId, SessionId, ShardId};
 use holdfast_wire::metadata::{ClientRecord, Event, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Labels, Limits, Mutation, NewNode, Outcome, VolumeRecord};
+use holdfast_wire::open::Access;
 use std::time::Duration;
 
 const ROOT: InodeId = InodeId::ROOT;
@@ -57,7 +58,7 @@ fn a_second_session_waits_until_the_first_has_stopped_caching() {
         assert!(world.answer(request).is_none());
     }
     assert!(renew(&mut world, first, 0).unwrap().0 == [(1, Event::StopCaching)], "told again if it was not heard");
-    world.call(VOLUMES, first, Request::StoppedCaching { event: 1, open: vec![f] }).unwrap();
+    world.call(VOLUMES, first, Request::StoppedCaching { event: 1, open: vec![(f, Access::Write)] }).unwrap();
     world.run(4);
     let Ok(Response::Attached { caching, .. }) = world.take(request).expect("attached").result else { panic!() };
     assert!(!caching);
@@ -69,7 +70,7 @@ fn a_second_session_waits_until_the_first_has_stopped_caching() {
     world.call(VOLUMES, second, Request::Detach).unwrap();
     world.run(10);
     assert_eq!(renew(&mut world, first, 1).unwrap(), (vec![(2, Event::StartCaching)], true));
-    world.mutate(first, Mutation::Close { inode: f }).unwrap();
+    world.mutate(first, Mutation::Close { inode: f, keep_reading: false }).unwrap();
     world.check();
 }
 
@@ -135,7 +136,7 @@ fn a_silent_holder_is_fenced_and_a_new_leader_starts_every_timer_afresh() {
     let mut world = World::formed(3, 3);
     let (first, _) = world.attach();
     let f = world.create(first, ROOT, "f", NewNode::File).inode;
-    world.mutate(first, Mutation::Open { inode: f }).unwrap();
+    world.mutate(first, Mutation::Open { inode: f, access: Access::Write }).unwrap();
     let begin = world.now;
     let (_, request) = begin_attach(&mut world, Duration::from_secs(120));
     let patience = ticks(SESSION_TTL) + ticks(DRIFT_MARGIN);
@@ -354,13 +355,13 @@ fn what_is_open_when_caching_begins_is_not_purged_by_an_unlink_sent_before() {
     let mut world = World::formed(3, 3);
     let (first, second) = two_sessions(&mut world);
     let f = world.create(first, ROOT, "f", NewNode::File).inode;
-    world.mutate(first, Mutation::Open { inode: f }).unwrap();
+    world.mutate(first, Mutation::Open { inode: f, access: Access::Write }).unwrap();
     world.call(VOLUMES, second, Request::Detach).unwrap();
     world.run(10);
     // It does not know yet that it caches: what is open is on record, it believes, and is not named.
     let unlink = Mutation::Unlink { parent: ROOT, name: name("f"), open: None };
     assert!(matches!(world.mutate(first, unlink), Ok(Outcome::Removed { orphan: true, .. })));
-    world.mutate(first, Mutation::Close { inode: f }).unwrap();
+    world.mutate(first, Mutation::Close { inode: f, keep_reading: false }).unwrap();
     assert!(world.query(first, holdfast_wire::namespace::Query::GetAttributes { inode: f }).is_err());
     world.check();
 }
@@ -408,7 +409,12 @@ fn a_deleted_volume_leaves_nothing_behind() {
     assert_eq!(busy, Err(MetadataError::Busy { name: "main".into(), sessions: 1 }));
     world.call(VOLUMES, s, Request::Detach).unwrap();
     world.call(ShardId::CLUSTER, SessionId::NONE, delete()).unwrap();
-    let create = Request::CreateVolume { name: "main".into(), limits: Limits::default(), labels: Labels::new() };
+    let create = Request::CreateVolume {
+        name: "main".into(),
+        limits: Limits::default(),
+        open: Default::default(),
+        labels: Labels::new(),
+    };
     world.call(ShardId::CLUSTER, SessionId::NONE, create).unwrap();
     world.until("its chunks go", |world| {
         use holdfast_wire::chunk::ChunkOp;

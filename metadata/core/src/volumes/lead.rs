@@ -4,6 +4,7 @@
 
 use super::answers::live;
 use super::locks::LockWaits;
+use super::opens::OpenWait;
 use super::purge::Cleaner;
 use super::waiting::{Superseded, Waiting};
 use crate::command::{Command, VolumesCommand};
@@ -20,6 +21,7 @@ use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Mutation, Outcome as Output, Query};
 use holdfast_wire::peer::PoolSpace;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 const SHARD: ShardId = ShardId::VOLUMES;
 
@@ -81,10 +83,12 @@ pub(crate) struct VolumesLead {
     pub(super) mutations: BTreeMap<(SessionId, Sequence), Vec<Waiter>>,
     pub(super) held: Vec<Held>,
     pub(super) held_reads: Vec<(Waiter, SessionId, InodeId)>,
-    /// Who waits for a lock.
     /// Versions of limits that are known to hold here.
     limits: BTreeMap<VolumeId, u64>,
+    /// Who waits for a lock.
     pub(super) lock_waits: LockWaits,
+    /// Who waits until a file is not open elsewhere.
+    pub(super) open_waits: Vec<OpenWait>,
     /// Whose locks somebody was refused for, and when last, in ticks.
     pub(super) locks_wanted: BTreeMap<SessionId, u64>,
     in_flight: BTreeSet<Work>,
@@ -148,6 +152,7 @@ impl MetadataCore {
             | Request::EndSession { .. }
             | Request::RaiseGeneration { .. }
             | Request::LabelVolume { .. }
+            | Request::SetOpenPolicy { .. }
             | Request::DescribeVolume { .. }
             | Request::DescribeVolumes { .. }
             | Request::FenceSession { .. }
@@ -220,6 +225,11 @@ impl MetadataCore {
         }
     }
 
+    /// A read that needs no more than that.
+    pub(super) fn answer_done(&mut self, waiter: Waiter) {
+        self.answer(waiter.asker, SHARD, None, Ok(Response::Outcome(Output::Done)));
+    }
+
     pub(super) fn volumes_read(&mut self, read: ReadFor) {
         let token = self.token();
         self.volumes_lead.reads.insert(token, read);
@@ -278,6 +288,9 @@ impl MetadataCore {
                 self.volumes_lead.cleaner.found_new |= changed.queues;
                 self.volumes_lead.cleaner.look |= changed.queues;
                 self.wake_lock_waits(changed.locks);
+                if changed.openers || changed.sessions {
+                    self.decide_open_waits();
+                }
                 if changed.sessions {
                     self.volumes_lead.waiting.look = true;
                     self.tell_sessions();
@@ -349,6 +362,10 @@ impl MetadataCore {
                 Err(Fail::Wait) => match query {
                     Query::AwaitTrim { inode } => self.volumes_lead.held_reads.push((waiter, session, inode)),
                     Query::AwaitLock { inode, lock } => self.await_lock(waiter, session, inode, lock),
+                    Query::AwaitOpen { inode, access, waited_ms } => {
+                        let waited = Duration::from_millis(u64::from(waited_ms));
+                        self.await_open(waiter, session, (inode, access), waited);
+                    }
                     _ => unreachable!("no other query waits"),
                 },
                 Err(fail @ Fail::Broken(_)) => {
@@ -401,7 +418,8 @@ impl MetadataCore {
         let held =
             lead.held.iter().filter_map(|held| lead.mutations.get(&(held.session, held.sequence))).flatten().copied();
         let locks = lead.lock_waits.all().map(|wait| wait.waiter);
-        let reads = lead.held_reads.iter().map(|(waiter, ..)| *waiter).chain(locks);
+        let opens = lead.open_waits.iter().map(|wait| wait.waiter);
+        let reads = lead.held_reads.iter().map(|(waiter, ..)| *waiter).chain(locks).chain(opens);
         let waiters: Vec<Waiter> = held.chain(reads).chain(lead.waiting.waiters()).collect();
         for waiter in waiters {
             self.refuse(waiter.asker, SHARD, MetadataError::NotLeader { hint });
@@ -420,6 +438,7 @@ impl MetadataCore {
         }
         self.tick_held();
         self.tick_lock_waits();
+        self.tick_open_waits();
         self.tick_limits();
         self.tick_waiting();
         self.volumes_lead.cleaner.look = true;
@@ -447,8 +466,9 @@ impl MetadataCore {
             if done {
                 self.volumes_lead.limits.insert(record.id, record.limits_version);
             } else {
-                let (volume, version, limits) = (record.id, record.limits_version, record.limits());
-                self.propose_own(Work::Limit(volume), VolumesCommand::Limit { volume, version, limits });
+                let (volume, version) = (record.id, record.limits_version);
+                let command = VolumesCommand::Limit { volume, version, limits: record.limits(), open: record.open };
+                self.propose_own(Work::Limit(volume), command);
             }
         }
     }

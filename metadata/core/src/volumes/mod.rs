@@ -11,6 +11,7 @@ pub(crate) mod deletion;
 mod generations;
 pub(crate) mod lead;
 mod locks;
+mod opens;
 pub(crate) mod purge;
 pub(crate) mod sessions;
 pub(crate) mod waiting;
@@ -31,6 +32,7 @@ use holdfast_store::{Batch, KeyRange, View};
 use holdfast_types::{Generation, InodeId, SessionId, VolumeId};
 use holdfast_wire::metadata::{MetadataError, Response};
 use holdfast_wire::namespace::Limits;
+use holdfast_wire::open::OpenPolicy;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The machine. Its state is the table; a few rows are held decoded for the leader's many looks at them.
@@ -49,6 +51,8 @@ pub(crate) struct Changed {
     pub(crate) sessions: bool,
     /// What is to be removed.
     pub(crate) queues: bool,
+    /// Who has what open.
+    pub(crate) openers: bool,
     /// Where locks were set or given back.
     pub(crate) locks: BTreeSet<lock::Place>,
 }
@@ -79,6 +83,7 @@ impl Volumes {
         if key[0] == lock::LOCK {
             self.changed.locks.insert(lock::place(key));
         }
+        self.changed.openers |= key[0] == mark::OPENER;
         self.changed.queues |= matches!(key[0], queue::PURGE | queue::TRIM | volume::DROPPED);
         match (key[0], value) {
             (session::SESSION, Some(value)) => {
@@ -130,13 +135,19 @@ impl Machine for Volumes {
                 sessions::stopped_caching(txn, context, (*session, *event), open)?
             }
             VolumesCommand::StartCaching { session } => sessions::start_caching(txn, *session)?,
-            VolumesCommand::End { sessions } => sessions::end(txn, sessions)?,
+            VolumesCommand::End { sessions } => {
+                let done = sessions::end(txn, sessions)?;
+                if context.mutations.given_before_fence {
+                    sessions::give_too_early(txn, context, sessions)?;
+                }
+                done
+            }
             VolumesCommand::EndStep { session, rows } => sessions::end_step(txn, context, *session, *rows as usize)?,
             VolumesCommand::RaiseGeneration { volume, instance, generation } => {
                 generations::raise_and_end(txn, context, *volume, instance, *generation)?
             }
             VolumesCommand::Park { sessions } => sessions::park(txn, context, sessions)?,
-            VolumesCommand::Limit { volume, version, limits } => limit(txn, *volume, *version, *limits)?,
+            VolumesCommand::Limit { volume, version, limits, open } => limit(txn, *volume, *version, (*limits, *open))?,
             VolumesCommand::Room { short: true } => {
                 txn.put_raw(room::key(), bytes::Bytes::new());
                 Response::Done
@@ -158,12 +169,13 @@ impl Machine for Volumes {
     }
 }
 
-/// A volume's limits are these from now on, unless newer ones are known.
-fn limit(txn: &mut Txn<'_>, id: VolumeId, version: u64, limits: Limits) -> Applied<Response> {
+/// A volume's limits and policy are these from now on, unless newer ones are known.
+fn limit(txn: &mut Txn<'_>, id: VolumeId, version: u64, (limits, open): (Limits, OpenPolicy)) -> Applied<Response> {
     let row: Option<VolumeRow> = txn.get(&volume::key(id))?;
     if let Some(mut row) = row.filter(|row| row.record.limits_version < version) {
         row.record.bytes_max = limits.bytes;
         row.record.inodes_max = limits.inodes;
+        row.record.open = open;
         row.record.limits_version = version;
         txn.put(volume::key(id), &row);
     }

@@ -17,6 +17,7 @@ use crate::txn::Txn;
 use holdfast_types::{Generation, InodeId, SessionId, Timestamp, VolumeId};
 use holdfast_wire::metadata::{ClientRecord, MetadataError, Response};
 use holdfast_wire::namespace::{FileKind, VolumeRecord};
+use holdfast_wire::open::Access;
 
 /// Sessions that are over and still known one by one; older ones are known by the floor.
 const ENDED_KEPT: usize = 1024;
@@ -120,6 +121,7 @@ fn make_root(txn: &mut Txn<'_>, record: &VolumeRecord, stamp: Timestamp) {
         stale_bound: 0,
         cuts: 0,
         sparse: false,
+        open: None,
     };
     txn.put(inode::key(record.id, InodeId::ROOT), &root);
     let inode_next = InodeId::ROOT.next();
@@ -148,7 +150,7 @@ pub(super) fn stopped_caching(
     txn: &mut Txn<'_>,
     context: &Context<'_>,
     (session, event): (SessionId, u64),
-    open: &[InodeId],
+    open: &[(InodeId, Access)],
 ) -> Applied<Response> {
     let mut row = live(txn, session)?;
     if !row.caching || row.told != Told::Stop || event != row.event {
@@ -156,10 +158,10 @@ pub(super) fn stopped_caching(
     }
     row.caching = false;
     txn.put(session::key(session), &row);
-    for inode in open {
+    for (inode, access) in open {
         if txn.get_raw(&inode::key(row.volume, *inode))?.is_some() {
             let mut op = Op { txn, volume: row.volume, session, caching: false, stamp: context.stamp };
-            op.add_opener(*inode);
+            op.add_opener(*inode, *access)?;
         }
     }
     Ok(Response::Done)
@@ -200,6 +202,21 @@ pub(super) fn end(txn: &mut Txn<'_>, sessions: &[(SessionId, String)]) -> Applie
     Ok(Response::Done)
 }
 
+/// The deliberate bug: what sessions have open is closed when they end, and not when they are fenced.
+pub(super) fn give_too_early(
+    txn: &mut Txn<'_>,
+    context: &Context<'_>,
+    sessions: &[(SessionId, String)],
+) -> Applied<()> {
+    for (session, _) in sessions {
+        for (key, _) in txn.prefix(mark::opened_by(*session), usize::MAX)? {
+            let (volume, inode) = mark::volume_and_inode(&key);
+            Op { txn, volume, session: *session, caching: false, stamp: context.stamp }.close(inode, false)?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives back some of what a fenced session held; the last step forgets the session.
 pub(super) fn end_step(
     txn: &mut Txn<'_>,
@@ -223,7 +240,7 @@ pub(super) fn end_step(
     }
     for (key, _) in txn.prefix(mark::opened_by(session), left)? {
         let (volume, inode) = mark::volume_and_inode(&key);
-        Op { txn, volume, session, caching: false, stamp: context.stamp }.close(inode)?;
+        Op { txn, volume, session, caching: false, stamp: context.stamp }.close(inode, false)?;
         left -= 1;
     }
     for (key, _) in txn.prefix(mark::bounds_of(session), left)? {

@@ -116,6 +116,7 @@ impl MetadataCore {
     pub(super) fn heard_session(&mut self, session: SessionId) {
         self.volumes_lead.waiting.heard.insert(session, self.ticks);
         self.volumes_lead.waiting.to_end_silent.remove(&session);
+        self.heard_of_opener(session);
     }
 
     /// Whether a session has said something to this leader within its TTL.
@@ -197,6 +198,15 @@ impl MetadataCore {
         let caching = row.caching && row.told != Told::Stop;
         let response = Response::Renewed { events, caching, now: self.stamp() };
         self.answer(asker, SHARD, None, Ok(response));
+    }
+
+    /// Sessions are to show that they live: their renewals that wait are answered, and they renew.
+    pub(super) fn ask_for_a_sign(&mut self, sessions: &[SessionId]) {
+        let (asked, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.volumes_lead.waiting.renewing)
+            .into_iter()
+            .partition(|renewing| sessions.contains(&renewing.session));
+        self.volumes_lead.waiting.renewing = kept;
+        asked.iter().for_each(|renewing| self.answer_renewal(renewing));
     }
 
     /// Renewals that wait are answered as soon as there is something to tell.
@@ -291,6 +301,7 @@ impl MetadataCore {
         let wanted = [
             (self.at_ends_of_files(), "silent while another session wanted the end of a file"),
             (holders, "silent while another session wanted a lock of its"),
+            (self.openers_wanted(), "silent while another session wanted to open a file that it has open"),
         ];
         let in_the_way: Vec<_> = wanted
             .into_iter()
