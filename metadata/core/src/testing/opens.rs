@@ -250,8 +250,12 @@ fn a_new_leader_is_asked_again() {
     world.start(leader);
     assert!(world.take(waiting).is_none_or(|answer| answer.result.is_err()));
     let waiting = wait(&mut world, second, f, Access::Read);
-    renew(&mut world, first, 1).unwrap();
-    world.run(2);
+    // Whenever the new one begins to wait, a sign after that counts.
+    world.until("an answer", |world| {
+        world.run(1);
+        renew(world, first, 1).unwrap();
+        world.answer(waiting).is_some()
+    });
     assert_eq!(world.take(waiting).map(|answer| answer.result), Some(Err(NamespaceError::Busy.into())));
     world.check();
 }
