@@ -129,7 +129,9 @@ enum InTheWay {
     Ending(Attachment),
 }
 
-fn look(name: &str, present: Vec<Attachment>, wanted: &Attachment) -> Result<InTheWay, VolumeError> {
+fn look(name: &str, mut present: Vec<Attachment>, wanted: &Attachment) -> Result<InTheWay, VolumeError> {
+    // What is to be said of this node is said first.
+    present.sort_by_key(|other| other.node != wanted.node);
     for other in present {
         let here = other.node == wanted.node;
         match (here, &other.ends_at) {

@@ -31,4 +31,5 @@ pub use error::VolumeError;
 pub use holdfast_wire::namespace::{Limits, VolumeFacts};
 pub use lifecycle::{Condition, Managed, Volumes};
 pub use mount::{MountHow, Mounts, PathUsage};
-pub use spec::{Capacity, VolumeSpec, volume_name};
+pub use spec::{BYTES_MAX, Capacity, VolumeSpec, volume_name};
+pub use turns::Turn;

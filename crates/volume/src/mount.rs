@@ -15,6 +15,7 @@ use crate::book::digest;
 use crate::cluster::Cluster;
 use crate::error::VolumeError;
 use crate::lifecycle::Volumes;
+use crate::turns::{Turn, Turns};
 use holdfast_mounts::{Mounted, TYPE, source_of};
 use holdfast_wire::admin::{SessionState, SessionStatus};
 use holdfast_wire::namespace::VolumeFacts;
@@ -63,6 +64,7 @@ pub struct PathUsage {
 #[derive(Clone, Debug)]
 pub struct Mounts<C> {
     volumes: Volumes<C>,
+    turns: Turns,
     program: PathBuf,
     cluster_file: PathBuf,
     host: String,
@@ -72,7 +74,15 @@ impl<C: Cluster> Mounts<C> {
     /// `program` is `holdfast`, `cluster_file` the cluster's `cluster.toml`.
     pub fn new(volumes: Volumes<C>, program: PathBuf, cluster_file: PathBuf) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { volumes, program, cluster_file, host }
+        Self { volumes, turns: Turns::default(), program, cluster_file, host }
+    }
+
+    /// Waits for the turn of a caller that does several things with a volume on this host, which are to be one after the other.
+    ///
+    /// # Errors
+    /// [`VolumeError::Pending`] if those before it take long.
+    pub async fn turn(&self, name: &str) -> Result<Turn, VolumeError> {
+        self.turns.take(name).await
     }
 
     /// Mounts a volume on a directory under an attachment of it. The same again is done at once; a mount whose process is gone, or whose
@@ -201,6 +211,10 @@ impl<C: Cluster> Mounts<C> {
         if mounted_at(&point).await.is_none() && point.is_dir() {
             // A mount that is being made comes first; it would be left behind.
             drop(self.lock(&point, begun + MOUNT_PATIENCE).await?);
+        }
+        if let Some(bound) = self.binds(name, &point).await.first() {
+            let by = format!("it is published on {}, too; unpublish it there first", bound.point.display());
+            return Err(VolumeError::InUse { name: name.into(), by });
         }
         for _ in 0..LAYERS_MAX {
             let Some(there) = mounted_at(&point).await.filter(|there| there.kind == TYPE) else { break };
