@@ -34,9 +34,9 @@ pub struct Config {
     pub role: Role,
     /// The socket it serves on.
     pub socket: PathBuf,
-    /// Where the cluster is.
+    /// Where the cluster is, and an administrator's certificate for it: the driver decides who may mount.
     pub cluster: ClusterFile,
-    /// The file that says so, for mounts.
+    /// The file that says so, for mounts, which have a certificate of their own there.
     pub cluster_file: PathBuf,
     /// `holdfast`, for mounts.
     pub program: PathBuf,

@@ -1,5 +1,6 @@
 //! The controller: volumes are made, and nodes are given the right to mount them.
 
+use crate::metrics::Metrics;
 use crate::params::{self, Unsupported};
 use crate::proto::controller_server::Controller;
 use crate::proto::controller_service_capability::rpc::Type as RpcType;
@@ -36,6 +37,7 @@ pub(crate) struct ControllerService<C> {
     pub(crate) volumes: Volumes<C>,
     /// The cluster's id.
     pub(crate) cluster: String,
+    pub(crate) metrics: Metrics,
 }
 
 /// A size in the interface's number; none: not known, as the pool allows.
@@ -233,7 +235,7 @@ impl<C: Cluster> Controller for ControllerService<C> {
         &self,
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
-        finish("CreateVolume", self.clone().create(request.into_inner())).await
+        finish(&self.metrics, "CreateVolume", self.clone().create(request.into_inner())).await
     }
 
     async fn delete_volume(
@@ -241,7 +243,7 @@ impl<C: Cluster> Controller for ControllerService<C> {
         request: Request<DeleteVolumeRequest>,
     ) -> Result<Response<DeleteVolumeResponse>, Status> {
         let (this, request) = (self.clone(), request.into_inner());
-        finish("DeleteVolume", async move {
+        finish(&self.metrics, "DeleteVolume", async move {
             let name = params::required("volume_id", &request.volume_id)?;
             this.volumes.delete(name).await.map_err(status)?;
             Ok(DeleteVolumeResponse {})
@@ -253,7 +255,7 @@ impl<C: Cluster> Controller for ControllerService<C> {
         &self,
         request: Request<ControllerPublishVolumeRequest>,
     ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
-        finish("ControllerPublishVolume", self.clone().publish(request.into_inner())).await
+        finish(&self.metrics, "ControllerPublishVolume", self.clone().publish(request.into_inner())).await
     }
 
     async fn controller_unpublish_volume(
@@ -261,7 +263,7 @@ impl<C: Cluster> Controller for ControllerService<C> {
         request: Request<ControllerUnpublishVolumeRequest>,
     ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
         let (this, request) = (self.clone(), request.into_inner());
-        finish("ControllerUnpublishVolume", async move {
+        finish(&self.metrics, "ControllerUnpublishVolume", async move {
             let name = params::required("volume_id", &request.volume_id)?;
             let node = Some(request.node_id.as_str()).filter(|node| !node.is_empty());
             this.volumes.detach(name, node).await.map_err(status)?;
@@ -274,21 +276,21 @@ impl<C: Cluster> Controller for ControllerService<C> {
         &self,
         request: Request<ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
-        finish("ValidateVolumeCapabilities", self.clone().validate(request.into_inner())).await
+        finish(&self.metrics, "ValidateVolumeCapabilities", self.clone().validate(request.into_inner())).await
     }
 
     async fn list_volumes(
         &self,
         request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesResponse>, Status> {
-        finish("ListVolumes", self.clone().list(request.into_inner())).await
+        finish(&self.metrics, "ListVolumes", self.clone().list(request.into_inner())).await
     }
 
     async fn get_capacity(
         &self,
         request: Request<GetCapacityRequest>,
     ) -> Result<Response<GetCapacityResponse>, Status> {
-        finish("GetCapacity", self.clone().capacity(request.into_inner())).await
+        finish(&self.metrics, "GetCapacity", self.clone().capacity(request.into_inner())).await
     }
 
     async fn controller_get_capabilities(
@@ -318,21 +320,21 @@ impl<C: Cluster> Controller for ControllerService<C> {
         &self,
         request: Request<ControllerExpandVolumeRequest>,
     ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
-        finish("ControllerExpandVolume", self.clone().expand(request.into_inner())).await
+        finish(&self.metrics, "ControllerExpandVolume", self.clone().expand(request.into_inner())).await
     }
 
     async fn controller_get_volume(
         &self,
         request: Request<ControllerGetVolumeRequest>,
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
-        finish("ControllerGetVolume", self.clone().get(request.into_inner())).await
+        finish(&self.metrics, "ControllerGetVolume", self.clone().get(request.into_inner())).await
     }
 
     async fn controller_modify_volume(
         &self,
         request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        finish("ControllerModifyVolume", self.clone().modify(request.into_inner())).await
+        finish(&self.metrics, "ControllerModifyVolume", self.clone().modify(request.into_inner())).await
     }
 
     async fn create_snapshot(

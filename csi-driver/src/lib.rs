@@ -3,7 +3,7 @@
 //! It translates, and decides nothing: what a volume is, who may mount it and who is fenced is in [`holdfast_volume`].
 //!
 //! `run` serving on a socket · `config` · `identity` · `controller` · `node` · `params` what requests say · `status` errors in the
-//! interface's words · `group` the group of files · `proto` the interface itself.
+//! interface's words · `group` the group of files · `metrics` · `proto` the interface itself.
 //!
 //! Invariants:
 //! * A call that its caller gave up goes on to its end: half of it is nothing that anybody asked for. The next call for that volume waits.
@@ -16,6 +16,7 @@ mod config;
 mod controller;
 mod group;
 mod identity;
+mod metrics;
 mod node;
 mod params;
 pub mod proto;

@@ -2,6 +2,7 @@
 
 use crate::controller::{DRIVER, GENERATION, INSTANCE, condition};
 use crate::group;
+use crate::metrics::Metrics;
 use crate::params::{self, Wanted};
 use crate::proto::node_server::Node;
 use crate::proto::node_service_capability::rpc::Type as RpcType;
@@ -33,6 +34,7 @@ pub(crate) struct NodeService<C> {
     /// The cluster's id.
     pub(crate) cluster: String,
     pub(crate) readiness: Readiness,
+    pub(crate) metrics: Metrics,
 }
 
 /// Bytes or inodes in the interface's numbers: available, in all, used.
@@ -48,6 +50,7 @@ impl<C: Cluster> NodeService<C> {
         name: &str,
         context: &HashMap<String, String>,
         wanted: &Wanted,
+        at: &Path,
     ) -> Result<(VolumeFacts, Attachment), Status> {
         let facts = self.volumes.get(name).await.map_err(status)?;
         let attached = self.volumes.attachment(name, &self.node).await.map_err(status)?;
@@ -68,6 +71,10 @@ impl<C: Cluster> NodeService<C> {
             ));
         }
         if attached.access != wanted.access {
+            if self.mounts.find(name, at).await.is_ok() {
+                let what = format!("volume {name:?} is there as {}, not {}", attached.access, wanted.access);
+                return Err(status(VolumeError::Occupied { point: at.into(), what }));
+            }
             return not(format!(" as {}, but as {}", wanted.access, attached.access));
         }
         Ok((facts, attached))
@@ -78,7 +85,7 @@ impl<C: Cluster> NodeService<C> {
         let staging = params::path("staging_target_path", &request.staging_target_path)?;
         let wanted = params::wanted(request.volume_capability.as_ref())?;
         let _turn = self.mounts.turn(name).await.map_err(status)?;
-        let (facts, attached) = self.granted(name, &request.publish_context, &wanted).await?;
+        let (facts, attached) = self.granted(name, &request.publish_context, &wanted, staging).await?;
         self.mount(&facts, &attached, staging, false, wanted).await?;
         Ok(NodeStageVolumeResponse {})
     }
@@ -122,9 +129,9 @@ impl<C: Cluster> NodeService<C> {
             return Err(Status::failed_precondition("staging_target_path is missing: stage the volume first"));
         }
         let staging = params::path("staging_target_path", &request.staging_target_path)?;
-        let (facts, attached) = self.granted(name, &request.publish_context, &wanted).await?;
+        let (facts, attached) = self.granted(name, &request.publish_context, &wanted, target).await?;
         self.mounts.find(name, staging).await.map_err(status)?;
-        let alone = wanted.access == Access::SingleNodeSingleWriter;
+        let alone = wanted.access.is_single_place();
         // One whose process was killed is made anew: whoever bound it before is bound to what is gone.
         self.mount(&facts, &attached, staging, false, wanted).await?;
         if alone && let Some(other) = self.mounts.binds(name, staging).await.iter().find(|other| other.point != target)
@@ -230,42 +237,42 @@ impl<C: Cluster> Node for NodeService<C> {
         &self,
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
-        finish("NodeStageVolume", self.clone().stage(request.into_inner())).await
+        finish(&self.metrics, "NodeStageVolume", self.clone().stage(request.into_inner())).await
     }
 
     async fn node_unstage_volume(
         &self,
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
-        finish("NodeUnstageVolume", self.clone().unstage(request.into_inner())).await
+        finish(&self.metrics, "NodeUnstageVolume", self.clone().unstage(request.into_inner())).await
     }
 
     async fn node_publish_volume(
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        finish("NodePublishVolume", self.clone().publish(request.into_inner())).await
+        finish(&self.metrics, "NodePublishVolume", self.clone().publish(request.into_inner())).await
     }
 
     async fn node_unpublish_volume(
         &self,
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
-        finish("NodeUnpublishVolume", self.clone().unpublish(request.into_inner())).await
+        finish(&self.metrics, "NodeUnpublishVolume", self.clone().unpublish(request.into_inner())).await
     }
 
     async fn node_get_volume_stats(
         &self,
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
-        finish("NodeGetVolumeStats", self.clone().stats(request.into_inner())).await
+        finish(&self.metrics, "NodeGetVolumeStats", self.clone().stats(request.into_inner())).await
     }
 
     async fn node_expand_volume(
         &self,
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
-        finish("NodeExpandVolume", self.clone().expand(request.into_inner())).await
+        finish(&self.metrics, "NodeExpandVolume", self.clone().expand(request.into_inner())).await
     }
 
     async fn node_get_capabilities(

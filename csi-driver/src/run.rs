@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::controller::ControllerService;
 use crate::identity::IdentityService;
+use crate::metrics::Metrics;
 use crate::node::NodeService;
 use crate::proto::controller_server::ControllerServer;
 use crate::proto::identity_server::IdentityServer;
@@ -130,7 +131,9 @@ pub async fn run(
     let (written, registered) = watch::channel(!config.role.mounts());
     let last = watch::channel(Ok(())).0;
     let readiness = Readiness { volumes: volumes.clone(), registered: registered.clone(), last };
-    let endpoint = http::serve(&config.telemetry, Registry::default(), std::sync::Arc::new(readiness.clone())).await?;
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let endpoint = http::serve(&config.telemetry, registry, std::sync::Arc::new(readiness.clone())).await?;
     let listener = listen(&config.socket).await?;
     let mut registering = tokio::spawn(register(volumes.clone(), config.node_id.clone(), written));
     if config.role.mounts() {
@@ -144,14 +147,24 @@ pub async fn run(
     let id = config.cluster.cluster.to_string();
     let identity =
         IdentityService { name: config.name.clone(), controls: config.role.controls(), readiness: readiness.clone() };
-    let controller = config
-        .role
-        .controls()
-        .then(|| ControllerServer::new(ControllerService { volumes: volumes.clone(), cluster: id.clone() }));
+    let controller = config.role.controls().then(|| {
+        ControllerServer::new(ControllerService {
+            volumes: volumes.clone(),
+            cluster: id.clone(),
+            metrics: metrics.clone(),
+        })
+    });
     let node = config.role.mounts().then(|| {
         let mounts = Mounts::new(volumes.clone(), config.program.clone(), config.cluster_file.clone());
         let node = config.node_id.clone();
-        NodeServer::new(NodeService { volumes: volumes.clone(), mounts, node, cluster: id.clone(), readiness })
+        NodeServer::new(NodeService {
+            volumes: volumes.clone(),
+            mounts,
+            node,
+            cluster: id.clone(),
+            readiness,
+            metrics: metrics.clone(),
+        })
     });
     let router = Server::builder()
         .add_service(IdentityServer::new(identity))

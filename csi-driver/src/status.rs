@@ -1,5 +1,6 @@
 //! Errors in the interface's words: the one table.
 
+use crate::metrics::Metrics;
 use holdfast_volume::VolumeError;
 use std::future::Future;
 use tonic::{Code, Response, Status};
@@ -39,13 +40,17 @@ pub(crate) fn status_of_path(error: VolumeError) -> Status {
 
 /// Does what was asked for to its end, whether or not the caller waits for it, and says how it ended.
 pub(crate) async fn finish<T: Send + 'static>(
+    metrics: &Metrics,
     call: &'static str,
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<Response<T>, Status> {
     let begun = std::time::Instant::now();
+    let metrics = metrics.clone();
     let done = tokio::spawn(async move {
         let done = work.await;
-        let milliseconds = begun.elapsed().as_millis();
+        let took = begun.elapsed();
+        metrics.done(call, took, done.is_err());
+        let milliseconds = took.as_millis();
         match &done {
             Ok(_) => tracing::debug!(call, milliseconds, "done"),
             Err(status) => {

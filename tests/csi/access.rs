@@ -36,7 +36,7 @@ async fn what_is_read_only_cannot_be_changed() {
     let Some(world) = world("what_is_read_only_cannot_be_changed") else { return };
     let mut a = world.connect("a");
     let id = made(&mut a, "ro").await.volume_id;
-    let mut on_a = OnNode::new(&world, &id, "a", Mode::SingleNodeWriter);
+    let mut on_a = OnNode::new(&world, &id, "a", Mode::SingleNodeMultiWriter);
     on_a.up(&mut a).await;
     std::fs::write(on_a.target.join("x"), "x").expect("written");
     // One pod of several, read only.
@@ -68,9 +68,12 @@ async fn a_volume_of_one_writer_is_at_one_place_and_one_of_several_at_several() 
     let Some(world) = world(name) else { return };
     let mut a = world.connect("a");
     let id = made(&mut a, "pods").await.volume_id;
-    for (mode, second) in
-        [(Mode::SingleNodeSingleWriter, Code::FailedPrecondition), (Mode::SingleNodeMultiWriter, Code::Ok)]
-    {
+    for (mode, second) in [
+        (Mode::SingleNodeWriter, Code::FailedPrecondition),
+        (Mode::SingleNodeSingleWriter, Code::FailedPrecondition),
+        (Mode::SingleNodeMultiWriter, Code::Ok),
+        (Mode::MultiNodeMultiWriter, Code::Ok),
+    ] {
         let mut first = OnNode::new(&world, &id, "a", mode);
         first.up(&mut a).await;
         let other = OnNode { target: world.place("a", "pods.other"), ..first.clone() };

@@ -224,6 +224,10 @@ async fn the_node_says_what_is_wrong() {
         (FailedPrecondition, NodePublishVolumeRequest { staging_target_path: String::new(), ..show() }),
         (Good, show()),
         (AlreadyExists, NodePublishVolumeRequest { readonly: true, ..show() }),
+        (
+            AlreadyExists,
+            NodePublishVolumeRequest { volume_capability: Some(capability(Mode::MultiNodeMultiWriter)), ..show() },
+        ),
     ] {
         let shown = format!("{request:?}");
         assert_eq!(code(a.node.node_publish_volume(request).await), wanted, "{shown}");
@@ -233,8 +237,12 @@ async fn the_node_says_what_is_wrong() {
     a.controller.controller_publish_volume(publish(&other, "a", mode)).await.expect("attached");
     let there = NodeStageVolumeRequest { volume_id: other.clone(), publish_context: Default::default(), ..stage() };
     assert_eq!(code(a.node.node_stage_volume(there).await), AlreadyExists);
+    // It is not there, which is as it should be; and what is there stays.
     let there = NodeUnstageVolumeRequest { volume_id: other.clone(), ..on_a.unstage() };
-    assert_eq!(code(a.node.node_unstage_volume(there).await), AlreadyExists);
+    assert_eq!(code(a.node.node_unstage_volume(there).await), Good);
+    let there = NodeUnpublishVolumeRequest { volume_id: other.clone(), ..on_a.unpublish() };
+    assert_eq!(code(a.node.node_unpublish_volume(there).await), Good);
+    std::fs::write(on_a.target.join("x"), "x").expect("written");
     a.controller.controller_unpublish_volume(unpublish(&other, "a")).await.expect("detached");
     gone(&mut a, &other).await;
 

@@ -1,7 +1,7 @@
 //! `holdfast metadata`, `holdfast storage` and `holdfast csi`: one server in the foreground.
 
 use crate::cli::{Csi, CsiRole};
-use crate::signals;
+use crate::{admin, signals};
 use anyhow::Result;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -49,6 +49,8 @@ pub async fn csi(csi: &Csi) -> Result<ExitCode> {
         CsiRole::All => Role::All,
     };
     let mut config = Config::new(role, &csi.endpoint, &csi.cluster, csi.node_id.clone())?;
+    // It decides who may mount; mounts have a certificate of their own.
+    admin::prefer_admin_certificate(&mut config.cluster);
     config.name.clone_from(&csi.driver_name);
     config.telemetry.clone_from(&csi.telemetry);
     let (_stop, stopped) = signals::shutdown()?;

@@ -217,9 +217,8 @@ impl<C: Cluster> Mounts<C> {
             return Err(VolumeError::InUse { name: name.into(), by });
         }
         for _ in 0..LAYERS_MAX {
-            let Some(there) = mounted_at(&point).await.filter(|there| there.kind == TYPE) else { break };
-            if there.source != source_of(name) {
-                return Err(VolumeError::Occupied { point, what: format!("{} is mounted there", there.source) });
+            if !is_on_top(name, &point).await? {
+                break;
             }
             take_down(name, &point).await?;
         }
@@ -279,18 +278,18 @@ impl<C: Cluster> Mounts<C> {
     /// Takes a volume from a place where it was bound, whoever uses it there, and removes the directory. Where it is not it is as it should be.
     ///
     /// # Errors
-    /// [`VolumeError::Occupied`] if something else is there, or the directory is not empty.
+    /// [`VolumeError::Occupied`] if something else is mounted over it, or the directory is not empty.
     pub async fn unbind(&self, name: &str, at: &Path) -> Result<(), VolumeError> {
         let at = absolute(at).await?;
         for _ in 0..LAYERS_MAX {
-            let Some(there) = mounted_at(&at).await.filter(|there| there.kind == TYPE) else { break };
-            if there.source != source_of(name) {
-                return Err(VolumeError::Occupied { point: at, what: format!("{} is mounted there", there.source) });
+            if !is_on_top(name, &at).await? {
+                break;
             }
             take_away(&at).await?;
         }
         clear(&aside(&at)).map_err(|errno| VolumeError::Mount { point: at.clone(), reason: errno.to_string() })?;
-        remove(&at)
+        // Another volume's place by now is none of ours.
+        if mounted_at(&at).await.is_some() { Ok(()) } else { remove(&at) }
     }
 
     /// Where else the same mount is, and how.
@@ -390,6 +389,21 @@ async fn table() -> Vec<Mounted> {
 
 async fn mounted_at(point: &Path) -> Option<Mounted> {
     table().await.into_iter().rfind(|there| there.point == point)
+}
+
+/// Whether what is mounted there last is that volume; none of it may be beneath something else.
+async fn is_on_top(name: &str, point: &Path) -> Result<bool, VolumeError> {
+    let mut layers = table().await;
+    layers.retain(|there| there.point == point);
+    let is = |there: &Mounted| there.kind == TYPE && there.source == source_of(name);
+    match layers.last() {
+        Some(top) if is(top) => Ok(true),
+        Some(top) if layers.iter().any(is) => {
+            let what = format!("{} is mounted over it; unmount that first", top.source);
+            Err(VolumeError::Occupied { point: point.into(), what })
+        }
+        _ => Ok(false),
+    }
 }
 
 async fn dead(point: &Path) -> bool {
