@@ -9,8 +9,8 @@
 //! * A call that its caller gave up goes on to its end: half of it is nothing that anybody asked for. The next call for that volume waits.
 //! * There is no state here: the driver may be killed at any moment, and started again, or twice.
 //!
-//! Not here yet: snapshots and clones, credentials (secrets are taken and not used), a mount that outlives the *container* of the node plugin
-//! (it outlives the process).
+//! Not here yet: snapshots and clones, credentials (secrets are taken and not used), a mount that outlives the *container* of the node
+//! plugin (it outlives the process).
 
 mod config;
 mod controller;

@@ -88,8 +88,8 @@ async fn a_volume_that_cannot_be_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_controller_says_what_is_wrong() {
-    let Some(world) = world("the_controller_says_what_is_wrong") else { return };
+async fn a_publication_that_cannot_be_is_refused() {
+    let Some(world) = world("a_publication_that_cannot_be_is_refused") else { return };
     let mut a = world.connect("a");
     let id = made(&mut a, "errors").await.volume_id;
     let c = &mut a.controller;
@@ -120,7 +120,16 @@ async fn the_controller_says_what_is_wrong() {
     for (volume, node) in [("no-such-volume", "a"), (&id, "no-such-node"), (&id, "b"), (&id, ""), (&id, "a")] {
         assert_eq!(code(c.controller_unpublish_volume(unpublish(volume, node)).await), Good, "{volume} {node}");
     }
+    gone(&mut a, &id).await;
+    world.assert_nothing_left(&[]);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_controller_says_what_is_wrong_with_a_question_or_a_change() {
+    let Some(world) = world("the_controller_says_what_is_wrong_with_a_question_or_a_change") else { return };
+    let mut a = world.connect("a");
+    let id = made(&mut a, "errors").await.volume_id;
+    let (c, mode) = (&mut a.controller, Mode::SingleNodeWriter);
     let validate = |volume: &str, capabilities: Vec<VolumeCapability>| ValidateVolumeCapabilitiesRequest {
         volume_id: volume.into(),
         volume_capabilities: capabilities,
@@ -183,8 +192,8 @@ async fn the_controller_says_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_says_what_is_wrong() {
-    let Some(world) = world("the_node_says_what_is_wrong") else { return };
+async fn what_cannot_be_staged_or_published_is_refused() {
+    let Some(world) = world("what_cannot_be_staged_or_published_is_refused") else { return };
     let mut a = world.connect("a");
     let id = made(&mut a, "errors").await.volume_id;
     let mode = Mode::SingleNodeWriter;
@@ -245,7 +254,18 @@ async fn the_node_says_what_is_wrong() {
     std::fs::write(on_a.target.join("x"), "x").expect("written");
     a.controller.controller_unpublish_volume(unpublish(&other, "a")).await.expect("detached");
     gone(&mut a, &other).await;
+    on_a.down(&mut a).await;
+    gone(&mut a, &id).await;
+    world.assert_nothing_left(&[]);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_says_what_is_wrong_with_a_path() {
+    let Some(world) = world("the_node_says_what_is_wrong_with_a_path") else { return };
+    let mut a = world.connect("a");
+    let id = made(&mut a, "errors").await.volume_id;
+    let mut on_a = OnNode::new(&world, &id, "a", Mode::SingleNodeWriter);
+    on_a.up(&mut a).await;
     let at = |volume: &str, path: &str| (volume.to_owned(), path.to_owned());
     let target = on_a.target.to_string_lossy().into_owned();
     let paths = [

@@ -241,8 +241,8 @@ impl<C: Cluster> Volumes<C> {
         Ok(after)
     }
 
-    /// Volumes in the order of their names, after one; at the most `count` (0: all). The second value is the name to go on after, if there are
-    /// more. Those that are being deleted, and those of our own, are not among them.
+    /// Volumes in the order of their names, after one; at the most `count` (0: all). The second value is the name to go on after, if
+    /// there are more. Those that are being deleted, and those of our own, are not among them.
     ///
     /// # Errors
     /// When the cluster does not answer.

@@ -1,8 +1,8 @@
 //! Mounts on this host.
 //!
-//! A mount is a process of its own (`holdfast mount --background`), and nobody's child once it is usable: whoever started it may be stopped,
-//! killed and replaced. What is there is learned from the kernel's table of mounts and from the cluster's list of sessions; nothing is
-//! remembered here.
+//! A mount is a process of its own (`holdfast mount --background`), and nobody's child once it is usable: whoever started it may be
+//! stopped, killed and replaced. What is there is learned from the kernel's table of mounts and from the cluster's list of sessions;
+//! nothing is remembered here.
 //!
 //! Invariants:
 //! * Where two try to mount at one place, also two lives of one plugin, one is after the other: whoever mounts has the directory beneath
@@ -101,7 +101,7 @@ impl<C: Cluster> Mounts<C> {
         check(&how.options)?;
         let point = absolute(point).await?;
         let name = &facts.record.name;
-        let read_only = how.read_only || attachment.read_only;
+        let read_only = how.read_only || attachment.read_only || asks_for_read_only(&how.options);
         let deadline = Instant::now() + MOUNT_PATIENCE;
         for _ in 0..LAYERS_MAX {
             let Some(there) = mounted_at(&point).await else {
@@ -200,8 +200,8 @@ impl<C: Cluster> Mounts<C> {
         Err(failed(said))
     }
 
-    /// Unmounts a volume from a directory, and waits until what was written is durable and its session closed. Where it is not mounted it is
-    /// as it should be. The directory stays.
+    /// Unmounts a volume from a directory, and waits until what was written is durable and its session closed. Where it is not mounted it
+    /// is as it should be. The directory stays.
     ///
     /// # Errors
     /// [`VolumeError::InUse`] while files are open there; [`VolumeError::Pending`] if the cluster does not take what is to be written yet.
@@ -248,8 +248,8 @@ impl<C: Cluster> Mounts<C> {
     /// Makes what a volume has mounted at one place appear at another as well. The same again is done at once.
     ///
     /// # Errors
-    /// [`VolumeError::NotMounted`] if it is not mounted there, [`VolumeError::Occupied`] if something else is at the other place, or the same
-    /// in another way.
+    /// [`VolumeError::NotMounted`] if it is not mounted there, [`VolumeError::Occupied`] if something else is at the other place, or the
+    /// same in another way.
     pub async fn bind(&self, name: &str, from: &Path, to: &Path, read_only: bool) -> Result<(), VolumeError> {
         let (from, to) = (absolute(from).await?, absolute(to).await?);
         let source = mounted_at(&from).await.filter(|there| there.kind == TYPE && there.source == source_of(name));
@@ -275,7 +275,8 @@ impl<C: Cluster> Mounts<C> {
         Err(VolumeError::Occupied { point: to, what: "dead mounts, one on top of another; unmount them".into() })
     }
 
-    /// Takes a volume from a place where it was bound, whoever uses it there, and removes the directory. Where it is not it is as it should be.
+    /// Takes a volume from a place where it was bound, whoever uses it there, and removes the directory. Where it is not it is as it
+    /// should be.
     ///
     /// # Errors
     /// [`VolumeError::Occupied`] if something else is mounted over it, or the directory is not empty.
@@ -354,6 +355,16 @@ fn check(options: &[String]) -> Result<(), VolumeError> {
         }
     }
     Ok(())
+}
+
+/// Whether mount options say so; of several, the last counts.
+fn asks_for_read_only(options: &[String]) -> bool {
+    let words = options.iter().flat_map(|text| text.split(',')).map(str::trim);
+    words.fold(false, |read_only, word| match word {
+        "ro" => true,
+        "rw" => false,
+        _ => read_only,
+    })
 }
 
 fn words(read_only: bool) -> &'static str {
@@ -497,5 +508,28 @@ fn remove(at: &Path) -> Result<(), VolumeError> {
             Err(VolumeError::Occupied { point: at.into(), what: "there are files in the directory beneath".into() })
         }
         done => done.map_err(|error| VolumeError::Mount { point: at.into(), reason: error.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(text: &str) -> Vec<String> {
+        vec![text.into(), "noatime".into()]
+    }
+
+    #[test]
+    fn options_that_say_who_mounts_are_refused_and_others_are_left_to_the_mount() {
+        for text in ["instance=x", "ro,generation=3", "soft=3, quarantine=off"] {
+            assert!(matches!(check(&options(text)), Err(VolumeError::Invalid { .. })), "{text}");
+        }
+        assert!(check(&options("soft=3,noexec")).is_ok() && check(&[]).is_ok());
+    }
+
+    #[test]
+    fn of_ro_and_rw_the_last_counts() {
+        assert!(asks_for_read_only(&options("rw,ro")) && !asks_for_read_only(&options("ro, rw")));
+        assert!(!asks_for_read_only(&options("noexec")));
     }
 }
