@@ -117,6 +117,18 @@ async fn mount_options_and_the_group_of_files_are_heeded() {
     let (root, file) = (on_a.target.metadata().expect("there"), on_a.target.join("x").metadata().expect("there"));
     assert_eq!((root.gid(), root.mode() & 0o2070, file.gid()), (4242, 0o2070, 4242));
     on_a.down(&mut a).await;
+    // Read only for everybody on this node, as the mount's options say.
+    let mut reader = OnNode::new(&world, &id, "a", Mode::SingleNodeWriter);
+    let answer = a.controller.controller_publish_volume(publish(&id, "a", reader.mode)).await.expect("attached");
+    reader.context = answer.into_inner().publish_context;
+    let capability = with(&["ro"], "");
+    let request = NodeStageVolumeRequest { volume_capability: capability.clone(), ..reader.stage() };
+    a.node.node_stage_volume(request).await.expect("staged");
+    let request = NodePublishVolumeRequest { volume_capability: capability, ..reader.publish(false) };
+    a.node.node_publish_volume(request).await.expect("published");
+    let refused = std::fs::write(reader.target.join("x"), "y").map_err(|error| error.raw_os_error());
+    assert_eq!(refused, Err(Some(libc::EROFS)));
+    reader.down(&mut a).await;
     gone(&mut a, &id).await;
     world.assert_nothing_left(&[]);
 }

@@ -27,8 +27,11 @@ async fn a_volume_lives_from_its_creation_to_its_deletion_and_moves_with_its_dat
     on_a.up(&mut a).await;
     on_a.up(&mut a).await;
     let generation: u64 = on_a.context["generation"].parse().expect("a number");
-    let file = on_a.target.join("file");
-    std::fs::write(&file, "written on a").expect("written");
+    let mut file = std::fs::File::create(on_a.target.join("file")).expect("made");
+    file.write_all(b"written on a").expect("written");
+    // What is in the mount's buffer is not used yet.
+    file.sync_all().expect("synced");
+    drop(file);
 
     // It grows while it is in use.
     let larger = Some(CapacityRange { required_bytes: 128 * MIB, limit_bytes: 0 });
