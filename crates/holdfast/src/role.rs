@@ -1,6 +1,7 @@
-//! `holdfast metadata` and `holdfast storage`: one server in the foreground.
+//! `holdfast metadata`, `holdfast storage` and `holdfast csi`: one server in the foreground.
 
-use crate::signals;
+use crate::cli::{Csi, CsiRole};
+use crate::{admin, signals};
 use anyhow::Result;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -36,5 +37,28 @@ pub async fn storage(path: &Path) -> Result<ExitCode> {
     let id = config.id;
     holdfast_storage_server::run(config, stopped, move |at| say_ready("storage", id, &at.address, at.telemetry))
         .await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a CSI driver.
+pub async fn csi(csi: &Csi) -> Result<ExitCode> {
+    use holdfast_csi_driver::{Config, Ready, Role};
+    let role = match csi.role {
+        CsiRole::Controller => Role::Controller,
+        CsiRole::Node => Role::Node,
+        CsiRole::All => Role::All,
+    };
+    let mut config = Config::new(role, &csi.endpoint, &csi.cluster, csi.node_id.clone())?;
+    // It decides who may mount; mounts have a certificate of their own.
+    admin::prefer_admin_certificate(&mut config.cluster);
+    config.name.clone_from(&csi.driver_name);
+    config.telemetry.clone_from(&csi.telemetry);
+    let (_stop, stopped) = signals::shutdown()?;
+    let ready = |at: &Ready| {
+        println!("ready role=csi endpoint=unix://{}{}", at.socket.display(), telemetry_field(at.telemetry));
+        // Nobody reading it any more is no reason to stop.
+        let _ = std::io::stdout().flush();
+    };
+    holdfast_csi_driver::run(config, stopped, ready).await?;
     Ok(ExitCode::SUCCESS)
 }
