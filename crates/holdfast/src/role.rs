@@ -1,7 +1,7 @@
-//! `holdfast metadata` and `holdfast storage`: one server in the foreground.
+//! `holdfast metadata`, `holdfast storage`, `holdfast docker-plugin`: one server in the foreground.
 
-use crate::signals;
-use anyhow::Result;
+use crate::{cli, signals};
+use anyhow::{Context, Result};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -36,5 +36,20 @@ pub async fn storage(path: &Path) -> Result<ExitCode> {
     let id = config.id;
     holdfast_storage_server::run(config, stopped, move |at| say_ready("storage", id, &at.address, at.telemetry))
         .await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a Docker volume plugin.
+pub async fn docker_plugin(plugin: cli::DockerPlugin) -> Result<ExitCode> {
+    let cli::DockerPlugin { cluster, socket, state_dir, mount_dir, node_id, telemetry } = plugin;
+    let program = std::env::current_exe().context("cannot tell where this program is, which mounts")?;
+    let config = holdfast_docker_plugin::Config { cluster, socket, state_dir, mount_dir, node_id, telemetry, program };
+    let (_stop, stopped) = signals::shutdown()?;
+    let ready = |socket: &Path, telemetry: Option<SocketAddr>| {
+        println!("ready role=docker-plugin socket={}{}", socket.display(), telemetry_field(telemetry));
+        // Nobody reading it any more is no reason to stop.
+        let _ = std::io::stdout().flush();
+    };
+    holdfast_docker_plugin::run(config, stopped, ready).await?;
     Ok(ExitCode::SUCCESS)
 }
