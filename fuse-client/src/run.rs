@@ -186,7 +186,7 @@ async fn serve(
         volume: config.volume.clone(),
         session: fs.volume().session().map_or(0, |session| session.0),
         point: mounted.mount.point().to_path_buf(),
-        device: mount::table::device_of(mounted.mount.point()),
+        device: holdfast_mounts::device_of(mounted.mount.point()),
         on_lost: config.options.on_lost,
         quarantine: match &config.options.quarantine {
             Quarantine::Usual => Some(lost::quarantine()),

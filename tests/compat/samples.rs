@@ -25,8 +25,8 @@ use holdfast_wire::metadata::{
     Answer, ClientRecord, DiskState, Envelope, Event, Heartbeat, MetadataError, Request, Response,
 };
 use holdfast_wire::namespace::{
-    AccessTime, Attributes, DirectoryEntry, FileKind, Lease, Limits, Mutation, NamespaceError, NewNode, Outcome, Query,
-    RenameMode, SetAttributes, SetTime, VolumeRecord, VolumeUsage, XattrMode,
+    AccessTime, Attributes, DirectoryEntry, FileKind, Labels, Lease, Limits, Mutation, NamespaceError, NewNode,
+    Outcome, Query, RenameMode, SetAttributes, SetTime, VolumeFacts, VolumeRecord, VolumeUsage, XattrMode,
 };
 use holdfast_wire::peer::{PeerMessage, PoolSpace, SnapshotPart};
 
@@ -234,7 +234,18 @@ fn cluster_requests() -> Named<Request> {
             Request::PlaceStorage { node: NodeId(2), place: StoragePlace::Leaving { successor: Some(NodeId(5)) } },
         ),
         ("leave-views", Request::LeaveViews { node: NodeId(1) }),
-        ("create-volume", Request::CreateVolume { name: "v".into(), limits: Limits::default() }),
+        ("create-volume", Request::CreateVolume { name: "v".into(), limits: Limits::default(), labels: labels() }),
+        ("label-volume", Request::LabelVolume { name: "v".into(), version: 3, labels: labels() }),
+        ("describe-volume", Request::DescribeVolume { name: "v".into() }),
+        ("describe-volumes", Request::DescribeVolumes { after: "v".into(), limit: 100 }),
+        (
+            "raise-generation",
+            Request::RaiseGeneration {
+                volume: VolumeId(3),
+                instance: "db-0".into(),
+                generation: InstanceGeneration(7),
+            },
+        ),
         (
             "limit-volume",
             Request::LimitVolume { name: "v".into(), limits: Limits { bytes: Some(1 << 30), inodes: Some(9) } },
@@ -263,6 +274,10 @@ fn queries() -> Named<Query> {
         ("test-lock", Query::TestLock { inode, lock: lock() }),
         ("await-lock", Query::AwaitLock { inode, lock: Lock { space: LockSpace::Whole, ..lock() } }),
     ]
+}
+
+fn labels() -> Labels {
+    [("owner".to_owned(), "csi".to_owned())].into()
 }
 
 fn create(node: NewNode) -> Mutation {
@@ -392,6 +407,10 @@ fn responses() -> Named<Response> {
         ("view", Response::View { group: GroupId(1), view: view(), version: MapVersion(60) }),
         ("volume", Response::Volume(volume())),
         ("volumes", Response::Volumes(vec![volume()])),
+        (
+            "volume-facts",
+            Response::VolumeFacts(vec![VolumeFacts { record: volume(), labels_version: 3, labels: labels() }]),
+        ),
         ("status", Response::Status(Box::new(cluster_status()))),
         ("attached", Response::Attached { root: attributes(), caching: true, now, event: 2 }),
         ("renewed", Response::Renewed { events, caching: false, now }),

@@ -8,7 +8,7 @@ use holdfast_config::Size;
 use holdfast_types::{ServerId, ShardId};
 use holdfast_wire::admin::{AdminAnswer, AdminRequest, ClusterStatus, ServerPlace, ServerRecord, ServerStatus};
 use holdfast_wire::metadata::{Request, Response};
-use holdfast_wire::namespace::{Limits, VolumeRecord};
+use holdfast_wire::namespace::{Labels, Limits, VolumeRecord};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -167,7 +167,7 @@ async fn volume(cluster: &Cluster, command: VolumeCommand) -> Result<ExitCode> {
     match command {
         VolumeCommand::Create { name, limits } => {
             let limits = limits_after(Limits::default(), limits);
-            let answer = ask(Request::CreateVolume { name, limits }).await?;
+            let answer = ask(Request::CreateVolume { name, limits, labels: Labels::new() }).await?;
             let Response::Volume(volume) = answer else { return odd(&answer) };
             println!("created volume {}", volume.name);
         }

@@ -9,7 +9,9 @@
 
 use crate::admin::{ServerPlace, StoragePlace};
 use crate::map::MapUpdate;
-use crate::namespace::{Attributes, Limits, Mutation, NamespaceError, Outcome, Query, VolumeRecord};
+use crate::namespace::{
+    Attributes, Labels, Limits, Mutation, NamespaceError, Outcome, Query, VolumeFacts, VolumeRecord,
+};
 use holdfast_types::{
     DiskId, Epoch, GroupId, Incarnation, InodeId, InstanceGeneration, LogIndex, MapVersion, MemberId, NodeId, Sequence,
     ServerId, SessionId, ShardId, Term, Timestamp, VolumeId,
@@ -60,11 +62,6 @@ pub enum Request {
         have: MapVersion,
         /// Hold the answer until there is a newer one (or the deadline is near: then `Unchanged`).
         wait: bool,
-    },
-    /// A session that shard 0 has fenced changes nothing in its volume from now on. Answer: `Done`, when that is committed.
-    EndSession {
-        /// Which one.
-        session: SessionId,
     },
     /// A storage node says that it lives, which disks in which incarnations it serves, and which map it has. Answer: `Heard`.
     Heartbeat(Heartbeat),
@@ -148,6 +145,30 @@ pub enum Request {
         name: String,
         /// What it may hold at the most.
         limits: Limits,
+        /// Its first labels.
+        labels: Labels,
+    },
+    /// Gives a volume other labels, all of them, if they are still those of `version`; else nothing is changed. Answer: `VolumeFacts` of
+    /// what holds then: the version says whether it was changed. Asked by administrators and orchestrators.
+    LabelVolume {
+        /// Its name.
+        name: String,
+        /// The labels that the asker has seen.
+        version: u64,
+        /// The new ones.
+        labels: Labels,
+    },
+    /// A volume and its labels. Answer: `VolumeFacts` of one, or `NoVolume`.
+    DescribeVolume {
+        /// Its name.
+        name: String,
+    },
+    /// Volumes and their labels, in the order of names. Answer: `VolumeFacts`, at least one unless there are no more.
+    DescribeVolumes {
+        /// Those after this name; empty: from the first.
+        after: String,
+        /// Volumes wanted at the most (1 to 1,000).
+        limit: u32,
     },
     /// Sets what a volume may hold at the most; what it holds already stays. It takes effect within a second. Answer: `Volume`.
     /// Asked by administrators.
@@ -168,6 +189,21 @@ pub enum Request {
     Status,
 
     // ---- shard 1 ----
+    /// A session that shard 0 has fenced changes nothing in its volume from now on. Answer: `Done`, when that is committed.
+    EndSession {
+        /// Which one.
+        session: SessionId,
+    },
+    /// Sessions of an instance with a lesser generation are over, and none is let in again. Answer: `Done`, when every storage node
+    /// refuses them. The same again is done at once. Asked by administrators and orchestrators.
+    RaiseGeneration {
+        /// On which volume.
+        volume: VolumeId,
+        /// Whose (1 to 255 bytes).
+        instance: String,
+        /// The least that is let in.
+        generation: InstanceGeneration,
+    },
     /// Attaches a session to its volume's namespace; waits until another session has stopped caching, or has ended. Answer: `Attached`.
     Attach {
         /// The volume (as `OpenSession` answered it).
@@ -318,6 +354,8 @@ pub enum Response {
     Volume(VolumeRecord),
     /// Volumes.
     Volumes(Vec<VolumeRecord>),
+    /// Volumes with their labels.
+    VolumeFacts(Vec<VolumeFacts>),
     /// The cluster's state.
     Status(Box<crate::admin::ClusterStatus>),
     /// Attached.

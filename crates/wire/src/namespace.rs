@@ -599,6 +599,28 @@ pub struct VolumeRecord {
     pub shard: holdfast_types::ShardId,
 }
 
+/// What whoever manages volumes has noted down on one: names and values, which the service keeps and does not interpret. Names have 1 to 63
+/// bytes, values up to [`LABEL_VALUE_BYTES_MAX`], both together up to [`LABELS_BYTES_MAX`].
+pub type Labels = std::collections::BTreeMap<String, String>;
+
+/// Bytes of a label's name, at the most: as in Kubernetes.
+pub const LABEL_NAME_BYTES_MAX: usize = 63;
+/// Bytes of a label's value, at the most.
+pub const LABEL_VALUE_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of all labels of a volume, at the most: every metadata server has them in memory.
+pub const LABELS_BYTES_MAX: usize = 16 * 1024;
+
+/// A volume as whoever manages volumes sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeFacts {
+    /// The volume.
+    pub record: VolumeRecord,
+    /// How often its labels were changed.
+    pub labels_version: u64,
+    /// Its labels.
+    pub labels: Labels,
+}
+
 /// What a volume may hold at the most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {

@@ -52,7 +52,7 @@ pub(super) fn unmount(point: &Path, lazy: bool) -> Result<(), MountError> {
 
 fn option_text(volume: &str, options: &Options) -> String {
     let mut text = String::from("fsname=");
-    for character in format!("holdfast:{volume}").chars() {
+    for character in holdfast_mounts::source_of(volume).chars() {
         if matches!(character, ',' | '\\') {
             text.push('\\');
         }

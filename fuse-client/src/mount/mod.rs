@@ -9,24 +9,19 @@
 //! * Nothing here asks a mounted file system anything it would have to answer, except [`repair`], in a thread that may be left behind.
 
 mod helper;
-pub(crate) mod table;
 
 use crate::device::Channel;
 use crate::options::{OptionError, Options};
+use holdfast_mounts::{TYPE, is_dead};
 use rustix::fd::AsRawFd;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
-/// What `mount(8)` shows as type, and the kernel takes as `fuse` with a surname.
-const TYPE: &str = "fuse.holdfast";
 /// Dead mounts taken away from one mount point at the most (each `kill -9` and restart may have left one on top of another).
 const REPAIRS_MAX: usize = 16;
-/// How long a file system may take to say that it lives.
-const ALIVE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a remount waits for files that were closed already.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 /// Read-ahead of the kernel, in KiB: as much as one request may carry. (Its default of 128 makes eight requests of one.)
@@ -182,7 +177,7 @@ fn direct(point: &Path, volume: &str, options: &Options) -> Result<Channel, Moun
         data.push_str(",allow_other");
     }
     let data = CString::new(data).expect("numbers and words hold no zero byte");
-    let source = format!("holdfast:{volume}");
+    let source = holdfast_mounts::source_of(volume);
     rustix::mount::mount(source.as_str(), point, TYPE, flags(options), data.as_c_str())
         .map_err(|errno| MountError::Refused { point: point.into(), errno })?;
     Ok(channel)
@@ -205,7 +200,7 @@ fn flags(options: &Options) -> MountFlags {
 /// [`RemountError`].
 pub fn remount(point: &Path, given: &[String]) -> Result<(), RemountError> {
     let point = absolute(point)?;
-    let mounted = table::mounted_at(&point).filter(|mounted| mounted.kind == TYPE);
+    let mounted = holdfast_mounts::mounted_at(&point).filter(|mounted| mounted.kind == TYPE);
     let mounted = mounted.ok_or_else(|| RemountError::NotMounted { point: point.clone() })?;
     // A mount is read-only if either it or its file system is; that one `rw` ends both is what remounting is for.
     let mut words = vec!["suid,dev,exec".to_owned()];
@@ -251,7 +246,7 @@ fn access_times(words: &[String]) -> MountFlags {
 
 /// Lets the kernel read ahead a whole request. Only speed depends on it.
 fn raise_read_ahead(point: &Path) {
-    let Some(device) = table::device_of(point) else { return };
+    let Some(device) = holdfast_mounts::device_of(point) else { return };
     if let Err(error) = std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB.to_string()) {
         tracing::debug!(%error, "kernel's read-ahead stays as it is");
     }
@@ -274,14 +269,14 @@ pub fn prepare(point: &Path) -> Result<(), MountError> {
 /// Takes away dead mounts of ours at a mount point: those whose process was killed, so that every use fails with `ENOTCONN`
 /// ("Transport endpoint is not connected"). Returns how many. Does nothing where nothing is mounted, or the point does not exist.
 ///
-/// Blocks, for [`ALIVE_PATIENCE`] at the most if what is mounted there does not answer.
+/// Blocks for some seconds if what is mounted there does not answer.
 ///
 /// # Errors
 /// [`MountError::Busy`] when a mount of ours that lives is there; other errors when the dead one cannot be removed.
 pub fn repair(point: &Path) -> Result<usize, MountError> {
     let point = absolute(point)?;
     for repaired in 0..REPAIRS_MAX {
-        let Some(mounted) = table::mounted_at(&point) else { return Ok(repaired) };
+        let Some(mounted) = holdfast_mounts::mounted_at(&point) else { return Ok(repaired) };
         if mounted.kind != TYPE {
             // Not ours, and a place to mount on like any other.
             return Ok(repaired);
@@ -302,28 +297,5 @@ pub fn repair(point: &Path) -> Result<usize, MountError> {
 
 /// The mount point's absolute path without asking the mount point itself, which may be dead.
 fn absolute(point: &Path) -> Result<PathBuf, MountError> {
-    let failed = |source| MountError::Point { point: point.into(), source };
-    let path = std::path::absolute(point).map_err(failed)?;
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => match parent.canonicalize() {
-            Ok(parent) => Ok(parent.join(name)),
-            // It is not there yet, so nothing is mounted on it.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(path),
-            Err(error) => Err(failed(error)),
-        },
-        _ => Ok(path),
-    }
-}
-
-/// Whether a mounted file system's server is gone. One that does not answer in time lives, as far as we can tell.
-fn is_dead(point: &Path) -> bool {
-    let (sender, answer) = mpsc::channel();
-    let point = point.to_path_buf();
-    let asked = std::thread::Builder::new().name("is-it-dead".into()).spawn(move || {
-        // Forced: for some seconds the kernel would still answer from what it has cached.
-        let asked = (rustix::fs::AtFlags::STATX_FORCE_SYNC, rustix::fs::StatxFlags::BASIC_STATS);
-        let result = rustix::fs::statx(rustix::fs::CWD, &point, asked.0, asked.1);
-        let _ = sender.send(matches!(result, Err(Errno::NOTCONN | Errno::CONNABORTED)));
-    });
-    asked.is_ok() && answer.recv_timeout(ALIVE_PATIENCE).unwrap_or(false)
+    holdfast_mounts::absolute(point).map_err(|source| MountError::Point { point: point.into(), source })
 }

@@ -2,13 +2,13 @@
 //! took from what only it knows. `apply` checks each against the state it finds, for that may have changed since.
 
 use holdfast_types::{
-    DiskId, Epoch, Generation, GroupId, InodeId, MemberId, NodeId, Sequence, ServerId, SessionId, Term, Timestamp,
-    VolumeId,
+    DiskId, Epoch, Generation, GroupId, InodeId, InstanceGeneration, MemberId, NodeId, Sequence, ServerId, SessionId,
+    Term, Timestamp, VolumeId,
 };
 use holdfast_wire::admin::StoragePlace;
 use holdfast_wire::map::{DiskRecord, View};
 use holdfast_wire::metadata::ClientRecord;
-use holdfast_wire::namespace::{Limits, Mutation, VolumeRecord};
+use holdfast_wire::namespace::{Labels, Limits, Mutation, VolumeRecord};
 use serde::{Deserialize, Serialize};
 
 /// An entry of the log.
@@ -54,6 +54,8 @@ pub(crate) enum VolumesCommand {
     Limit { volume: VolumeId, version: u64, limits: Limits },
     /// Too few servers have room on their disks for what grows, or enough have again.
     Room { short: bool },
+    /// No session of an instance is let in with a lesser generation from now on, and those that there are are over.
+    RaiseGeneration { volume: VolumeId, instance: String, generation: InstanceGeneration },
     /// A volume was deleted: nobody attaches any more.
     DropVolume { volume: VolumeId },
     /// Its rows go, some at a time.
@@ -84,7 +86,9 @@ pub(crate) enum ClusterCommand {
     /// The pool comes into being, with its first volume.
     Form { replicas: u32, feature_level: u32, views: Vec<View>, volume: String },
     /// A new volume.
-    CreateVolume { name: String, limits: Limits },
+    CreateVolume { name: String, limits: Limits, labels: Labels },
+    /// A volume's labels are these, if they are still those of a version.
+    LabelVolume { name: String, version: u64, labels: Labels },
     /// A volume's limits are these.
     LimitVolume { name: String, limits: Limits },
     /// A volume goes; its name is free at once.

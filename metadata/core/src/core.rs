@@ -530,12 +530,16 @@ fn shard_of(request: &Request) -> ShardId {
         | Request::RemoveServer { .. }
         | Request::PlaceStorage { .. }
         | Request::CreateVolume { .. }
+        | Request::LabelVolume { .. }
+        | Request::DescribeVolume { .. }
+        | Request::DescribeVolumes { .. }
         | Request::LimitVolume { .. }
         | Request::DeleteVolume { .. }
         | Request::ListVolumes
         | Request::Status => ShardId::CLUSTER,
         Request::Attach { .. }
         | Request::EndSession { .. }
+        | Request::RaiseGeneration { .. }
         | Request::Detach
         | Request::Renew { .. }
         | Request::StoppedCaching { .. }
@@ -555,10 +559,15 @@ fn is_allowed(from: Caller, request: &Request) -> bool {
         Request::ReportGone { reporter, .. } => from == Caller::Storage(*reporter),
         Request::LeaveViews { node } => from == Caller::Storage(*node) || from == Caller::Admin,
         Request::FenceSession { .. } => matches!(from, Caller::Server(_) | Caller::Admin),
-        Request::InspectInodes { .. } | Request::EndSession { .. } => from == Caller::Admin,
+        Request::InspectInodes { .. } | Request::EndSession { .. } | Request::RaiseGeneration { .. } => {
+            from == Caller::Admin
+        }
         Request::AddServer { .. }
         | Request::RemoveServer { .. }
         | Request::PlaceStorage { .. }
+        | Request::LabelVolume { .. }
+        | Request::DescribeVolume { .. }
+        | Request::DescribeVolumes { .. }
         | Request::LimitVolume { .. } => from == Caller::Admin,
         Request::LeadVolumes { .. } | Request::ServerArrived { .. } => matches!(from, Caller::Server(_)),
         Request::CreateVolume { .. } | Request::DeleteVolume { .. } => matches!(from, Caller::Client | Caller::Admin),

@@ -120,6 +120,7 @@ pub fn volumes_entry(data: &[u8]) -> Option<VolumesEntry> {
         | VolumesCommand::Room { .. }
         | VolumesCommand::DropVolume { .. }
         | VolumesCommand::DropStep { .. }
+        | VolumesCommand::RaiseGeneration { .. }
         | VolumesCommand::Dropped { .. } => VolumesEntry::Other,
     })
 }

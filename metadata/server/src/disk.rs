@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Format of the directory: rises when rows of the tables change.
-pub const FORMAT: u32 = 6;
+pub const FORMAT: u32 = 7;
 /// Name of the file that allows a first start.
 pub const START: &str = "START";
 /// Name of the file that stands there while a backup is written into the directory.

@@ -48,6 +48,8 @@ enum ReadFor {
     Heard(Asker),
     View(Asker, GroupId),
     Volumes(Asker),
+    Volume(Asker, String),
+    VolumesAfter(Asker, String, u32),
     Status(Asker),
 }
 
@@ -113,9 +115,14 @@ impl MetadataCore {
             Request::OpenSession { volume, client, read_only, nonce } => {
                 self.propose_for(asker, ClusterCommand::OpenSession { volume, client, read_only, nonce });
             }
-            Request::CreateVolume { name, limits } => {
-                self.propose_for(asker, ClusterCommand::CreateVolume { name, limits });
+            Request::CreateVolume { name, limits, labels } => {
+                self.propose_for(asker, ClusterCommand::CreateVolume { name, limits, labels });
             }
+            Request::LabelVolume { name, version, labels } => {
+                self.propose_for(asker, ClusterCommand::LabelVolume { name, version, labels });
+            }
+            Request::DescribeVolume { name } => self.cluster_read(ReadFor::Volume(asker, name)),
+            Request::DescribeVolumes { after, limit } => self.cluster_read(ReadFor::VolumesAfter(asker, after, limit)),
             Request::LimitVolume { name, limits } => {
                 self.propose_for(asker, ClusterCommand::LimitVolume { name, limits });
             }
@@ -180,6 +187,7 @@ impl MetadataCore {
             Request::Status => self.cluster_read(ReadFor::Status(asker)),
             Request::Attach { .. }
             | Request::EndSession { .. }
+            | Request::RaiseGeneration { .. }
             | Request::Detach
             | Request::Renew { .. }
             | Request::StoppedCaching { .. }
@@ -275,9 +283,12 @@ impl MetadataCore {
     fn cluster_read_ready(&mut self, read: ReadFor, leads: bool) {
         let asker = match &read {
             ReadFor::Map { waiter, .. } => waiter.asker,
-            ReadFor::Heard(asker) | ReadFor::View(asker, _) | ReadFor::Volumes(asker) | ReadFor::Status(asker) => {
-                *asker
-            }
+            ReadFor::Heard(asker)
+            | ReadFor::View(asker, _)
+            | ReadFor::Volumes(asker)
+            | ReadFor::Volume(asker, _)
+            | ReadFor::VolumesAfter(asker, ..)
+            | ReadFor::Status(asker) => *asker,
         };
         if !leads {
             let hint = self.cluster.leader();
@@ -298,6 +309,11 @@ impl MetadataCore {
                 let used = machine.volumes.values().filter(|row| !row.deleting);
                 Response::Volumes(used.map(|row| row.record.clone()).collect())
             }
+            ReadFor::Volume(_, name) => match machine.described(&name) {
+                Some(facts) => Response::VolumeFacts(vec![facts]),
+                None => return self.refuse(asker, SHARD, MetadataError::NoVolume { name }),
+            },
+            ReadFor::VolumesAfter(_, after, limit) => Response::VolumeFacts(machine.described_after(&after, limit)),
             ReadFor::Status(_) => Response::Status(Box::new(self.cluster_status())),
         };
         self.answer(asker, SHARD, None, Ok(response));

@@ -18,6 +18,7 @@ pub(crate) mod servers;
 pub(crate) mod slow;
 pub(crate) mod space;
 pub(crate) mod views;
+mod volumes;
 
 use crate::command::{ClusterCommand, Command, NodeChange, ViewChange, ViewStep, home};
 use crate::error::{Applied, Fail, ensure};
@@ -27,17 +28,13 @@ use crate::tables::number_at;
 use crate::txn::{Txn, decode};
 use crate::volumes::sessions::superseding;
 use holdfast_store::{Batch, KeyRange, View as TableView};
-use holdfast_types::limits::VOLUME_NAME_BYTES_MAX;
-use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, ServerId, SessionId, ShardId, SnapshotNumber, VolumeId};
+use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, ServerId, SessionId, VolumeId};
 use holdfast_wire::admin::StoragePlace;
 use holdfast_wire::map::{NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::{ClientRecord, MetadataError, Response};
-use holdfast_wire::namespace::{Limits, VolumeRecord};
+use holdfast_wire::namespace::{Labels, Limits};
 use map::{Change, Deltas};
 use std::collections::BTreeMap;
-
-/// Version of the placement function `GroupId::of`.
-const PLACEMENT_VERSION: u32 = 1;
 
 /// The machine.
 #[derive(Debug, Default)]
@@ -120,7 +117,8 @@ impl Machine for Cluster {
                 }
                 Response::Done
             }
-            ClusterCommand::CreateVolume { name, limits } => self.create_volume(txn, name, *limits)?,
+            ClusterCommand::CreateVolume { name, limits, labels } => self.create_volume(txn, name, *limits, labels)?,
+            ClusterCommand::LabelVolume { name, version, labels } => self.label_volume(txn, name, *version, labels)?,
             ClusterCommand::LimitVolume { name, limits } => self.limit_volume(txn, name, *limits)?,
             ClusterCommand::DeleteVolume { name } => self.delete_volume(txn, name)?,
             ClusterCommand::VolumeGone { volume } => {
@@ -142,16 +140,6 @@ impl Cluster {
     /// Version of the map.
     pub(crate) fn version(&self) -> MapVersion {
         self.settings.version
-    }
-
-    /// Volumes whose limits were changed.
-    pub(crate) fn limited(&self) -> impl Iterator<Item = &VolumeRecord> {
-        self.volumes.values().filter(|row| !row.deleting && row.record.limits_version > 0).map(|row| &row.record)
-    }
-
-    /// The volume of a name that is in use.
-    pub(crate) fn volume_named(&self, name: &str) -> Option<&VolumeRecord> {
-        self.volumes.values().find(|row| !row.deleting && row.record.name == name).map(|row| &row.record)
     }
 
     /// What the pool holds after replication, in bytes.
@@ -331,67 +319,7 @@ impl Cluster {
         // Fields that no delta carries have changed.
         self.deltas.forget();
         if self.volume_named(volume).is_none() {
-            self.create_volume(txn, volume, Limits::default())?;
-        }
-        Ok(Response::Done)
-    }
-
-    fn create_volume(&mut self, txn: &mut Txn<'_>, name: &str, limits: Limits) -> Applied<Response> {
-        if name.is_empty() || name.len() > VOLUME_NAME_BYTES_MAX || name.contains(['/', '\0']) {
-            let reason = format!("a volume's name has 1 to {VOLUME_NAME_BYTES_MAX} bytes, no '/' and no NUL");
-            return Err(Fail::Refused(MetadataError::Invalid { reason }));
-        }
-        if self.settings.groups == 0 {
-            let reason = "the pool is not formed yet: too few storage nodes have registered".into();
-            return Err(Fail::Unkept(MetadataError::Unavailable { reason }));
-        }
-        if self.volume_named(name).is_some() {
-            return Err(Fail::Refused(MetadataError::VolumeExists { name: name.into() }));
-        }
-        let id = self.settings.volume_newest.next();
-        let record = VolumeRecord {
-            id,
-            name: name.into(),
-            groups: self.settings.groups,
-            placement_version: PLACEMENT_VERSION,
-            snapshot: SnapshotNumber(0),
-            origin: None,
-            bytes_max: limits.bytes,
-            inodes_max: limits.inodes,
-            limits_version: 0,
-            shard: ShardId::VOLUMES,
-        };
-        self.settings.volume_newest = id;
-        txn.put(rows::settings(), &self.settings);
-        let row = VolumeEntryRow { record: record.clone(), deleting: false };
-        txn.put(rows::volume(id), &row);
-        self.volumes.insert(id, row);
-        Ok(Response::Volume(record))
-    }
-
-    fn limit_volume(&mut self, txn: &mut Txn<'_>, name: &str, limits: Limits) -> Applied<Response> {
-        let named = self.volumes.values_mut().find(|row| !row.deleting && row.record.name == name);
-        let Some(row) = named else { return Err(Fail::Refused(MetadataError::NoVolume { name: name.into() })) };
-        if row.record.limits() != limits {
-            row.record.bytes_max = limits.bytes;
-            row.record.inodes_max = limits.inodes;
-            row.record.limits_version += 1;
-            txn.put(rows::volume(row.record.id), row);
-        }
-        Ok(Response::Volume(row.record.clone()))
-    }
-
-    fn delete_volume(&mut self, txn: &mut Txn<'_>, name: &str) -> Applied<Response> {
-        let Some(id) = self.volume_named(name).map(|record| record.id) else {
-            return Err(Fail::Refused(MetadataError::NoVolume { name: name.into() }));
-        };
-        let sessions = self.live.values().filter(|row| row.grant.volume == id).count() as u32;
-        if sessions > 0 {
-            return Err(Fail::Refused(MetadataError::Busy { name: name.into(), sessions }));
-        }
-        if let Some(row) = self.volumes.get_mut(&id) {
-            row.deleting = true;
-            txn.put(rows::volume(id), row);
+            self.create_volume(txn, volume, Limits::default(), &Labels::new())?;
         }
         Ok(Response::Done)
     }

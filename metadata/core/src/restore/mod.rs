@@ -447,7 +447,12 @@ fn volumes(machine: &Cluster, survey: &Survey) -> BTreeMap<VolumeId, VolumeEntry
     let mut entries = machine.volumes.clone();
     for (id, record) in &survey.volumes {
         let deleting = *id <= machine.settings.volume_newest;
-        entries.entry(*id).or_insert_with(|| VolumeEntryRow { record: record.clone(), deleting });
+        entries.entry(*id).or_insert_with(|| VolumeEntryRow {
+            record: record.clone(),
+            deleting,
+            labels_version: 0,
+            labels: Default::default(),
+        });
     }
     entries
 }

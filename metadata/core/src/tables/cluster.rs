@@ -5,7 +5,7 @@ use holdfast_types::{DiskId, GroupId, MapVersion, NodeId, ServerId, SessionId, T
 use holdfast_wire::admin::{ServerPlace, StoragePlace};
 use holdfast_wire::map::{NodeRecord, SessionGrant, View};
 use holdfast_wire::metadata::ClientRecord;
-use holdfast_wire::namespace::VolumeRecord;
+use holdfast_wire::namespace::{Labels, VolumeRecord};
 use serde::{Deserialize, Serialize};
 
 /// What there is one of.
@@ -91,6 +91,10 @@ pub(crate) struct VolumeEntryRow {
     pub(crate) record: VolumeRecord,
     /// Its name is free again, and what it held is being removed.
     pub(crate) deleting: bool,
+    /// How often the labels were changed.
+    pub(crate) labels_version: u64,
+    /// What whoever manages volumes has noted down.
+    pub(crate) labels: Labels,
 }
 
 impl Row for VolumeEntryRow {}
@@ -162,7 +166,8 @@ mod tests {
         let client = ClientRecord::default();
         super::super::assert_round_trip(LiveRow { grant, client, nonce: 7, opened: MapVersion(2) });
         let record = super::super::volume::example_record();
-        super::super::assert_round_trip(VolumeEntryRow { record, deleting: false });
+        let labels = [("owner".to_owned(), "csi".to_owned())].into();
+        super::super::assert_round_trip(VolumeEntryRow { record, deleting: false, labels_version: 3, labels });
         let place = ServerPlace::Joining { replaces: Some(ServerId(1)) };
         super::super::assert_round_trip(ServerRow { address: "a:1".into(), life: 9, place });
     }

@@ -26,6 +26,7 @@
 //! | 0x12 | 1 | volume | [`volume::DroppedRow`] (hot) |
 //! | 0x13 | both | – | [`members::MembersRow`]: the shard's raft configuration |
 //! | 0x14 | 1 | – | too few servers have room: empty (hot) |
+//! | 0x15 | 1 | volume, instance | [`session::GenerationRow`] |
 //! | 0x18 | 1 | volume, inode, space, session, owner, last byte | [`lock::LockRow`] |
 //! | 0x19 | 1 | session, volume, inode | [`lock::LocksRow`] |
 //! | 0x20 | 0 | – | [`cluster::SettingsRow`] |

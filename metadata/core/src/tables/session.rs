@@ -1,7 +1,7 @@
 //! Sessions attached to a volume, and those that are over.
 
 use super::{Key, Row};
-use holdfast_types::{SessionId, Timestamp, VolumeId};
+use holdfast_types::{InstanceGeneration, SessionId, Timestamp, VolumeId};
 use holdfast_wire::metadata::ClientRecord;
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,9 @@ pub(crate) const SESSION: u8 = 0x0d;
 pub(crate) const ENDED: u8 = 0x10;
 /// Sessions at or below the floor that are not attached are over, too.
 pub(crate) const ENDED_FLOOR: u8 = 0x11;
+
+/// The least generation of an instance that is let in.
+pub(crate) const GENERATION: u8 = 0x15;
 
 /// Life of a session in this shard.
 ///
@@ -74,6 +77,26 @@ pub(crate) struct EndedFloorRow {
 
 impl Row for EndedFloorRow {}
 
+/// The least generation of an instance that is let in: the greatest that was ever let in or asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GenerationRow {
+    pub(crate) least: InstanceGeneration,
+    /// When it was last raised.
+    pub(crate) raised: Timestamp,
+}
+
+impl Row for GenerationRow {}
+
+/// Key of an instance's generation.
+pub(crate) fn generation(volume: VolumeId, instance: &str) -> Vec<u8> {
+    Key::of(GENERATION).number(volume.0).name(instance.as_bytes()).done()
+}
+
+/// All instances of a volume.
+pub(crate) fn generations(volume: VolumeId) -> Vec<u8> {
+    Key::of(GENERATION).number(volume.0).done()
+}
+
 /// Key of a session.
 pub(crate) fn key(session: SessionId) -> Vec<u8> {
     Key::of(SESSION).number(session.0).done()
@@ -106,6 +129,8 @@ mod tests {
             parked: Some(Timestamp::default()),
         });
         super::super::assert_round_trip(EndedRow { reason: "silent".into() });
+        let least = InstanceGeneration(7);
+        super::super::assert_round_trip(GenerationRow { least, raised: Timestamp::default() });
         super::super::assert_round_trip(EndedFloorRow { floor: SessionId(8) });
     }
 }

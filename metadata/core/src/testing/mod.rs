@@ -4,6 +4,7 @@ mod acls;
 mod chaos;
 mod exactly_once;
 mod fences;
+mod generations;
 mod gone;
 mod limits;
 mod locks;

@@ -247,7 +247,8 @@ fn a_server_that_joined_after_the_backup_does_not_stop_the_one_that_was_restored
 fn a_volume_that_the_first_shard_has_not_heard_of_yet_is_kept_and_one_that_it_forgot_goes() {
     let mut world = World::formed(1, 3);
     world.attach();
-    let request = Request::CreateVolume { name: "forgotten".into(), limits: Default::default() };
+    let request =
+        Request::CreateVolume { name: "forgotten".into(), limits: Default::default(), labels: Default::default() };
     let Ok(Response::Volume(forgotten)) = world.call(ShardId::CLUSTER, SessionId::NONE, request) else {
         panic!("no volume");
     };

@@ -4,19 +4,23 @@ use super::{World, create, envelope, name};
 use crate::api::{Caller, TICK, ticks};
 use holdfast_types::limits::{DRIFT_MARGIN, SESSION_TTL};
 use holdfast_types::size::MIB;
-use holdfast_types::{Generation, InodeId, InstanceGeneration, SessionId, ShardId};
+use holdfast_types::{Generation, InodeId, SessionId, ShardId};
 use holdfast_wire::metadata::{ClientRecord, Event, MetadataError, Request, Response};
-use holdfast_wire::namespace::{Limits, Mutation, NewNode, Outcome, VolumeRecord};
+use holdfast_wire::namespace::{Labels, Limits, Mutation, NewNode, Outcome, VolumeRecord};
 use std::time::Duration;
 
 const ROOT: InodeId = InodeId::ROOT;
 const VOLUMES: ShardId = ShardId::VOLUMES;
 
-fn attach_request(volume: &VolumeRecord, client: ClientRecord) -> Request {
+pub(super) fn attach_request(volume: &VolumeRecord, client: ClientRecord) -> Request {
     Request::Attach { volume: volume.clone(), client, read_only: false }
 }
 
-fn renew(world: &mut World, session: SessionId, seen: u64) -> Result<(Vec<(u64, Event)>, bool), MetadataError> {
+pub(super) fn renew(
+    world: &mut World,
+    session: SessionId,
+    seen: u64,
+) -> Result<(Vec<(u64, Event)>, bool), MetadataError> {
     match world.call(VOLUMES, session, Request::Renew { seen, wait: false })? {
         Response::Renewed { events, caching, .. } => Ok((events, caching)),
         other => panic!("{other:?}"),
@@ -377,27 +381,6 @@ fn silence_alone_costs_nothing() {
 }
 
 #[test]
-fn a_later_generation_of_an_instance_takes_its_place_at_once() {
-    let mut world = World::formed(3, 3);
-    let client = |generation| ClientRecord {
-        instance: "db-0".into(),
-        instance_generation: InstanceGeneration(generation),
-        ..ClientRecord::default()
-    };
-    let (first, volume) = world.open(client(4));
-    world.call(VOLUMES, first, attach_request(&volume, client(4))).unwrap();
-    let begin = world.now;
-    let (second, volume) = world.open(client(5));
-    let attached = world.call(VOLUMES, second, attach_request(&volume, client(5)));
-    assert!(matches!(attached, Ok(Response::Attached { caching: true, .. })));
-    assert!(world.now.since(begin) < Duration::from_secs(3), "no timeout to wait for");
-    assert!(matches!(renew(&mut world, first, 0), Err(MetadataError::SessionEnded { .. })));
-    let late = Request::OpenSession { volume: "main".into(), client: client(4), read_only: false, nonce: 99 };
-    let refused = world.call(ShardId::CLUSTER, SessionId::NONE, late);
-    assert_eq!(refused, Err(MetadataError::Superseded { by: InstanceGeneration(5) }));
-}
-
-#[test]
 fn opening_a_session_twice_finds_the_first() {
     let mut world = World::formed(3, 3);
     let open =
@@ -425,7 +408,7 @@ fn a_deleted_volume_leaves_nothing_behind() {
     assert_eq!(busy, Err(MetadataError::Busy { name: "main".into(), sessions: 1 }));
     world.call(VOLUMES, s, Request::Detach).unwrap();
     world.call(ShardId::CLUSTER, SessionId::NONE, delete()).unwrap();
-    let create = Request::CreateVolume { name: "main".into(), limits: Limits::default() };
+    let create = Request::CreateVolume { name: "main".into(), limits: Limits::default(), labels: Labels::new() };
     world.call(ShardId::CLUSTER, SessionId::NONE, create).unwrap();
     world.until("its chunks go", |world| {
         use holdfast_wire::chunk::ChunkOp;

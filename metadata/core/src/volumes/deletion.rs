@@ -14,7 +14,7 @@ use holdfast_types::VolumeId;
 use holdfast_wire::metadata::Response;
 
 /// Tables whose keys begin with the volume.
-const TABLES: [u8; 10] = [
+const TABLES: [u8; 11] = [
     inode::INODE,
     entry::ENTRY,
     entry::COOKIE,
@@ -25,6 +25,7 @@ const TABLES: [u8; 10] = [
     lock::LOCK,
     purge::PURGE,
     purge::TRIM,
+    session::GENERATION,
 ];
 
 pub(super) fn drop_volume(txn: &mut Txn<'_>, volume: VolumeId) -> Applied<Response> {

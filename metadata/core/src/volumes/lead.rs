@@ -5,7 +5,7 @@
 use super::answers::live;
 use super::locks::LockWaits;
 use super::purge::Cleaner;
-use super::waiting::Waiting;
+use super::waiting::{Superseded, Waiting};
 use crate::command::{Command, VolumesCommand};
 use crate::core::{Asker, MetadataCore, Waiter};
 use crate::error::{Applied, Fail};
@@ -14,6 +14,7 @@ use crate::tables::session::EndedFloorRow;
 use crate::tables::volume::{self, VolumeRow};
 use crate::txn::Txn;
 use holdfast_store::Batch;
+use holdfast_types::limits::NAME_BYTES_MAX;
 use holdfast_types::{InodeId, Sequence, SessionId, ShardId, VolumeId};
 use holdfast_wire::metadata::{Envelope, MetadataError, Request, Response};
 use holdfast_wire::namespace::{Mutation, Outcome as Output, Query};
@@ -31,6 +32,8 @@ enum Purpose {
     Answer(Asker),
     /// An attach, which may have to wait again.
     Attach(SessionId),
+    /// A generation was raised.
+    Raise(Waiter, Superseded),
     /// The end of a session that asked for it.
     Detach(Waiter, SessionId),
     /// A parked session is heard again, and renews.
@@ -107,6 +110,9 @@ impl MetadataCore {
         if let Request::EndSession { session } = request {
             return self.end_session(waiter.asker, session);
         }
+        if let Request::RaiseGeneration { volume, instance, generation } = request {
+            return self.raise_generation(waiter, Superseded { volume, instance, generation });
+        }
         if session == SessionId::NONE || session == SessionId::SERVICE {
             let reason = "a request to a volume needs a session".into();
             return self.refuse(waiter.asker, SHARD, MetadataError::Invalid { reason });
@@ -140,6 +146,10 @@ impl MetadataCore {
             }
             Request::OpenSession { .. }
             | Request::EndSession { .. }
+            | Request::RaiseGeneration { .. }
+            | Request::LabelVolume { .. }
+            | Request::DescribeVolume { .. }
+            | Request::DescribeVolumes { .. }
             | Request::FenceSession { .. }
             | Request::GetMap { .. }
             | Request::Heartbeat(_)
@@ -170,6 +180,16 @@ impl MetadataCore {
         }
         let command = VolumesCommand::End { sessions: vec![(session, "fenced by an administrator".into())] };
         self.propose_volumes(Purpose::Answer(asker), command);
+    }
+
+    fn raise_generation(&mut self, waiter: Waiter, by: Superseded) {
+        if by.instance.is_empty() || by.instance.len() > NAME_BYTES_MAX {
+            let reason = format!("an instance has a name of 1 to {NAME_BYTES_MAX} bytes");
+            return self.refuse(waiter.asker, SHARD, MetadataError::Invalid { reason });
+        }
+        let Superseded { volume, instance, generation } = by.clone();
+        let command = VolumesCommand::RaiseGeneration { volume, instance, generation };
+        self.propose_volumes(Purpose::Raise(waiter, by), command);
     }
 
     fn mutate(&mut self, waiter: Waiter, (session, sequence): (SessionId, Sequence), command: VolumesCommand) {
@@ -294,10 +314,14 @@ impl MetadataCore {
             (Purpose::Answer(asker), Outcome::Lost | Outcome::Wait) => self.refuse(asker, SHARD, lost()),
             (Purpose::Attach(session), outcome) => self.attach_proposed(session, outcome),
             (Purpose::Detach(waiter, session), Outcome::Applied(_)) => self.detach_applied(waiter, session),
+            (Purpose::Raise(waiter, by), Outcome::Applied(_)) => self.raise_applied(waiter, by),
             (Purpose::Revive(waiter, session, seen, wait), Outcome::Applied(_)) => {
                 self.volumes_read(ReadFor::Renewal { waiter, session, seen, wait });
             }
-            (Purpose::Detach(waiter, _) | Purpose::Revive(waiter, ..), Outcome::Lost | Outcome::Wait) => {
+            (
+                Purpose::Detach(waiter, _) | Purpose::Revive(waiter, ..) | Purpose::Raise(waiter, _),
+                Outcome::Lost | Outcome::Wait,
+            ) => {
                 self.refuse(waiter.asker, SHARD, lost());
             }
             (Purpose::Own(work), _) => {

@@ -3,10 +3,12 @@
 //! Invariants:
 //! * At most one session of a volume caches, and none does while another one is attached, but for one that was told to stop.
 //! * What an ending session held is given to nobody before every storage node refuses it.
+//! * No session is let in with a lesser generation than one of the same instance that was let in before, attached or not.
 //! * A mutation of one `(session, sequence)` takes effect once; its first answer is kept until the session has it.
 
 pub(crate) mod answers;
 pub(crate) mod deletion;
+mod generations;
 pub(crate) mod lead;
 mod locks;
 pub(crate) mod purge;
@@ -130,6 +132,9 @@ impl Machine for Volumes {
             VolumesCommand::StartCaching { session } => sessions::start_caching(txn, *session)?,
             VolumesCommand::End { sessions } => sessions::end(txn, sessions)?,
             VolumesCommand::EndStep { session, rows } => sessions::end_step(txn, context, *session, *rows as usize)?,
+            VolumesCommand::RaiseGeneration { volume, instance, generation } => {
+                generations::raise_and_end(txn, context, *volume, instance, *generation)?
+            }
             VolumesCommand::Park { sessions } => sessions::park(txn, context, sessions)?,
             VolumesCommand::Limit { volume, version, limits } => limit(txn, *volume, *version, *limits)?,
             VolumesCommand::Room { short: true } => {

@@ -1,7 +1,7 @@
 //! Sessions of a volume: who may cache, who is told what, and what becomes of those that end.
 
 use super::answers::live;
-use super::rows;
+use super::{generations, rows};
 use crate::error::{Applied, Fail, ensure};
 use crate::machine::Context;
 use crate::ops::{Op, settle_bounds};
@@ -22,7 +22,7 @@ use holdfast_wire::namespace::{FileKind, VolumeRecord};
 const ENDED_KEPT: usize = 1024;
 
 /// Attached and ending sessions of a volume.
-fn others(txn: &Txn<'_>, volume: VolumeId, but: SessionId) -> Applied<Vec<(SessionId, SessionRow)>> {
+pub(super) fn others(txn: &Txn<'_>, volume: VolumeId, but: SessionId) -> Applied<Vec<(SessionId, SessionRow)>> {
     let all = rows::<SessionRow>(txn, Key::of(session::SESSION).done(), usize::MAX)?;
     let of_volume = all.into_iter().map(|(key, row)| (SessionId(number_at(&key, 0)), row));
     Ok(of_volume.filter(|(id, row)| row.volume == volume && *id != but).collect())
@@ -49,6 +49,7 @@ pub(super) fn attach(
     if txn.get_raw(&volume::dropped(record.id))?.is_some() {
         return Err(Fail::Unkept(MetadataError::NoVolume { name: record.name.clone() }));
     }
+    generations::admits(txn, record.id, client)?;
     let others = others(txn, record.id, session)?;
     if let Some(by) = others.iter().filter_map(|(_, row)| superseding(&row.client, client)).max() {
         return Err(Fail::Unkept(MetadataError::Superseded { by }));
@@ -72,6 +73,9 @@ pub(super) fn attach(
         parked: None,
     };
     txn.put(session::key(session), &row);
+    if !client.instance.is_empty() {
+        generations::raise(txn, context, record.id, &client.instance, client.instance_generation)?;
+    }
     attached(txn, context, session, &row)
 }
 

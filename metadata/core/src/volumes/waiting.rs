@@ -19,7 +19,7 @@ use crate::core::{MetadataCore, Waiter};
 use crate::replica::Outcome;
 use crate::tables::session::{Phase, SessionRow, Told};
 use holdfast_types::limits::{DRIFT_MARGIN, SESSION_TTL};
-use holdfast_types::{SessionId, ShardId, VolumeId};
+use holdfast_types::{InstanceGeneration, SessionId, ShardId, VolumeId};
 use holdfast_wire::metadata::{ClientRecord, Event, MetadataError, Response};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -45,6 +45,22 @@ struct Attaching {
     proposed: bool,
 }
 
+/// Sessions that somebody wants to be over: those of an instance with a lesser generation.
+#[derive(Clone, Debug)]
+pub(super) struct Superseded {
+    pub(super) volume: VolumeId,
+    pub(super) instance: String,
+    pub(super) generation: InstanceGeneration,
+}
+
+impl Superseded {
+    /// Whether it has such a session in mind.
+    fn is(&self, row: &SessionRow) -> bool {
+        let same = row.volume == self.volume && row.client.instance == self.instance;
+        same && row.client.instance_generation < self.generation
+    }
+}
+
 /// A renewal that waits for an event.
 #[derive(Debug)]
 struct Renewing {
@@ -62,6 +78,8 @@ pub(crate) struct Waiting {
     pub(super) heard: BTreeMap<SessionId, u64>,
     attaching: BTreeMap<SessionId, Attaching>,
     detaching: Vec<(Waiter, SessionId)>,
+    /// Who waits until sessions of lesser generations are fenced.
+    raising: Vec<(Waiter, Superseded)>,
     renewing: Vec<Renewing>,
     /// Sessions that every storage node refuses by now.
     fenced: BTreeSet<SessionId>,
@@ -88,7 +106,8 @@ impl Waiting {
         let attaching =
             self.attaching.values().filter(|attaching| !attaching.proposed).map(|attaching| attaching.waiter);
         let detaching = self.detaching.iter().map(|(waiter, _)| *waiter);
-        attaching.chain(detaching).chain(self.renewing.iter().map(|renewing| renewing.waiter))
+        let raising = self.raising.iter().map(|(waiter, _)| *waiter);
+        attaching.chain(detaching).chain(raising).chain(self.renewing.iter().map(|renewing| renewing.waiter))
     }
 }
 
@@ -149,6 +168,12 @@ impl MetadataCore {
         self.volumes_lead.waiting.detaching.push((waiter, session));
     }
 
+    /// No lesser generation is let in any more; those that were have still to be fenced.
+    pub(super) fn raise_applied(&mut self, waiter: Waiter, by: Superseded) {
+        self.volumes_lead.waiting.raising.push((waiter, by));
+        self.tell_sessions();
+    }
+
     /// A confirmed renewal: its events now, or when there is one.
     pub(super) fn renewal(&mut self, waiter: Waiter, session: SessionId, seen: u64, wait: bool) {
         if let Err(error) = self.session_state(session) {
@@ -193,6 +218,13 @@ impl MetadataCore {
         for (waiter, _) in done {
             self.answer(waiter.asker, SHARD, None, Ok(Response::Done));
         }
+        let (kept, done): (Vec<_>, Vec<_>) = std::mem::take(&mut self.volumes_lead.waiting.raising)
+            .into_iter()
+            .partition(|(_, by)| self.volumes.machine.sessions().values().any(|row| by.is(row)));
+        self.volumes_lead.waiting.raising = kept;
+        for (waiter, _) in done {
+            self.answer(waiter.asker, SHARD, None, Ok(Response::Done));
+        }
     }
 
     pub(super) fn tick_waiting(&mut self) {
@@ -208,6 +240,13 @@ impl MetadataCore {
         for (waiter, _) in due {
             // Its end is committed: every later leader sees to the rest.
             self.answer(waiter.asker, SHARD, None, Ok(Response::Done));
+        }
+        let (due, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.volumes_lead.waiting.raising).into_iter().partition(|(w, _)| w.is_due(now));
+        self.volumes_lead.waiting.raising = kept;
+        for (waiter, _) in due {
+            let reason = "sessions of lesser generations are over, but not every storage node knows it yet".into();
+            self.refuse(waiter.asker, SHARD, MetadataError::Unavailable { reason });
         }
         let late: Vec<SessionId> = self
             .volumes_lead

@@ -13,14 +13,27 @@ pub struct Mounted {
     pub point: PathBuf,
     /// Type of the file system.
     pub kind: String,
+    /// What is mounted, in the file system's own words.
+    pub source: String,
     /// Options of the mount and of the file system, separated by commas.
     pub options: String,
 }
 
 /// What is mounted on exactly this (absolute) path; of several, the topmost.
 pub fn mounted_at(point: &Path) -> Option<Mounted> {
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
-    parse(&table).filter(|mounted| mounted.point == point).last()
+    mounted().into_iter().rfind(|mounted| mounted.point == point)
+}
+
+/// Everything that is mounted, what was mounted later after what was mounted before.
+pub fn mounted() -> Vec<Mounted> {
+    parse(&std::fs::read("/proc/self/mountinfo").unwrap_or_default()).collect()
+}
+
+impl Mounted {
+    /// Whether nothing can be changed through it.
+    pub fn is_read_only(&self) -> bool {
+        self.options.split(',').any(|word| word == "ro")
+    }
 }
 
 /// The number of the device that is mounted on exactly this path, `MAJOR:MINOR`.
@@ -37,8 +50,9 @@ fn parse(table: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
         let of_mount = String::from_utf8_lossy(fields.next()?).into_owned();
         fields.find(|field| *field == b"-")?;
         let kind = String::from_utf8(fields.next()?.to_vec()).ok()?;
-        let of_file_system = String::from_utf8_lossy(fields.nth(1)?).into_owned();
-        Some(Mounted { device, point, kind, options: format!("{of_mount},{of_file_system}") })
+        let source = String::from_utf8_lossy(&unescape(fields.next()?)).into_owned();
+        let of_file_system = String::from_utf8_lossy(fields.next()?).into_owned();
+        Some(Mounted { device, point, kind, source, options: format!("{of_mount},{of_file_system}") })
     })
 }
 
@@ -78,12 +92,14 @@ mod tests {
                 device: "98:0".into(),
                 point: "/mnt/a b\\c".into(),
                 kind: "ext4".into(),
+                source: "/dev/root".into(),
                 options: "rw,noatime,rw".into(),
             },
             Mounted {
                 device: "0:51".into(),
                 point: "/mnt".into(),
                 kind: "fuse.holdfast".into(),
+                source: "holdfast:main".into(),
                 options: "rw,rw,user_id=0".into(),
             },
         ];
