@@ -9,7 +9,6 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -88,7 +87,7 @@ pub async fn answer<V: Volumes>(plugin: &Plugin<V>, path: &str, body: &[u8], cal
     match result {
         Ok(body) => Answer::ok(body),
         Err(error) => {
-            let reason = in_one_line(&error);
+            let reason = error.to_string();
             // Asking for a volume that may not be there is how the engine finds out.
             if !matches!(error, CallError::NoVolume(_)) {
                 tracing::warn!(call, volume = name, request = id, reason, "refused");
@@ -101,18 +100,4 @@ pub async fn answer<V: Volumes>(plugin: &Plugin<V>, path: &str, body: &[u8], cal
 /// A path as the engine takes it: empty for none.
 fn text(path: Option<PathBuf>) -> String {
     path.as_deref().map(Path::to_string_lossy).unwrap_or_default().into_owned()
-}
-
-/// The whole chain of causes; a cause that its effect names already is not said twice.
-pub(crate) fn in_one_line(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        next = cause.source();
-    }
-    text
 }

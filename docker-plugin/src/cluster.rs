@@ -7,7 +7,9 @@
 use crate::options::{Access, Wanted};
 use crate::volumes::{Created, Failure, Usage, Used, User, Volume, Volumes};
 use holdfast_mounts::TYPE;
-use holdfast_volume::{Attachment, Capacity, Cluster, MountHow, Mounts, VolumeError, VolumeFacts, VolumeSpec, volume_name};
+use holdfast_volume::{
+    Attachment, Capacity, Cluster, MountHow, Mounts, VolumeError, VolumeFacts, VolumeSpec, volume_name,
+};
 use holdfast_wire::admin::{SessionState, SessionStatus};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -70,8 +72,9 @@ impl<C: Cluster> ClusterVolumes<C> {
         let access = match kept(ACCESS) {
             // An administrator made it.
             None => Access::Shared,
-            Some(text) => Access::parse(text)
-                .ok_or_else(|| format!("volume {:?} has access={text:?}, which this version does not know", managed.name))?,
+            Some(text) => Access::parse(text).ok_or_else(|| {
+                format!("volume {:?} has access={text:?}, which this version does not know", managed.name)
+            })?,
         };
         let size_bytes = facts.record.bytes_max;
         Ok(Some(Volume { name: managed.name, size_bytes, access, read_only: kept(READ_ONLY) == Some("true") }))
@@ -126,7 +129,10 @@ impl<C: Cluster + Sync> Volumes for ClusterVolumes<C> {
             name: name.into(),
             driver: DRIVER.into(),
             capacity: Capacity { required: bytes, limit: bytes },
-            parameters: parameters.map(|(name, value)| (name.to_owned(), value)).into_iter().collect::<BTreeMap<_, _>>(),
+            parameters: parameters
+                .map(|(name, value)| (name.to_owned(), value))
+                .into_iter()
+                .collect::<BTreeMap<_, _>>(),
             ..VolumeSpec::default()
         };
         match self.volumes.create(&spec).await {

@@ -1,5 +1,6 @@
 //! What the plugin is told at its start.
 
+use holdfast_client::ClusterFile;
 use std::path::PathBuf;
 
 pub use holdfast_telemetry::http::ADDRESS_DEFAULT as TELEMETRY_DEFAULT;
@@ -7,8 +8,10 @@ pub use holdfast_telemetry::http::ADDRESS_DEFAULT as TELEMETRY_DEFAULT;
 /// Settings of a plugin.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The cluster's `cluster.toml`.
-    pub cluster: PathBuf,
+    /// Where the cluster is, and an administrator's certificate for it: the plugin decides who may mount.
+    pub cluster: ClusterFile,
+    /// The file that says so, for mounts, which have a certificate of their own there.
+    pub cluster_file: PathBuf,
     /// Where the engine connects to. The name of the file without `.sock` is the name of the driver.
     pub socket: PathBuf,
     /// Where it keeps which containers use what. Must survive a restart of the plugin.

@@ -6,7 +6,7 @@ use crate::handlers::Plugin;
 use crate::metrics::Metrics;
 use crate::requests::{Requests, RequestsError};
 use crate::server::{self, ListenError};
-use holdfast_client::{Cluster, ClusterFile, ClusterFileError, RequestError};
+use holdfast_client::{Cluster, RequestError};
 use holdfast_telemetry::http::{self, Health};
 use holdfast_telemetry::metrics::Registry;
 use std::net::SocketAddr;
@@ -18,9 +18,6 @@ use tokio::sync::watch;
 /// Why the plugin cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The cluster's description cannot be used.
-    #[error(transparent)]
-    ClusterFile(#[from] ClusterFileError),
     /// The certificate cannot be used.
     #[error(transparent)]
     Cluster(#[from] RequestError),
@@ -68,7 +65,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
     ready: impl FnOnce(&Path, Option<SocketAddr>) + Send,
 ) -> Result<(), RunError> {
-    let cluster = Cluster::connect(&ClusterFile::load(&config.cluster)?)?;
+    let cluster = Cluster::connect(&config.cluster)?;
     let mount_dir = config.mount_dir.unwrap_or_else(|| config.state_dir.join("mounts"));
     for path in [&config.state_dir, &mount_dir] {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -77,9 +74,7 @@ pub async fn run(
     let requests = Requests::open(&config.state_dir)?;
     let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     let node = config.node_id.unwrap_or_else(host);
-    // The mounts' processes may have another working directory.
-    let file = std::path::absolute(&config.cluster).unwrap_or(config.cluster);
-    let volumes = ClusterVolumes::new(cluster, config.program, file, node, mount_dir);
+    let volumes = ClusterVolumes::new(cluster, config.program, config.cluster_file, node, mount_dir);
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let plugin = Arc::new(Plugin::new(volumes, requests, metrics));

@@ -1,6 +1,7 @@
 //! Volumes of Docker's containers, with the real engine: an engine and a plugin on each of two hosts, before a cluster of processes.
 
 mod life;
+mod managed;
 mod zombie;
 
 use holdfast_tests::docker::{DockerHost, PROGRAMS};

@@ -97,7 +97,9 @@ impl DockerHost {
         }
         words.push(format!("--host=unix://{}", folder.join("engine.sock").display()));
         // What the machine's own engine is told is not for this one.
-        words.push("--config-file=/dev/null".to_owned());
+        let config = folder.join("engine.json");
+        std::fs::write(&config, "{}")?;
+        words.push(format!("--config-file={}", config.display()));
         Ok(words)
     }
 
@@ -210,7 +212,8 @@ impl DockerHost {
     /// When it does not start.
     pub fn start_container(&self, name: &str, volume: &str, line: &str) -> Result<String> {
         let mount = format!("{volume}:/data");
-        let words = ["run", "--detach", "--init", "--network=none", "--volume-driver=holdfast", "--name", name];
+        let words =
+            ["run", "--detach", "--stop-timeout=1", "--network=none", "--volume-driver=holdfast", "--name", name];
         self.docker(&[&words[..], &["--volume", &mount, IMAGE, "/bin/sh", "-c", line]].concat())
     }
 

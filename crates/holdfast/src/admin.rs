@@ -57,7 +57,7 @@ async fn carry_out(admin: Admin) -> Result<ExitCode> {
 }
 
 /// `init` writes the administrator's certificate beside the clients'. Where it is not there (a host that only mounts), the file's own is used.
-fn prefer_admin_certificate(file: &mut ClusterFile) {
+pub fn prefer_admin_certificate(file: &mut ClusterFile) {
     let Some(base) = file.tls.certificate.parent().and_then(|p| p.parent()) else { return };
     let (certificate, key) = (base.join("admin/cert.pem"), base.join("admin/key.pem"));
     if certificate.is_file() && key.is_file() {

@@ -1,7 +1,8 @@
 //! `holdfast metadata`, `holdfast storage`, `holdfast docker-plugin`: one server in the foreground.
 
-use crate::{cli, signals};
+use crate::{admin, cli, signals};
 use anyhow::{Context, Result};
+use holdfast_client::ClusterFile;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -41,9 +42,22 @@ pub async fn storage(path: &Path) -> Result<ExitCode> {
 
 /// Runs a Docker volume plugin.
 pub async fn docker_plugin(plugin: cli::DockerPlugin) -> Result<ExitCode> {
-    let cli::DockerPlugin { cluster, socket, state_dir, mount_dir, node_id, telemetry } = plugin;
+    let cli::DockerPlugin { cluster: path, socket, state_dir, mount_dir, node_id, telemetry } = plugin;
+    let mut cluster = ClusterFile::load(&path)?;
+    admin::prefer_admin_certificate(&mut cluster);
+    // Mounts are processes that may have another working directory.
+    let cluster_file = std::path::absolute(&path)?;
     let program = std::env::current_exe().context("cannot tell where this program is, which mounts")?;
-    let config = holdfast_docker_plugin::Config { cluster, socket, state_dir, mount_dir, node_id, telemetry, program };
+    let config = holdfast_docker_plugin::Config {
+        cluster,
+        cluster_file,
+        socket,
+        state_dir,
+        mount_dir,
+        node_id,
+        telemetry,
+        program,
+    };
     let (_stop, stopped) = signals::shutdown()?;
     let ready = |socket: &Path, telemetry: Option<SocketAddr>| {
         println!("ready role=docker-plugin socket={}{}", socket.display(), telemetry_field(telemetry));
