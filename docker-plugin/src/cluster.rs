@@ -6,7 +6,7 @@
 
 use crate::options::{Access, Wanted};
 use crate::volumes::{Created, Failure, Usage, Used, User, Volume, Volumes};
-use holdfast_mounts::TYPE;
+use holdfast_mounts::{Mounted, TYPE};
 use holdfast_volume::{
     Attachment, Capacity, Cluster, MountHow, Mounts, VolumeError, VolumeFacts, VolumeSpec, volume_name,
 };
@@ -201,6 +201,13 @@ impl<C: Cluster + Sync> Volumes for ClusterVolumes<C> {
         Ok(())
     }
 
+    async fn is_in_use(&self, name: &str) -> Result<bool, Failure> {
+        let Some(there) = self.mounted_at(name).and_then(|point| holdfast_mounts::mounted_at(&point)) else {
+            return Ok(false);
+        };
+        Ok(tokio::task::spawn_blocking(move || is_elsewhere(&there)).await??)
+    }
+
     fn mounted_at(&self, name: &str) -> Option<PathBuf> {
         let point = self.point(name).ok()?;
         let source = holdfast_mounts::source_of(&volume_name(name).ok()?);
@@ -219,3 +226,27 @@ impl<C: Cluster + Sync> Volumes for ClusterVolumes<C> {
         names
     }
 }
+
+/// Whether any process of this host sees the mount anywhere but at its own place, as a container's do. (Services with mounts of their own see
+/// a copy at the same place; that one goes when ours goes.)
+fn is_elsewhere(mount: &Mounted) -> std::io::Result<bool> {
+    let of_mount = |line: &str| {
+        let mut fields = line.split(' ');
+        fields.nth(2) == Some(&mount.device) && fields.nth(1).is_some_and(|point| Path::new(point) != mount.point)
+    };
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        if !name.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        // One that has ended meanwhile uses nothing.
+        let Ok(table) = std::fs::read_to_string(Path::new("/proc").join(name).join("mountinfo")) else { continue };
+        if table.lines().any(of_mount) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests;

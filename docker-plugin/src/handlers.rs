@@ -6,6 +6,7 @@
 //!   mount is left uncounted that [`Plugin::reconcile`] would not take away, and none that is counted is taken away.
 //! * A Mount whose caller has given up is not counted: nobody would take it back.
 
+use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::options::{OptionError, Wanted};
 use crate::requests::{Requests, RequestsError};
@@ -97,6 +98,9 @@ fn failed(what: impl Into<String>) -> impl FnOnce(Failure) -> CallError {
 pub trait Caller: Send + Sync {
     /// Nobody does any more.
     fn has_gone(&self) -> bool;
+
+    /// The engine that asks, if it can be seen.
+    fn engine(&self) -> Option<Engine>;
 }
 
 /// A volume and where it is mounted here, if it is.
@@ -159,6 +163,28 @@ impl<V: Volumes> Plugin<V> {
         }
     }
 
+    /// Open requests, without those that nobody will take back: an engine that is killed forgets them. While the engine that made one runs, it
+    /// may be starting the container; once it has ended, a container that still runs is seen by what it has mounted.
+    async fn count_that_matters(&self, name: &str) -> Result<usize, CallError> {
+        let count = self.count(name);
+        let left_behind = || self.requests.lock().unwrap_or_else(PoisonError::into_inner).are_left_behind(name);
+        if count == 0 || !left_behind() {
+            return Ok(count);
+        }
+        let in_use = self.volumes.is_in_use(name).await;
+        if in_use.map_err(failed(format!("cannot see which containers use volume {name:?}")))? {
+            return Ok(count);
+        }
+        tracing::info!(
+            volume = name,
+            requests = count,
+            "forgotten by an engine that has ended, and no container has it"
+        );
+        let volume = name.to_owned();
+        self.keep(move |requests| requests.forget(&volume)).await?;
+        Ok(0)
+    }
+
     async fn find(&self, name: &str) -> Result<Volume, CallError> {
         if name.is_empty() {
             return Err(CallError::Missing("Name"));
@@ -208,7 +234,7 @@ impl<V: Volumes> Plugin<V> {
             Err(CallError::NoVolume(_)) => return Ok(()),
             Err(error) => return Err(error),
         }
-        let count = self.count(name);
+        let count = self.count_that_matters(name).await?;
         if count > 0 {
             return Err(CallError::InUseHere { name: name.into(), count });
         }
@@ -239,8 +265,8 @@ impl<V: Volumes> Plugin<V> {
         let kept = match mounted {
             Ok(_) if caller.has_gone() => Err(CallError::GivenUp(name.into())),
             Ok(at) => {
-                let (volume, id) = (name.to_owned(), id.to_owned());
-                self.keep(move |requests| requests.add(&volume, &id)).await.map(|()| at)
+                let (volume, id, by) = (name.to_owned(), id.to_owned(), caller.engine());
+                self.keep(move |requests| requests.add(&volume, &id, by)).await.map(|()| at)
             }
             Err(error) => Err(error),
         };
@@ -271,7 +297,7 @@ impl<V: Volumes> Plugin<V> {
         let _turn = lock.lock().await;
         let (volume, id) = (name.to_owned(), id.to_owned());
         let left = self.keep(move |requests| requests.remove(&volume, &id)).await?;
-        if left == 0 {
+        if left == 0 || self.count_that_matters(name).await? == 0 {
             self.volumes.unmount(name).await.map_err(failed(format!("cannot unmount volume {name:?}")))?;
         }
         Ok(())
@@ -308,7 +334,10 @@ impl<V: Volumes> Plugin<V> {
         for name in self.volumes.mounted() {
             let lock = self.lock_of(&name);
             let _turn = lock.lock().await;
-            let count = self.count(&name);
+            let count = self.count_that_matters(&name).await.unwrap_or_else(|error| {
+                tracing::warn!(volume = name, %error, "what is counted stays");
+                1
+            });
             if count > 0 {
                 tracing::info!(volume = name, containers = count, "found mounted");
             } else if let Err(error) = self.volumes.unmount(&name).await {

@@ -6,9 +6,10 @@
 //! * A request that is repeated counts once; one that is taken back twice was taken back the first time.
 //! * No container survives a restart of the machine, so requests of an earlier boot are void.
 
+use crate::engine::Engine;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -26,8 +27,8 @@ struct Kept {
     version: u32,
     /// The kernel's name for the time since the machine started.
     boot: String,
-    /// Ids of open requests, by the volume they are for. No volume without one.
-    volumes: BTreeMap<String, BTreeSet<String>>,
+    /// Open requests by the volume they are for and their id, and who made them, if that is known. No volume without one.
+    volumes: BTreeMap<String, BTreeMap<String, Option<Engine>>>,
 }
 
 /// Why the file cannot be used.
@@ -106,7 +107,7 @@ impl Requests {
 
     /// Open requests for a volume.
     pub fn count(&self, volume: &str) -> usize {
-        self.kept.volumes.get(volume).map_or(0, BTreeSet::len)
+        self.kept.volumes.get(volume).map_or(0, BTreeMap::len)
     }
 
     /// Volumes with open requests.
@@ -114,13 +115,28 @@ impl Requests {
         self.kept.volumes.keys().map(String::as_str)
     }
 
+    /// Whether all who made the requests for a volume have ended.
+    pub fn are_left_behind(&self, volume: &str) -> bool {
+        let mut engines = self.kept.volumes.get(volume).into_iter().flat_map(BTreeMap::values);
+        engines.all(|engine| engine.is_some_and(|engine| !engine.is_alive()))
+    }
+
+    /// Nobody will take back the requests for a volume: none is open any more, durably.
+    ///
+    /// # Errors
+    /// [`RequestsError::Io`]; then they are still open.
+    pub fn forget(&mut self, volume: &str) -> Result<(), RequestsError> {
+        let mut next = self.kept.clone();
+        if next.volumes.remove(volume).is_some() { self.replace(next) } else { Ok(()) }
+    }
+
     /// A request is open: durable when this returns. Once more is as good as once.
     ///
     /// # Errors
     /// [`RequestsError::Io`]; then it is not open.
-    pub fn add(&mut self, volume: &str, id: &str) -> Result<(), RequestsError> {
+    pub fn add(&mut self, volume: &str, id: &str, by: Option<Engine>) -> Result<(), RequestsError> {
         let mut next = self.kept.clone();
-        if !next.volumes.entry(volume.to_owned()).or_default().insert(id.to_owned()) {
+        if next.volumes.entry(volume.to_owned()).or_default().insert(id.to_owned(), by) == Some(by) {
             return Ok(());
         }
         self.replace(next)
@@ -133,7 +149,7 @@ impl Requests {
     pub fn remove(&mut self, volume: &str, id: &str) -> Result<usize, RequestsError> {
         let mut next = self.kept.clone();
         let Some(ids) = next.volumes.get_mut(volume) else { return Ok(0) };
-        let removed = ids.remove(id);
+        let removed = ids.remove(id).is_some();
         let left = ids.len();
         if left == 0 {
             next.volumes.remove(volume);
@@ -173,10 +189,10 @@ mod tests {
     fn a_repeated_request_counts_once_and_all_survive_a_restart() {
         let folder = folder();
         let mut requests = Requests::open(folder.path()).expect("opens");
-        requests.add("db", "one").expect("kept");
-        requests.add("db", "one").expect("kept");
-        requests.add("db", "two").expect("kept");
-        requests.add("logs", "one").expect("kept");
+        requests.add("db", "one", None).expect("kept");
+        requests.add("db", "one", None).expect("kept");
+        requests.add("db", "two", None).expect("kept");
+        requests.add("logs", "one", None).expect("kept");
         drop(requests);
         let mut requests = Requests::open(folder.path()).expect("opens again");
         assert_eq!((requests.count("db"), requests.count("logs"), requests.count("none")), (2, 1, 0));
@@ -192,9 +208,29 @@ mod tests {
     #[test]
     fn requests_of_an_earlier_boot_are_void() {
         let folder = folder();
-        Requests::open_in_boot(folder.path(), "first").expect("opens").add("db", "one").expect("kept");
+        Requests::open_in_boot(folder.path(), "first").expect("opens").add("db", "one", None).expect("kept");
         assert_eq!(Requests::open_in_boot(folder.path(), "first").expect("opens").count("db"), 1);
         assert_eq!(Requests::open_in_boot(folder.path(), "second").expect("opens").count("db"), 0);
+    }
+
+    #[test]
+    fn requests_are_left_behind_when_all_who_made_them_have_ended() {
+        let folder = folder();
+        let itself = Engine::of(std::process::id().cast_signed());
+        let mut requests = Requests::open(folder.path()).expect("opens");
+        requests.add("db", "one", Some(Engine::dead())).expect("kept");
+        assert!(requests.are_left_behind("db"));
+        for (id, by) in [("two", itself), ("three", None)] {
+            requests.add("db", id, by).expect("kept");
+            assert!(!requests.are_left_behind("db"), "{by:?}");
+            requests.remove("db", id).expect("taken back");
+        }
+        // The same request again, of an engine that was started again.
+        requests.add("db", "one", itself).expect("kept");
+        assert!(!requests.are_left_behind("db"));
+        requests.forget("db").expect("forgotten");
+        drop(requests);
+        assert_eq!(Requests::open(folder.path()).expect("opens").count("db"), 0);
     }
 
     #[test]
@@ -221,7 +257,7 @@ mod tests {
         let mut requests = Requests::open(folder.path()).expect("opens");
         // A directory where the new file would be: not even root can write there.
         std::fs::create_dir(folder.path().join("requests.new")).expect("made");
-        assert!(requests.add("db", "one").is_err());
+        assert!(requests.add("db", "one", None).is_err());
         assert_eq!(requests.count("db"), 0);
     }
 }

@@ -5,6 +5,7 @@
 //! * What was begun is finished, even if the engine does not wait for it; it is told to the call, which decides.
 
 use crate::api::{self, Answer, MEDIA_TYPE};
+use crate::engine::Engine;
 use crate::handlers::{Caller, Plugin};
 use crate::volumes::Volumes;
 use bytes::Bytes;
@@ -119,7 +120,10 @@ async fn connection<V: Volumes>(
     calls: Arc<Semaphore>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request| call(Arc::clone(&plugin), Arc::clone(&calls), request));
+    // None for one in another namespace of processes, which has no number here.
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).filter(|pid| *pid > 0);
+    let engine = pid.and_then(Engine::of);
+    let service = service_fn(move |request| call(Arc::clone(&plugin), Arc::clone(&calls), engine, request));
     let mut server = pin!(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = &mut server => Some(ended),
@@ -138,17 +142,25 @@ async fn connection<V: Volumes>(
 }
 
 /// Whoever waits for an answer.
-struct Waiting(oneshot::Sender<Answer>);
+struct Waiting {
+    sender: oneshot::Sender<Answer>,
+    engine: Option<Engine>,
+}
 
 impl Caller for Waiting {
     fn has_gone(&self) -> bool {
-        self.0.is_closed()
+        self.sender.is_closed()
+    }
+
+    fn engine(&self) -> Option<Engine> {
+        self.engine
     }
 }
 
 async fn call<V: Volumes>(
     plugin: Arc<Plugin<V>>,
     calls: Arc<Semaphore>,
+    engine: Option<Engine>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
@@ -167,10 +179,10 @@ async fn call<V: Volumes>(
     tokio::spawn(async move {
         // Never closed.
         let Ok(_permit) = calls.acquire_owned().await else { return };
-        let caller = Waiting(sender);
+        let caller = Waiting { sender, engine };
         let answer = api::answer(&plugin, head.uri.path(), &body, &caller).await;
         // Nobody waiting for it any more was the call's to see.
-        let _ = caller.0.send(answer);
+        let _ = caller.sender.send(answer);
     });
     let failed = || Answer::refusal(StatusCode::INTERNAL_SERVER_ERROR, "the plugin failed; its log says where");
     Ok(response(receiver.await.unwrap_or_else(|_| failed())))

@@ -88,6 +88,9 @@ pub trait Volumes: Send + Sync + 'static {
     /// Takes its mount away. Done if there is none.
     fn unmount(&self, name: &str) -> impl Future<Output = Result<(), Failure>> + Send;
 
+    /// Whether anything but this host's own place of the mount is left of it: a container that runs.
+    fn is_in_use(&self, name: &str) -> impl Future<Output = Result<bool, Failure>> + Send;
+
     /// Where it is mounted on this host, dead or alive. Asks nobody.
     fn mounted_at(&self, name: &str) -> Option<PathBuf>;
 

@@ -2,8 +2,8 @@
 //!
 //! * A host has its own network (that of [`Network`]), mounts, name and processes: its end is the end of everything in it, containers included,
 //!   as when a machine loses power.
-//! * Files are everybody's, so that engines are talked to from outside, over a socket in their folder. `/run` is a host's own: there engines
-//!   look for plugins.
+//! * Files are everybody's, so that engines are talked to from outside, over a socket in their folder. A host's own are `/run`, where engines
+//!   look for plugins, `/var/lib` and `/var/log`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,14 +49,15 @@ impl DockerHost {
         std::fs::create_dir_all(&folder)?;
         let network = cluster.network().context("the cluster has hosts")?;
         let log = |what: &str| folder.join(format!("{what}.log"));
-        // Bash reaps whoever loses its parent.
+        // What mounts log and keep is the host's own, too. Bash reaps whoever loses its parent.
         let script = "hostname \"$1\"; mount --make-rprivate /; mount -t tmpfs tmpfs /run; mkdir -p /run/docker/plugins
+            for kept in lib log; do mkdir -p \"$2/$kept\"; mount --bind \"$2/$kept\" /var/$kept; done
             echo ready \"host=$1\"; while true; do sleep 1000 & wait $!; done";
         let mut words = network.on(name)?;
         words.extend(
             ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"].map(str::to_owned),
         );
-        words.extend(["bash", "-euc", script, "-", name].map(str::to_owned));
+        words.extend(["bash", "-euc", script, "-", name, &folder.to_string_lossy()].map(str::to_owned));
         let mut keeper = Process::new(&format!("{name}-host"), words, &log("host"), janitor);
         keeper.start()?;
         keeper.wait_ready(START_LIMIT)?;
@@ -247,9 +248,10 @@ impl DockerHost {
         Ok(table.lines().filter_map(of).filter_map(first).collect())
     }
 
-    /// The ends of its logs.
+    /// The ends of its logs, those of its mounts included.
     pub fn log_tails(&self) -> String {
-        [&self.plugin, &self.engine].map(Process::log_tail).join("\n")
+        let of_mounts = shell(&format!("tail -n 20 {}/log/holdfast/*.log || true", quote(&self.folder)), START_LIMIT);
+        [self.plugin.log_tail(), self.engine.log_tail(), of_mounts.unwrap_or_default()].join("\n")
     }
 }
 

@@ -207,6 +207,34 @@ async fn a_mount_that_nobody_counts_is_taken_away_at_the_next_start_and_a_counte
 }
 
 #[tokio::test]
+async fn what_a_killed_engine_forgot_counts_no_more_once_no_container_has_it() {
+    let served = Served::new().await;
+    for name in ["db", "logs"] {
+        served.must("Create", json!({ "Name": name })).await;
+        served.memory.state().mounted.insert(name.into());
+        served.memory.state().in_use.insert(name.into());
+    }
+    served.stop.send_replace(true);
+    served.server.await.expect("ends");
+    let mut requests = Requests::open(&served.folder.path().join("state")).expect("opens");
+    for name in ["db", "logs"] {
+        requests.add(name, "forgotten", Some(Engine::dead())).expect("kept");
+    }
+    drop(requests);
+    let served = Served::with(served.folder, served.memory).await;
+    // A container may have outlived its engine.
+    let reason = served.refused("Remove", json!({ "Name": "db" })).await;
+    assert!(reason.contains("in use by 1"), "{reason}");
+    served.memory.state().in_use.clear();
+    served.must("Mount", json!({ "Name": "logs", "ID": "one" })).await;
+    let reason = served.refused("Remove", json!({ "Name": "logs" })).await;
+    assert!(reason.contains("in use by 2"), "the engine that runs may be starting a container: {reason}");
+    served.must("Unmount", json!({ "Name": "logs", "ID": "one" })).await;
+    assert_eq!(served.must("Path", json!({ "Name": "logs" })).await["Mountpoint"], "");
+    served.must("Remove", json!({ "Name": "db" })).await;
+}
+
+#[tokio::test]
 async fn a_mount_that_fails_is_not_counted_and_one_whose_caller_has_gone_is_undone() {
     let served = Served::new().await;
     served.must("Create", json!({ "Name": "db" })).await;

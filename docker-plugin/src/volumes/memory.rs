@@ -15,6 +15,8 @@ pub(crate) struct State {
     pub volumes: BTreeMap<String, Volume>,
     /// On this host.
     pub mounted: BTreeSet<String>,
+    /// By containers that run.
+    pub in_use: BTreeSet<String>,
     /// Who else has it.
     pub others: BTreeMap<String, Vec<User>>,
     /// Fails with this text, until taken out: by the name of the call.
@@ -118,6 +120,10 @@ impl Volumes for Memory {
         state.done.push(format!("unmount {name}"));
         state.mounted.remove(name);
         Ok(())
+    }
+
+    async fn is_in_use(&self, name: &str) -> Result<bool, Failure> {
+        Ok(self.state().in_use.contains(name))
     }
 
     fn mounted_at(&self, name: &str) -> Option<PathBuf> {
