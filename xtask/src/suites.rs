@@ -48,6 +48,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "unit", seconds_expected: 60, seconds_max: 900, steps: unit },
     Suite { name: "simulation", seconds_expected: 240, seconds_max: 1_200, steps: simulation },
     Suite { name: "cluster", seconds_expected: 1_300, seconds_max: 2_700, steps: cluster },
+    Suite { name: "plugins", seconds_expected: 90, seconds_max: 600, steps: plugins },
     Suite { name: "applications", seconds_expected: 240, seconds_max: 900, steps: applications },
     Suite { name: "docker", seconds_expected: 90, seconds_max: 600, steps: docker },
     Suite { name: "posix", seconds_expected: 300, seconds_max: 900, steps: posix },
@@ -186,6 +187,10 @@ const CLUSTER_FIRST: [&str; 13] = [
     "network_loss::",
     "partitions::",
 ];
+
+fn plugins(context: &Context<'_>) -> Result<Vec<Step>> {
+    Ok(vec![suite_of("csi", context)])
+}
 
 fn applications(context: &Context<'_>) -> Result<Vec<Step>> {
     Ok(vec![suite_of("applications", context)])

@@ -33,6 +33,8 @@ pub enum Command {
     Mount(Mount),
     /// Serve volumes to this host's Docker engine, in the foreground.
     DockerPlugin(DockerPlugin),
+    /// Serve Kubernetes, and whoever else speaks the Container Storage Interface.
+    Csi(Csi),
     /// Look at and change a running cluster.
     Admin(Admin),
 }
@@ -131,6 +133,40 @@ pub struct DockerPlugin {
     /// `/healthz`, `/readyz` and `/metrics` over HTTP, in the clear; `off`: nowhere.
     #[arg(long, default_value = holdfast_docker_plugin::config::TELEMETRY_DEFAULT, value_name = "HOST:PORT")]
     pub telemetry: String,
+}
+
+/// `holdfast csi`
+#[derive(Debug, Args)]
+pub struct Csi {
+    /// The cluster's cluster.toml.
+    #[arg(long, env = "HOLDFAST_CLUSTER", value_name = "FILE")]
+    pub cluster: PathBuf,
+    /// Which services: `controller` makes volumes and attaches them, `node` mounts on this host.
+    #[arg(long, value_enum, default_value_t = CsiRole::All, value_name = "ROLE")]
+    pub role: CsiRole,
+    /// The socket to serve on, as unix:///PATH.
+    #[arg(long, env = "CSI_ENDPOINT", value_name = "URL")]
+    pub endpoint: String,
+    /// What the orchestrator calls this node; the host's name if not given.
+    #[arg(long, env = "NODE_ID", value_name = "ID")]
+    pub node_id: Option<String>,
+    /// What the driver calls itself: the `provisioner` of storage classes.
+    #[arg(long, default_value = holdfast_csi_driver::DRIVER_NAME, value_name = "NAME")]
+    pub driver_name: String,
+    /// Where to listen for /healthz, /readyz and /metrics; `off`: nowhere.
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    pub telemetry: String,
+}
+
+/// Services of `holdfast csi`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum CsiRole {
+    /// Makes volumes and attaches them: one or several for a cluster.
+    Controller,
+    /// Mounts: one on each node.
+    Node,
+    /// Both.
+    All,
 }
 
 /// `holdfast admin`

@@ -1,6 +1,7 @@
-//! `holdfast metadata`, `holdfast storage`, `holdfast docker-plugin`: one server in the foreground.
+//! `holdfast metadata`, `storage`, `csi` and `docker-plugin`: one server in the foreground.
 
-use crate::{admin, cli, signals};
+use crate::cli::{self, Csi, CsiRole};
+use crate::{admin, signals};
 use anyhow::{Context, Result};
 use holdfast_client::ClusterFile;
 use std::io::Write;
@@ -65,5 +66,28 @@ pub async fn docker_plugin(plugin: cli::DockerPlugin) -> Result<ExitCode> {
         let _ = std::io::stdout().flush();
     };
     holdfast_docker_plugin::run(config, stopped, ready).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a CSI driver.
+pub async fn csi(csi: &Csi) -> Result<ExitCode> {
+    use holdfast_csi_driver::{Config, Ready, Role};
+    let role = match csi.role {
+        CsiRole::Controller => Role::Controller,
+        CsiRole::Node => Role::Node,
+        CsiRole::All => Role::All,
+    };
+    let mut config = Config::new(role, &csi.endpoint, &csi.cluster, csi.node_id.clone())?;
+    // It decides who may mount; mounts have a certificate of their own.
+    admin::prefer_admin_certificate(&mut config.cluster);
+    config.name.clone_from(&csi.driver_name);
+    config.telemetry.clone_from(&csi.telemetry);
+    let (_stop, stopped) = signals::shutdown()?;
+    let ready = |at: &Ready| {
+        println!("ready role=csi endpoint=unix://{}{}", at.socket.display(), telemetry_field(at.telemetry));
+        // Nobody reading it any more is no reason to stop.
+        let _ = std::io::stdout().flush();
+    };
+    holdfast_csi_driver::run(config, stopped, ready).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -23,9 +23,9 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
-    /// On one node, by whoever is there.
+    /// On one node, at one place: what those say who do not know of the two below.
     SingleNodeWriter,
-    /// On one node, read only.
+    /// On one node, at one place, read only.
     SingleNodeReader,
     /// On one node, at one place.
     SingleNodeSingleWriter,
@@ -49,6 +49,11 @@ impl Access {
             | Self::SingleNodeMultiWriter => true,
             Self::MultiNodeReader | Self::MultiNodeSingleWriter | Self::MultiNodeMultiWriter => false,
         }
+    }
+
+    /// At one place of a node only.
+    pub fn is_single_place(self) -> bool {
+        matches!(self, Self::SingleNodeWriter | Self::SingleNodeReader | Self::SingleNodeSingleWriter)
     }
 
     /// Nobody may write.
@@ -129,7 +134,9 @@ enum InTheWay {
     Ending(Attachment),
 }
 
-fn look(name: &str, present: Vec<Attachment>, wanted: &Attachment) -> Result<InTheWay, VolumeError> {
+fn look(name: &str, mut present: Vec<Attachment>, wanted: &Attachment) -> Result<InTheWay, VolumeError> {
+    // What is to be said of this node is said first.
+    present.sort_by_key(|other| other.node != wanted.node);
     for other in present {
         let here = other.node == wanted.node;
         match (here, &other.ends_at) {

@@ -5,8 +5,8 @@
 //! * [`Mounts`] mounts on this host: a process of its own for each mount, which outlives whoever started it.
 //! * [`Cluster`] is what both need of the cluster: [`holdfast_client::Cluster`] in earnest, [`fake::FakeCluster`] in tests.
 //!
-//! Whatever must be remembered is in the labels of the volume itself, which the metadata service keeps and changes by compare-and-set: there
-//! is no state of a plugin that could be lost or disagree.
+//! Whatever must be remembered is in the labels of the volume itself, which the metadata service keeps and changes by compare-and-set:
+//! there is no state of a plugin that could be lost or disagree.
 //!
 //! Invariants:
 //! * Every call may be repeated, by anybody, also after it was cut off at any point: it takes up where the other ended.
@@ -31,4 +31,5 @@ pub use error::VolumeError;
 pub use holdfast_wire::namespace::{Limits, VolumeFacts};
 pub use lifecycle::{Condition, Managed, Volumes};
 pub use mount::{MountHow, Mounts, PathUsage};
-pub use spec::{Capacity, VolumeSpec, volume_name};
+pub use spec::{BYTES_MAX, Capacity, VolumeSpec, volume_name};
+pub use turns::Turn;

@@ -175,6 +175,18 @@ impl<C: Cluster> Volumes<C> {
         }
     }
 
+    /// Finishes a deletion that was cut off, if there is one of that name.
+    ///
+    /// # Errors
+    /// As [`Volumes::delete`].
+    pub async fn finish_delete(&self, name: &str) -> Result<(), VolumeError> {
+        let _turn = self.turn(name).await?;
+        match self.find(name).await? {
+            Some(facts) if Book::of(&facts).is_deleting() => self.delete_marked(&facts).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Deletes what is on record as to be deleted; if it is mounted, takes that back.
     async fn delete_marked(&self, facts: &VolumeFacts) -> Result<(), VolumeError> {
         let name = &facts.record.name;
@@ -229,8 +241,8 @@ impl<C: Cluster> Volumes<C> {
         Ok(after)
     }
 
-    /// Volumes in the order of their names, after one; at the most `count` (0: all). The second value is the name to go on after, if there are
-    /// more. Those that are being deleted, and those of our own, are not among them.
+    /// Volumes in the order of their names, after one; at the most `count` (0: all). The second value is the name to go on after, if
+    /// there are more. Those that are being deleted, and those of our own, are not among them.
     ///
     /// # Errors
     /// When the cluster does not answer.

@@ -1,8 +1,8 @@
 //! Mounts on this host.
 //!
-//! A mount is a process of its own (`holdfast mount --background`), and nobody's child once it is usable: whoever started it may be stopped,
-//! killed and replaced. What is there is learned from the kernel's table of mounts and from the cluster's list of sessions; nothing is
-//! remembered here.
+//! A mount is a process of its own (`holdfast mount --background`), and nobody's child once it is usable: whoever started it may be
+//! stopped, killed and replaced. What is there is learned from the kernel's table of mounts and from the cluster's list of sessions;
+//! nothing is remembered here.
 //!
 //! Invariants:
 //! * Where two try to mount at one place, also two lives of one plugin, one is after the other: whoever mounts has the directory beneath
@@ -15,6 +15,7 @@ use crate::book::digest;
 use crate::cluster::Cluster;
 use crate::error::VolumeError;
 use crate::lifecycle::Volumes;
+use crate::turns::{Turn, Turns};
 use holdfast_mounts::{Mounted, TYPE, source_of};
 use holdfast_wire::admin::{SessionState, SessionStatus};
 use holdfast_wire::namespace::VolumeFacts;
@@ -63,6 +64,7 @@ pub struct PathUsage {
 #[derive(Clone, Debug)]
 pub struct Mounts<C> {
     volumes: Volumes<C>,
+    turns: Turns,
     program: PathBuf,
     cluster_file: PathBuf,
     host: String,
@@ -72,7 +74,15 @@ impl<C: Cluster> Mounts<C> {
     /// `program` is `holdfast`, `cluster_file` the cluster's `cluster.toml`.
     pub fn new(volumes: Volumes<C>, program: PathBuf, cluster_file: PathBuf) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { volumes, program, cluster_file, host }
+        Self { volumes, turns: Turns::default(), program, cluster_file, host }
+    }
+
+    /// Waits for the turn of a caller that does several things with a volume on this host, which are to be one after the other.
+    ///
+    /// # Errors
+    /// [`VolumeError::Pending`] if those before it take long.
+    pub async fn turn(&self, name: &str) -> Result<Turn, VolumeError> {
+        self.turns.take(name).await
     }
 
     /// Mounts a volume on a directory under an attachment of it. The same again is done at once; a mount whose process is gone, or whose
@@ -91,7 +101,7 @@ impl<C: Cluster> Mounts<C> {
         check(&how.options)?;
         let point = absolute(point).await?;
         let name = &facts.record.name;
-        let read_only = how.read_only || attachment.read_only;
+        let read_only = how.read_only || attachment.read_only || asks_for_read_only(&how.options);
         let deadline = Instant::now() + MOUNT_PATIENCE;
         for _ in 0..LAYERS_MAX {
             let Some(there) = mounted_at(&point).await else {
@@ -190,8 +200,8 @@ impl<C: Cluster> Mounts<C> {
         Err(failed(said))
     }
 
-    /// Unmounts a volume from a directory, and waits until what was written is durable and its session closed. Where it is not mounted it is
-    /// as it should be. The directory stays.
+    /// Unmounts a volume from a directory, and waits until what was written is durable and its session closed. Where it is not mounted it
+    /// is as it should be. The directory stays.
     ///
     /// # Errors
     /// [`VolumeError::InUse`] while files are open there; [`VolumeError::Pending`] if the cluster does not take what is to be written yet.
@@ -202,10 +212,13 @@ impl<C: Cluster> Mounts<C> {
             // A mount that is being made comes first; it would be left behind.
             drop(self.lock(&point, begun + MOUNT_PATIENCE).await?);
         }
+        if let Some(bound) = self.binds(name, &point).await.first() {
+            let by = format!("it is published on {}, too; unpublish it there first", bound.point.display());
+            return Err(VolumeError::InUse { name: name.into(), by });
+        }
         for _ in 0..LAYERS_MAX {
-            let Some(there) = mounted_at(&point).await.filter(|there| there.kind == TYPE) else { break };
-            if there.source != source_of(name) {
-                return Err(VolumeError::Occupied { point, what: format!("{} is mounted there", there.source) });
+            if !is_on_top(name, &point).await? {
+                break;
             }
             take_down(name, &point).await?;
         }
@@ -235,8 +248,8 @@ impl<C: Cluster> Mounts<C> {
     /// Makes what a volume has mounted at one place appear at another as well. The same again is done at once.
     ///
     /// # Errors
-    /// [`VolumeError::NotMounted`] if it is not mounted there, [`VolumeError::Occupied`] if something else is at the other place, or the same
-    /// in another way.
+    /// [`VolumeError::NotMounted`] if it is not mounted there, [`VolumeError::Occupied`] if something else is at the other place, or the
+    /// same in another way.
     pub async fn bind(&self, name: &str, from: &Path, to: &Path, read_only: bool) -> Result<(), VolumeError> {
         let (from, to) = (absolute(from).await?, absolute(to).await?);
         let source = mounted_at(&from).await.filter(|there| there.kind == TYPE && there.source == source_of(name));
@@ -262,21 +275,22 @@ impl<C: Cluster> Mounts<C> {
         Err(VolumeError::Occupied { point: to, what: "dead mounts, one on top of another; unmount them".into() })
     }
 
-    /// Takes a volume from a place where it was bound, whoever uses it there, and removes the directory. Where it is not it is as it should be.
+    /// Takes a volume from a place where it was bound, whoever uses it there, and removes the directory. Where it is not it is as it
+    /// should be.
     ///
     /// # Errors
-    /// [`VolumeError::Occupied`] if something else is there, or the directory is not empty.
+    /// [`VolumeError::Occupied`] if something else is mounted over it, or the directory is not empty.
     pub async fn unbind(&self, name: &str, at: &Path) -> Result<(), VolumeError> {
         let at = absolute(at).await?;
         for _ in 0..LAYERS_MAX {
-            let Some(there) = mounted_at(&at).await.filter(|there| there.kind == TYPE) else { break };
-            if there.source != source_of(name) {
-                return Err(VolumeError::Occupied { point: at, what: format!("{} is mounted there", there.source) });
+            if !is_on_top(name, &at).await? {
+                break;
             }
             take_away(&at).await?;
         }
         clear(&aside(&at)).map_err(|errno| VolumeError::Mount { point: at.clone(), reason: errno.to_string() })?;
-        remove(&at)
+        // Another volume's place by now is none of ours.
+        if mounted_at(&at).await.is_some() { Ok(()) } else { remove(&at) }
     }
 
     /// Where else the same mount is, and how.
@@ -343,6 +357,16 @@ fn check(options: &[String]) -> Result<(), VolumeError> {
     Ok(())
 }
 
+/// Whether mount options say so; of several, the last counts.
+fn asks_for_read_only(options: &[String]) -> bool {
+    let words = options.iter().flat_map(|text| text.split(',')).map(str::trim);
+    words.fold(false, |read_only, word| match word {
+        "ro" => true,
+        "rw" => false,
+        _ => read_only,
+    })
+}
+
 fn words(read_only: bool) -> &'static str {
     if read_only { "read only" } else { "to write" }
 }
@@ -376,6 +400,21 @@ async fn table() -> Vec<Mounted> {
 
 async fn mounted_at(point: &Path) -> Option<Mounted> {
     table().await.into_iter().rfind(|there| there.point == point)
+}
+
+/// Whether what is mounted there last is that volume; none of it may be beneath something else.
+async fn is_on_top(name: &str, point: &Path) -> Result<bool, VolumeError> {
+    let mut layers = table().await;
+    layers.retain(|there| there.point == point);
+    let is = |there: &Mounted| there.kind == TYPE && there.source == source_of(name);
+    match layers.last() {
+        Some(top) if is(top) => Ok(true),
+        Some(top) if layers.iter().any(is) => {
+            let what = format!("{} is mounted over it; unmount that first", top.source);
+            Err(VolumeError::Occupied { point: point.into(), what })
+        }
+        _ => Ok(false),
+    }
 }
 
 async fn dead(point: &Path) -> bool {
@@ -469,5 +508,28 @@ fn remove(at: &Path) -> Result<(), VolumeError> {
             Err(VolumeError::Occupied { point: at.into(), what: "there are files in the directory beneath".into() })
         }
         done => done.map_err(|error| VolumeError::Mount { point: at.into(), reason: error.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(text: &str) -> Vec<String> {
+        vec![text.into(), "noatime".into()]
+    }
+
+    #[test]
+    fn options_that_say_who_mounts_are_refused_and_others_are_left_to_the_mount() {
+        for text in ["instance=x", "ro,generation=3", "soft=3, quarantine=off"] {
+            assert!(matches!(check(&options(text)), Err(VolumeError::Invalid { .. })), "{text}");
+        }
+        assert!(check(&options("soft=3,noexec")).is_ok() && check(&[]).is_ok());
+    }
+
+    #[test]
+    fn of_ro_and_rw_the_last_counts() {
+        assert!(asks_for_read_only(&options("rw,ro")) && !asks_for_read_only(&options("ro, rw")));
+        assert!(!asks_for_read_only(&options("noexec")));
     }
 }

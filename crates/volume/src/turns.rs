@@ -13,8 +13,9 @@ const PATIENCE: Duration = Duration::from_secs(45);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Turns(Arc<Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>>);
 
-/// The right to do something, until dropped.
-pub(crate) struct Turn {
+/// The right to do something with a volume, until dropped.
+#[derive(Debug)]
+pub struct Turn {
     turns: Turns,
     name: String,
     guard: Option<OwnedMutexGuard<()>>,
