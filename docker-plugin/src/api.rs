@@ -1,7 +1,7 @@
 //! The engine's volume plugin protocol: a path for each call, JSON both ways, what failed in `Err`.
 //!
-//! A call that is refused is answered with status 200: the engine then shows `Err` as it is. Other statuses are for requests that are not of
-//! this protocol.
+//! A call that is refused is answered with status 200: the engine then shows `Err` as it is. Other statuses are for requests that are
+//! not of this protocol.
 
 use crate::handlers::{CallError, Caller, Placed, Plugin};
 use crate::volumes::Volumes;

@@ -1,8 +1,8 @@
 //! [`Volumes`] in earnest: the cluster's volumes, and mounts that are processes of this host.
 //!
-//! A host that uses a volume is *attached* to it on the cluster's record, with a generation that rises. To a volume for a single writer one
-//! host is attached at a time: who attaches another one takes the right from the former, and has what is left of it there fenced, before
-//! anything is mounted.
+//! A host that uses a volume is *attached* to it on the cluster's record, with a generation that rises. To a volume for a single writer
+//! one host is attached at a time: who attaches another one takes the right from the former, and has what is left of it there fenced,
+//! before anything is mounted.
 
 use crate::options::{Access, Wanted};
 use crate::volumes::{Created, Failure, Usage, Used, User, Volume, Volumes};
@@ -227,8 +227,8 @@ impl<C: Cluster + Sync> Volumes for ClusterVolumes<C> {
     }
 }
 
-/// Whether any process of this host sees the mount anywhere but at its own place, as a container's do. (Services with mounts of their own see
-/// a copy at the same place; that one goes when ours goes.)
+/// Whether any process of this host sees the mount anywhere but at its own place, as a container's do. (Services with mounts of their
+/// own see a copy at the same place; that one goes when ours goes.)
 fn is_elsewhere(mount: &Mounted) -> std::io::Result<bool> {
     let of_mount = |line: &str| {
         let mut fields = line.split(' ');

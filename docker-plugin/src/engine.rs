@@ -1,4 +1,5 @@
-//! Which engine asked for something: one that was killed never takes back what it asked for, and another one after it does not know of it.
+//! Which engine asked for something: one that was killed never takes back what it asked for, and another one after it does not know of
+//! it.
 
 use serde::{Deserialize, Serialize};
 

@@ -2,8 +2,8 @@
 //!
 //! * Calls for one volume follow each other; calls for different volumes do not wait for each other.
 //! * Every call may be repeated, by an engine that was restarted or did not hear the answer, and then does nothing more.
-//! * A Mount counts once its volume is mounted, and its Unmount stops counting before the volume is unmounted: whenever this process ends, no
-//!   mount is left uncounted that [`Plugin::reconcile`] would not take away, and none that is counted is taken away.
+//! * A Mount counts once its volume is mounted, and its Unmount stops counting before the volume is unmounted: whenever this process
+//!   ends, no mount is left uncounted that [`Plugin::reconcile`] would not take away, and none that is counted is taken away.
 //! * A Mount whose caller has given up is not counted: nobody would take it back.
 
 use crate::engine::Engine;
@@ -163,8 +163,8 @@ impl<V: Volumes> Plugin<V> {
         }
     }
 
-    /// Open requests, without those that nobody will take back: an engine that is killed forgets them. While the engine that made one runs, it
-    /// may be starting the container; once it has ended, a container that still runs is seen by what it has mounted.
+    /// Open requests, without those that nobody will take back: an engine that is killed forgets them. While the engine that made one
+    /// runs, it may be starting the container; once it has ended, a container that still runs is seen by what it has mounted.
     async fn count_that_matters(&self, name: &str) -> Result<usize, CallError> {
         let count = self.count(name);
         let left_behind = || self.requests.lock().unwrap_or_else(PoisonError::into_inner).are_left_behind(name);
@@ -328,8 +328,8 @@ impl<V: Volumes> Plugin<V> {
         Placed { volume, mount_point }
     }
 
-    /// Takes away what is mounted and not counted, after a plugin that was killed between the two. What is counted and not mounted, or dead, is
-    /// mounted again when the next container asks for it.
+    /// Takes away what is mounted and not counted, after a plugin that was killed between the two. What is counted and not mounted, or
+    /// dead, is mounted again when the next container asks for it.
     pub async fn reconcile(&self) {
         for name in self.volumes.mounted() {
             let lock = self.lock_of(&name);

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! * The plugin holds no mount: each is a process of its own, and lives on when the plugin or the engine ends or is replaced.
-//! * What the cluster knows of a volume (its limit, its access) is in the cluster alone; here is only which containers of this host use it.
+//! * What the cluster knows of a volume (its limit, its access) is in the cluster alone; here is only which containers of this host use
+//!   it.
 //! * A volume is unmounted when its last container has gone, and in no other case.
 
 pub mod api;

@@ -1,7 +1,7 @@
 //! What `docker volume create -o NAME=VALUE` may say.
 //!
-//! An option that is not known is an error that names the nearest known one: a misspelt `acess=single-writer` must not become a volume that
-//! two hosts write to.
+//! An option that is not known is an error that names the nearest known one: a misspelt `acess=single-writer` must not become a volume
+//! that two hosts write to.
 
 use holdfast_config::{Size, nearest};
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
-//! Which requests for a mount are open: the engine sends a Mount with an id of its own for each container, and later an Unmount with the same
-//! id. A volume stays mounted as long as one is open.
+//! Which requests for a mount are open: the engine sends a Mount with an id of its own for each container, and later an Unmount with
+//! the same id. A volume stays mounted as long as one is open.
 //!
-//! * What is said here survives this process and the engine: one small file, written anew and renamed at each change, synced before the engine
-//!   gets its answer.
+//! * What is said here survives this process and the engine: one small file, written anew and renamed at each change, synced before the
+//!   engine gets its answer.
 //! * A request that is repeated counts once; one that is taken back twice was taken back the first time.
 //! * No container survives a restart of the machine, so requests of an earlier boot are void.
 

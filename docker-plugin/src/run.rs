@@ -55,8 +55,8 @@ impl Health for Runs {
 
 /// Serves the engine until `stop` becomes true. Mounts stay.
 ///
-/// `ready` is called once, with the socket and where telemetry is read, when the engine can connect. The cluster need not be there yet: it is
-/// asked when the engine asks.
+/// `ready` is called once, with the socket and where telemetry is read, when the engine can connect. The cluster need not be there yet:
+/// it is asked when the engine asks.
 ///
 /// # Errors
 /// [`RunError`], before it serves.

@@ -1,4 +1,5 @@
-//! A container is started on another host while the one it replaces runs on: the old one gets errors, the new one has all that was synced.
+//! A container is started on another host while the one it replaces runs on: the old one gets errors, the new one has all that was
+//! synced.
 
 use crate::{can_run, cluster, host};
 use holdfast_tests::docker::DockerHost;

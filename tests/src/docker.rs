@@ -1,9 +1,9 @@
 //! Hosts with a Docker engine each, on one machine: an engine, a plugin and their containers in namespaces of their own.
 //!
-//! * A host has its own network (that of [`Network`]), mounts, name and processes: its end is the end of everything in it, containers included,
-//!   as when a machine loses power.
-//! * Files are everybody's, so that engines are talked to from outside, over a socket in their folder. A host's own are `/run`, where engines
-//!   look for plugins, `/var/lib` and `/var/log`.
+//! * A host has its own network (that of [`Network`]), mounts, name and processes: its end is the end of everything in it, containers
+//!   included, as when a machine loses power.
+//! * Files are everybody's, so that engines are talked to from outside, over a socket in their folder. A host's own are `/run`, where
+//!   engines look for plugins, `/var/lib` and `/var/log`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
