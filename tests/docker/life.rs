@@ -22,8 +22,10 @@ fn a_volume_is_shared_by_containers_and_outlives_plugin_and_engine() {
     containers_share(&host);
     the_plugin_is_killed(&mut host);
     volumes_in_use_are_not_removed(&host);
+    a_dead_mount_is_repaired(&cluster, &host);
     the_engine_is_restarted(&mut host);
     what_others_made_is_taken_and_removed(&cluster, &host);
+    what_is_only_read_is_not_written(&host);
 }
 
 fn refused(host: &DockerHost, words: &[&str]) -> String {
@@ -101,6 +103,16 @@ fn volumes_in_use_are_not_removed(host: &DockerHost) {
     assert!(error.contains("in use"), "{error}");
 }
 
+fn a_dead_mount_is_repaired(cluster: &Cluster, host: &DockerHost) {
+    let (sessions, _) = cluster.admin_json(&["sessions", "--json", "--volume", "db"], LIMIT).expect("listed");
+    host.kill_process(sessions[0]["pid"].as_i64().expect("a process")).expect("killed");
+    refused(host, &["exec", "first", "/bin/cat", "/data/file"]);
+    // Who comes anew gets a mount that works; the engine's restart, later, gives one to `first`.
+    assert_eq!(host.run_container("db", "cat /data/file").expect("read"), "one\ntwo\nthree");
+    assert_eq!(host.inspect_volume("db").expect("there")["Status"]["containers_here"], 1);
+    assert_eq!(host.mounted().expect("a host"), ["db"], "the dead one is gone");
+}
+
 fn the_engine_is_restarted(host: &mut DockerHost) {
     host.docker(&["update", "--restart", "always", "first"]).expect("updated");
     host.stop_engine().expect("stops");
@@ -145,4 +157,11 @@ fn wait_for_word(host: &DockerHost, container: &str, word: &str) {
         Ok(())
     })
     .expect("the container says so");
+}
+
+fn what_is_only_read_is_not_written(host: &DockerHost) {
+    host.create_volume("read", &["read-only=true"]).expect("created");
+    let written = host.run_container("read", "touch /data/file").expect_err("read only").to_string();
+    assert!(written.contains("Read-only"), "{written}");
+    host.docker(&["volume", "rm", "read"]).expect("removed");
 }

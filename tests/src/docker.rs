@@ -237,6 +237,16 @@ impl DockerHost {
         Ok(shown[0].clone())
     }
 
+    /// `kill -9` of a process of this host, by its number there.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_process(&self, pid: i64) -> Result<()> {
+        let target = child_of(&self.keeper)?;
+        shell(&format!("nsenter --target {target} --mount --pid -- kill -9 {pid}"), START_LIMIT)?;
+        Ok(())
+    }
+
     /// Volumes of ours that are mounted on this host, as the kernel shows them.
     ///
     /// # Errors
