@@ -234,6 +234,11 @@ impl Cluster {
         self.network.as_ref()
     }
 
+    /// Who cleans up after it: promises of what is built on top of it are kept first.
+    pub fn janitor(&self) -> &Janitor {
+        &self.janitor
+    }
+
     /// Starts every server that does not run, waits for each to be ready and for the cluster to be healthy.
     ///
     /// # Errors

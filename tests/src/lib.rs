@@ -8,6 +8,7 @@
 pub mod chaos;
 pub mod cluster;
 pub mod command;
+pub mod docker;
 pub mod helpers;
 pub mod janitor;
 pub mod load;

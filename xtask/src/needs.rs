@@ -24,6 +24,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("python3", "python3"),
     ("losetup", "mount"),
     ("nsenter", "util-linux"),
+    ("dockerd", "docker.io"),
+    ("busybox", "busybox-static"),
 ];
 
 /// Installs what is missing, or says how.

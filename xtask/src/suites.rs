@@ -50,6 +50,7 @@ pub const SUITES: &[Suite] = &[
     Suite { name: "cluster", seconds_expected: 1_300, seconds_max: 2_700, steps: cluster },
     Suite { name: "plugins", seconds_expected: 90, seconds_max: 600, steps: plugins },
     Suite { name: "applications", seconds_expected: 240, seconds_max: 900, steps: applications },
+    Suite { name: "docker", seconds_expected: 90, seconds_max: 600, steps: docker },
     Suite { name: "posix", seconds_expected: 300, seconds_max: 900, steps: posix },
 ];
 
@@ -193,6 +194,11 @@ fn plugins(context: &Context<'_>) -> Result<Vec<Step>> {
 
 fn applications(context: &Context<'_>) -> Result<Vec<Step>> {
     Ok(vec![suite_of("applications", context)])
+}
+
+/// Containers of the real engine, with volumes.
+fn docker(context: &Context<'_>) -> Result<Vec<Step>> {
+    Ok(vec![suite_of("docker", context)])
 }
 
 fn posix(context: &Context<'_>) -> Result<Vec<Step>> {

@@ -32,6 +32,8 @@ pub enum Command {
     Storage(Server),
     /// Mount a volume.
     Mount(Mount),
+    /// Serve volumes to this host's Docker engine, in the foreground.
+    DockerPlugin(DockerPlugin),
     /// Serve Kubernetes, and whoever else speaks the Container Storage Interface.
     Csi(Csi),
     /// Look at and change a running cluster.
@@ -109,6 +111,29 @@ pub struct Mount {
     /// Return when the mount is usable, and go on in the background.
     #[arg(long)]
     pub background: bool,
+}
+
+/// `holdfast docker-plugin`
+#[derive(Debug, Args)]
+pub struct DockerPlugin {
+    /// The cluster's cluster.toml.
+    #[arg(long, env = "HOLDFAST_CLUSTER", value_name = "FILE")]
+    pub cluster: PathBuf,
+    /// Where the engine connects to; the driver is called as the file is, without `.sock`.
+    #[arg(long, default_value = "/run/docker/plugins/holdfast.sock", value_name = "FILE")]
+    pub socket: PathBuf,
+    /// Where it keeps which containers use what.
+    #[arg(long, default_value = "/var/lib/holdfast/docker", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Mount volumes below this directory; `mounts` in the state's if not given.
+    #[arg(long, value_name = "DIR")]
+    pub mount_dir: Option<PathBuf>,
+    /// What this host is called on the cluster's record, unlike every other one; its name if not given.
+    #[arg(long, value_name = "NAME")]
+    pub node_id: Option<String>,
+    /// `/healthz`, `/readyz` and `/metrics` over HTTP, in the clear; `off`: nowhere.
+    #[arg(long, default_value = holdfast_docker_plugin::config::TELEMETRY_DEFAULT, value_name = "HOST:PORT")]
+    pub telemetry: String,
 }
 
 /// `holdfast csi`

@@ -69,6 +69,7 @@ fn run(cli: Cli, arguments: &[OsString]) -> Result<ExitCode> {
         Command::Storage(server) => runtime("storage")?.block_on(role::storage(&server.config)),
         Command::Mount(mount) if mount.background => mount::background(&mount, true),
         Command::Mount(mount) => runtime("mount")?.block_on(mount::foreground(mount)),
+        Command::DockerPlugin(plugin) => runtime("docker-plugin")?.block_on(role::docker_plugin(plugin)),
         Command::Csi(csi) => runtime("csi")?.block_on(role::csi(&csi)),
         Command::Admin(admin) => runtime("admin")?.block_on(admin::run(admin)),
     }

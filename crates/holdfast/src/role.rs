@@ -1,8 +1,9 @@
-//! `holdfast metadata`, `holdfast storage` and `holdfast csi`: one server in the foreground.
+//! `holdfast metadata`, `storage`, `csi` and `docker-plugin`: one server in the foreground.
 
-use crate::cli::{Csi, CsiRole};
+use crate::cli::{self, Csi, CsiRole};
 use crate::{admin, signals};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use holdfast_client::ClusterFile;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -37,6 +38,34 @@ pub async fn storage(path: &Path) -> Result<ExitCode> {
     let id = config.id;
     holdfast_storage_server::run(config, stopped, move |at| say_ready("storage", id, &at.address, at.telemetry))
         .await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a Docker volume plugin.
+pub async fn docker_plugin(plugin: cli::DockerPlugin) -> Result<ExitCode> {
+    let cli::DockerPlugin { cluster: path, socket, state_dir, mount_dir, node_id, telemetry } = plugin;
+    let mut cluster = ClusterFile::load(&path)?;
+    admin::prefer_admin_certificate(&mut cluster);
+    // Mounts are processes that may have another working directory.
+    let cluster_file = std::path::absolute(&path)?;
+    let program = std::env::current_exe().context("cannot tell where this program is, which mounts")?;
+    let config = holdfast_docker_plugin::Config {
+        cluster,
+        cluster_file,
+        socket,
+        state_dir,
+        mount_dir,
+        node_id,
+        telemetry,
+        program,
+    };
+    let (_stop, stopped) = signals::shutdown()?;
+    let ready = |socket: &Path, telemetry: Option<SocketAddr>| {
+        println!("ready role=docker-plugin socket={}{}", socket.display(), telemetry_field(telemetry));
+        // Nobody reading it any more is no reason to stop.
+        let _ = std::io::stdout().flush();
+    };
+    holdfast_docker_plugin::run(config, stopped, ready).await?;
     Ok(ExitCode::SUCCESS)
 }
 
