@@ -18,6 +18,7 @@ use crate::proto::{
     validate_volume_capabilities_response,
 };
 use crate::status::{finish, status};
+use holdfast_volume::OpenPolicy;
 use holdfast_volume::{Attachment, BYTES_MAX, Cluster, Condition, Limits, VolumeFacts, VolumeSpec, Volumes};
 use std::collections::HashMap;
 use tonic::{Request, Response, Status, async_trait};
@@ -95,6 +96,7 @@ impl<C: Cluster> ControllerService<C> {
             driver: DRIVER.into(),
             capacity,
             inodes: mutable.inodes.or(parameters.inodes).flatten(),
+            open: mutable.opened(parameters.opened(OpenPolicy::default())),
             parameters: parameters.written,
             ephemeral_on: None,
         };
@@ -220,6 +222,7 @@ impl<C: Cluster> ControllerService<C> {
         let wanted = params::parameters(&request.mutable_parameters)?;
         let change = |before: Limits| Limits { inodes: wanted.inodes.unwrap_or(before.inodes), ..before };
         self.volumes.set_limits(name, change).await.map_err(status)?;
+        self.volumes.set_open(name, |before| wanted.opened(before)).await.map_err(status)?;
         Ok(ControllerModifyVolumeResponse {})
     }
 }

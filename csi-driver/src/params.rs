@@ -4,6 +4,7 @@ use crate::proto::volume_capability::AccessType;
 use crate::proto::volume_capability::access_mode::Mode;
 use crate::proto::{CapacityRange, Topology, TopologyRequirement, VolumeCapability};
 use holdfast_volume::{Access, Capacity, VolumeError};
+use holdfast_volume::{OPEN_WAIT_MAX, OpenPolicy, OpenRule};
 use std::collections::{BTreeMap, HashMap};
 use tonic::Status;
 
@@ -113,6 +114,10 @@ pub(crate) fn capabilities(given: &[VolumeCapability]) -> Result<Result<(), Unsu
 pub(crate) struct Parameters {
     /// Inodes at the most, if anything is said of them.
     pub(crate) inodes: Option<Option<u64>>,
+    /// Who may have a file open at the same time.
+    pub(crate) open: Option<OpenRule>,
+    /// Seconds that an open(2) waits for a node that lives.
+    pub(crate) open_wait: Option<u16>,
     /// As they were written, without those that the orchestrator adds.
     pub(crate) written: BTreeMap<String, String>,
 }
@@ -125,11 +130,26 @@ pub(crate) fn parameters(given: &HashMap<String, String>) -> Result<Parameters, 
             ("inodes", "none", _) => read.inodes = Some(None),
             ("inodes", _, Ok(inodes)) if inodes > 0 => read.inodes = Some(Some(inodes)),
             ("inodes", ..) => return invalid(format!("parameter inodes: {value:?} is no number above 0, nor none")),
-            _ => return invalid(format!("unknown parameter {key:?}; there is: inodes")),
+            ("open", text, _) => match text.parse() {
+                Ok(rule) => read.open = Some(rule),
+                Err(reason) => return invalid(format!("parameter open: {reason}")),
+            },
+            ("openWait", text, _) => match text.parse().ok().filter(|wait| *wait <= OPEN_WAIT_MAX) {
+                Some(wait) => read.open_wait = Some(wait),
+                None => return invalid(format!("parameter openWait: {text:?} is not 0 to {OPEN_WAIT_MAX} seconds")),
+            },
+            _ => return invalid(format!("unknown parameter {key:?}; there are: inodes, open, openWait")),
         }
         read.written.insert(key.clone(), value.clone());
     }
     Ok(read)
+}
+
+impl Parameters {
+    /// How files are opened, where something is said of it.
+    pub(crate) fn opened(&self, before: OpenPolicy) -> OpenPolicy {
+        OpenPolicy { rule: self.open.unwrap_or(before.rule), wait: self.open_wait.unwrap_or(before.wait) }
+    }
 }
 
 /// The size of a volume that lives as long as its pod, if the context says that it is one: with `size` (`1 GiB`, `1Gi`).

@@ -11,6 +11,7 @@ use holdfast_volume::{
     Attachment, Capacity, Cluster, MountHow, Mounts, VolumeError, VolumeFacts, VolumeSpec, volume_name,
 };
 use holdfast_wire::admin::{SessionState, SessionStatus};
+use holdfast_wire::open::OpenPolicy;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -76,8 +77,9 @@ impl<C: Cluster> ClusterVolumes<C> {
                 format!("volume {:?} has access={text:?}, which this version does not know", managed.name)
             })?,
         };
-        let size_bytes = facts.record.bytes_max;
-        Ok(Some(Volume { name: managed.name, size_bytes, access, read_only: kept(READ_ONLY) == Some("true") }))
+        let (size_bytes, open) = (facts.record.bytes_max, facts.record.open.rule);
+        let read_only = kept(READ_ONLY) == Some("true");
+        Ok(Some(Volume { name: managed.name, size_bytes, access, read_only, open }))
     }
 
     /// The right of this host to mount a volume.
@@ -129,6 +131,7 @@ impl<C: Cluster + Sync> Volumes for ClusterVolumes<C> {
             name: name.into(),
             driver: DRIVER.into(),
             capacity: Capacity { required: bytes, limit: bytes },
+            open: OpenPolicy { rule: wanted.open.unwrap_or_default(), ..OpenPolicy::default() },
             parameters: parameters
                 .map(|(name, value)| (name.to_owned(), value))
                 .into_iter()

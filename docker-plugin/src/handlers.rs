@@ -370,5 +370,9 @@ fn as_wanted(present: &Volume, wanted: &Wanted) -> Result<(), CallError> {
         let (present, wanted) = (present.read_only.to_string(), flag.to_string());
         return Err(CallError::Differs { name: name(), option: "read-only", present, wanted });
     }
+    if let Some(rule) = wanted.open.filter(|rule| present.open != *rule) {
+        let (present, wanted) = (present.open.to_string(), rule.to_string());
+        return Err(CallError::Differs { name: name(), option: "open", present, wanted });
+    }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! that two hosts write to.
 
 use holdfast_config::{Size, nearest};
+use holdfast_wire::open::OpenRule;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -52,13 +53,17 @@ pub struct Wanted {
     pub access: Option<Access>,
     /// Containers only read it.
     pub read_only: Option<bool>,
+    /// Who may have a file open at the same time.
+    pub open: Option<OpenRule>,
 }
 
 /// Why options are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
     /// There is no such option.
-    #[error("unknown option {given:?}; did you mean {nearest:?}? Options are size, replicas, access and read-only")]
+    #[error(
+        "unknown option {given:?}; did you mean {nearest:?}? Options are size, replicas, access, read-only and open"
+    )]
     Unknown {
         /// What was given.
         given: String,
@@ -74,15 +79,6 @@ pub enum OptionError {
         value: String,
         /// What it takes.
         wanted: &'static str,
-    },
-    /// It is known, but nothing serves it yet.
-    #[error(
-        "option open: the cluster has no open policies yet, {value:?} would not be kept; leave it out, and use \
-         access=single-writer for a volume that one host at a time may write"
-    )]
-    OpenPolicy {
-        /// What was given.
-        value: String,
     },
 }
 
@@ -114,7 +110,7 @@ impl Wanted {
                     };
                     wanted.read_only = Some(flag);
                 }
-                "open" => return Err(OptionError::OpenPolicy { value: value.clone() }),
+                "open" => wanted.open = Some(value.parse().map_err(|_| wrong("open", OPEN))?),
                 _ => {
                     let nearest = nearest(name, KNOWN.into_iter())
                         .and_then(|word| KNOWN.into_iter().find(|known| *known == word));
@@ -126,6 +122,8 @@ impl Wanted {
     }
 }
 
+/// In a user's words.
+const OPEN: &str = "\"shared\", \"single-writer\" or \"exclusive\"";
 /// In a user's words.
 const SIZE: &str = "a size greater than 0: a whole number and its unit (B, KiB, MiB, GiB, TiB), for instance \"20GiB\"";
 
@@ -148,12 +146,19 @@ mod tests {
     #[test]
     fn all_options_are_read_and_none_is_needed() {
         assert_eq!(parse(&[]), Ok(Wanted::default()));
-        let all = parse(&[("size", "20GiB"), ("replicas", "3"), ("access", "single-writer"), ("read-only", "true")]);
+        let all = parse(&[
+            ("size", "20GiB"),
+            ("replicas", "3"),
+            ("access", "single-writer"),
+            ("read-only", "true"),
+            ("open", "exclusive"),
+        ]);
         let wanted = Wanted {
             size_bytes: Some(20 << 30),
             replicas: Some(3),
             access: Some(Access::SingleWriter),
             read_only: Some(true),
+            open: Some(OpenRule::Exclusive),
         };
         assert_eq!(all, Ok(wanted));
         assert_eq!(parse(&[("read-only", "")]).expect("a flag").read_only, Some(true));
@@ -175,12 +180,7 @@ mod tests {
         }
         assert!(said(&[("replicas", "0")]).contains("whole number"));
         assert!(said(&[("access", "exclusive")]).contains("single-writer"));
+        assert!(said(&[("open", "alone")]).contains("single-writer"));
         assert!(said(&[("read-only", "yes")]).contains("\"true\" or \"false\""));
-    }
-
-    #[test]
-    fn open_policies_are_refused_rather_than_forgotten() {
-        let said = said(&[("open", "exclusive")]);
-        assert!(said.contains("no open policies yet") && said.contains("access=single-writer"), "{said}");
     }
 }

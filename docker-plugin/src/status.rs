@@ -14,6 +14,8 @@ pub struct Status {
     used_inodes: Option<u64>,
     access: &'static str,
     read_only: bool,
+    /// Who may have a file open at the same time, where files do not say so themselves.
+    open: String,
     /// Requests of this host's containers that are open.
     containers_here: usize,
     /// Who has it mounted, all over the cluster.
@@ -44,6 +46,7 @@ impl Status {
             used_inodes: usage.used.map(|used| used.inodes),
             access: volume.access.as_str(),
             read_only: volume.read_only,
+            open: volume.open.to_string(),
             containers_here,
             mounted_by: usage.users.into_iter().map(by).collect(),
         }

@@ -1,6 +1,7 @@
 //! What the plugin needs of the cluster and of this host's mounts: a trait, so that the protocol can be tested without either.
 
 use crate::options::{Access, Wanted};
+use holdfast_wire::open::OpenRule;
 use std::error::Error;
 use std::future::Future;
 use std::path::PathBuf;
@@ -16,6 +17,8 @@ pub struct Volume {
     pub access: Access,
     /// Containers only read it.
     pub read_only: bool,
+    /// Who may have a file open at the same time, where files do not say so themselves.
+    pub open: OpenRule,
 }
 
 /// Somebody who has a volume mounted.

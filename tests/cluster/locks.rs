@@ -1,10 +1,9 @@
 //! Advisory locks over two hosts' mounts: what they exclude, who waits, and when they end. And signals, while the cluster does not
 //! answer.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use holdfast_tests::{Cluster, Options, Told, can_mount, until};

@@ -6,6 +6,7 @@ use holdfast_types::{InstanceGeneration, ShardId, VolumeId};
 use holdfast_wire::admin::ClusterStatus;
 use holdfast_wire::metadata::{MetadataError, Request, Response};
 use holdfast_wire::namespace::{Labels, Limits, VolumeFacts};
+use holdfast_wire::open::OpenPolicy;
 use std::future::Future;
 use std::time::Duration;
 
@@ -64,7 +65,13 @@ impl Refusal {
 /// A cluster, as orchestrators need it. Everything may be asked again when it is not known whether it was done.
 pub trait Cluster: Clone + Send + Sync + 'static {
     /// Makes a volume.
-    fn create(&self, name: &str, limits: Limits, labels: Labels) -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn create(
+        &self,
+        name: &str,
+        limits: Limits,
+        open: OpenPolicy,
+        labels: Labels,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// A volume, if there is one.
     fn describe(&self, name: &str) -> impl Future<Output = Result<Option<VolumeFacts>, Refusal>> + Send;
@@ -78,6 +85,9 @@ pub trait Cluster: Clone + Send + Sync + 'static {
 
     /// Sets what a volume may hold.
     fn limit(&self, name: &str, limits: Limits) -> impl Future<Output = Result<(), Refusal>> + Send;
+
+    /// Sets how a volume's files are opened.
+    fn set_open(&self, name: &str, open: OpenPolicy) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Deletes a volume that nobody has mounted.
     fn delete(&self, name: &str) -> impl Future<Output = Result<(), Refusal>> + Send;
@@ -129,8 +139,8 @@ async fn volume(cluster: &holdfast_client::Cluster, request: Request) -> Result<
 }
 
 impl Cluster for holdfast_client::Cluster {
-    async fn create(&self, name: &str, limits: Limits, labels: Labels) -> Result<(), Refusal> {
-        volume(self, Request::CreateVolume { name: name.into(), limits, labels }).await
+    async fn create(&self, name: &str, limits: Limits, open: OpenPolicy, labels: Labels) -> Result<(), Refusal> {
+        volume(self, Request::CreateVolume { name: name.into(), limits, open, labels }).await
     }
 
     async fn describe(&self, name: &str) -> Result<Option<VolumeFacts>, Refusal> {
@@ -150,6 +160,10 @@ impl Cluster for holdfast_client::Cluster {
         let after = facts(self, Request::LabelVolume { name: name.into(), version, labels }).await?;
         // Asked again after a lost answer, the version is not the one that was seen, and the labels are those that were wanted.
         Ok(after.first().is_some_and(|facts| facts.labels == wanted))
+    }
+
+    async fn set_open(&self, name: &str, open: OpenPolicy) -> Result<(), Refusal> {
+        volume(self, Request::SetOpenPolicy { name: name.into(), open }).await
     }
 
     async fn limit(&self, name: &str, limits: Limits) -> Result<(), Refusal> {

@@ -5,6 +5,7 @@ use crate::cluster::{Cluster, Refusal};
 use holdfast_types::{ClusterId, InstanceGeneration, MapVersion, SessionId, ShardId, SnapshotNumber, VolumeId};
 use holdfast_wire::admin::{ClusterStatus, RebuildStatus, SessionState, SessionStatus};
 use holdfast_wire::namespace::{LABELS_BYTES_MAX, Labels, Limits, VolumeFacts, VolumeRecord};
+use holdfast_wire::open::OpenPolicy;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -132,7 +133,7 @@ fn check(labels: &Labels) -> Result<(), Refusal> {
 }
 
 impl Cluster for FakeCluster {
-    async fn create(&self, name: &str, limits: Limits, labels: Labels) -> Result<(), Refusal> {
+    async fn create(&self, name: &str, limits: Limits, open: OpenPolicy, labels: Labels) -> Result<(), Refusal> {
         self.ask(|state| {
             check(&labels)?;
             if name.is_empty() || name.len() > 128 || name.contains(['/', '\0']) {
@@ -151,6 +152,7 @@ impl Cluster for FakeCluster {
                 origin: None,
                 bytes_max: limits.bytes,
                 inodes_max: limits.inodes,
+                open,
                 limits_version: 0,
                 shard: ShardId::VOLUMES,
             };
@@ -180,6 +182,14 @@ impl Cluster for FakeCluster {
             facts.labels_version += 1;
             facts.labels = labels;
             Ok(true)
+        })
+        .await
+    }
+
+    async fn set_open(&self, name: &str, open: OpenPolicy) -> Result<(), Refusal> {
+        self.ask(|state| {
+            state.volume(name)?.record.open = open;
+            Ok(())
         })
         .await
     }

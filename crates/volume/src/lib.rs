@@ -29,6 +29,7 @@ pub use attach::{Access, Attachment};
 pub use cluster::{Cluster, Refusal};
 pub use error::VolumeError;
 pub use holdfast_wire::namespace::{Limits, VolumeFacts};
+pub use holdfast_wire::open::{OPEN_WAIT_MAX, OpenPolicy, OpenRule};
 pub use lifecycle::{Condition, Managed, Volumes};
 pub use mount::{MountHow, Mounts, PathUsage};
 pub use spec::{BYTES_MAX, Capacity, VolumeSpec, volume_name};

@@ -8,6 +8,7 @@ use crate::spec::{Capacity, VolumeSpec, volume_name};
 use crate::turns::{Turn, Turns};
 use holdfast_wire::admin::{SessionStatus, StoragePlace};
 use holdfast_wire::namespace::{Limits, VolumeFacts};
+use holdfast_wire::open::OpenPolicy;
 use std::collections::BTreeMap;
 
 /// The volumes of a cluster. Cheap to clone; clones take turns at the same volume.
@@ -103,7 +104,7 @@ impl<C: Cluster> Volumes<C> {
             match self.find(&name).await? {
                 None => {
                     let labels = Book::new(&name, spec).into_labels();
-                    match self.cluster.create(&name, spec.limits(), labels).await {
+                    match self.cluster.create(&name, spec.limits(), spec.open, labels).await {
                         // By whom, we see when we look.
                         Ok(()) | Err(Refusal::Exists) => {}
                         Err(refusal) => return Err(refusal.about(&name)),
@@ -239,6 +240,20 @@ impl<C: Cluster> Volumes<C> {
             self.cluster.limit(name, after).await.map_err(|refusal| refusal.about(name))?;
         }
         Ok(after)
+    }
+
+    /// Sets how the files of a volume are opened that do not say so themselves, from what was said before.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoVolume`].
+    pub async fn set_open(&self, name: &str, change: impl FnOnce(OpenPolicy) -> OpenPolicy) -> Result<(), VolumeError> {
+        let _turn = self.turn(name).await?;
+        let before = self.get(name).await?.record.open;
+        let after = change(before);
+        if after != before {
+            self.cluster.set_open(name, after).await.map_err(|refusal| refusal.about(name))?;
+        }
+        Ok(())
     }
 
     /// Volumes in the order of their names, after one; at the most `count` (0: all). The second value is the name to go on after, if

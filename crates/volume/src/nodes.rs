@@ -9,6 +9,7 @@ use crate::cluster::{Cluster, Refusal};
 use crate::error::VolumeError;
 use crate::lifecycle::Volumes;
 use holdfast_wire::namespace::{LABELS_BYTES_MAX, Labels, Limits, VolumeFacts};
+use holdfast_wire::open::OpenPolicy;
 
 const PREFIX: &str = ".nodes-";
 /// Volumes of ids at the most: twice as many nodes as Kubernetes has at the most.
@@ -48,7 +49,7 @@ impl<C: Cluster> Volumes<C> {
                 let Some(facts) = self.find(&name).await? else {
                     // It holds no data, and is never mounted.
                     let limits = Limits { bytes: Some(0), inodes: Some(1) };
-                    match self.cluster().create(&name, limits, Labels::new()).await {
+                    match self.cluster().create(&name, limits, OpenPolicy::default(), Labels::new()).await {
                         Ok(()) | Err(Refusal::Exists) => continue,
                         Err(refusal) => return Err(refusal.about(&name)),
                     }

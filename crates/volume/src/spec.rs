@@ -3,6 +3,7 @@
 use crate::error::VolumeError;
 use holdfast_types::limits::VOLUME_NAME_BYTES_MAX;
 use holdfast_wire::namespace::Limits;
+use holdfast_wire::open::OpenPolicy;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -67,6 +68,8 @@ pub struct VolumeSpec {
     pub capacity: Capacity,
     /// Inodes at the most.
     pub inodes: Option<u64>,
+    /// How its files are opened, where they do not say so themselves.
+    pub open: OpenPolicy,
     /// What was asked for beyond that, in the orchestrator's words: the same again is the same volume.
     pub parameters: BTreeMap<String, String>,
     /// It goes when what it was made for on this node goes.

@@ -1,5 +1,6 @@
 use super::*;
 use crate::proto::volume_capability::{AccessMode, BlockVolume, MountVolume};
+use holdfast_volume::{OpenPolicy, OpenRule};
 use tonic::Code;
 
 fn mount(mode: Mode) -> VolumeCapability {
@@ -50,7 +51,20 @@ fn a_misspelt_parameter_is_an_error_and_those_of_the_orchestrator_are_its_own() 
     assert_eq!(of("inodes", "7").expect("read").inodes, Some(Some(7)));
     assert_eq!(of("inodes", "none").expect("read").inodes, Some(None));
     assert_eq!(of("csi.storage.k8s.io/pvc/name", "x").expect("read"), Parameters::default());
-    for (key, value) in [("inodes", "0"), ("inodes", "many"), ("inode", "7"), ("", "")] {
+    let read = of("open", "single-writer").expect("read");
+    assert_eq!((read.open, read.open_wait), (Some(OpenRule::SingleWriter), None));
+    let before = OpenPolicy { rule: OpenRule::Exclusive, wait: 7 };
+    assert_eq!(read.opened(before), OpenPolicy { rule: OpenRule::SingleWriter, wait: 7 });
+    assert_eq!(of("openWait", "30").expect("read").opened(before), OpenPolicy { wait: 30, ..before });
+    for (key, value) in [
+        ("open", "exclusiv"),
+        ("openWait", "3601"),
+        ("openWait", "-1"),
+        ("inodes", "0"),
+        ("inodes", "many"),
+        ("inode", "7"),
+        ("", ""),
+    ] {
         assert_eq!(code(of(key, value)), Code::InvalidArgument, "{key}={value}");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use holdfast_volume::fake::{Cut, FakeCluster};
+use holdfast_wire::open::OpenRule;
 
 fn host(cluster: &FakeCluster, node: &str) -> ClusterVolumes<FakeCluster> {
     let nowhere = || PathBuf::from("/nonexistent");
@@ -18,13 +19,24 @@ async fn made(host: &ClusterVolumes<FakeCluster>, access: Access) -> Volume {
 async fn what_is_asked_for_is_kept_and_another_of_that_name_is_not_taken_for_it() {
     let cluster = FakeCluster::default();
     let host = host(&cluster, "a");
-    let wanted =
-        Wanted { size_bytes: Some(1 << 30), replicas: None, access: Some(Access::SingleWriter), read_only: Some(true) };
+    let wanted = Wanted {
+        size_bytes: Some(1 << 30),
+        replicas: None,
+        access: Some(Access::SingleWriter),
+        read_only: Some(true),
+        open: Some(OpenRule::Exclusive),
+    };
     assert_eq!(host.create("db", &wanted).await.expect("answered"), Created::New);
     // The answer was lost, or another host was quicker.
     assert_eq!(host.create("db", &wanted).await.expect("answered"), Created::New);
     assert_eq!(host.create("db", &Wanted::default()).await.expect("answered"), Created::Exists);
-    let volume = Volume { name: "db".into(), size_bytes: Some(1 << 30), access: Access::SingleWriter, read_only: true };
+    let volume = Volume {
+        name: "db".into(),
+        size_bytes: Some(1 << 30),
+        access: Access::SingleWriter,
+        read_only: true,
+        open: OpenRule::Exclusive,
+    };
     assert_eq!(host.find("db").await.expect("answered"), Some(volume.clone()));
     assert_eq!(host.list().await.expect("answered"), [volume]);
     host.delete("db").await.expect("deleted");
@@ -36,10 +48,16 @@ async fn what_is_asked_for_is_kept_and_another_of_that_name_is_not_taken_for_it(
 async fn an_administrators_volume_is_shared_and_that_of_another_orchestrator_is_not_ours() {
     let cluster = FakeCluster::default();
     let host = host(&cluster, "a");
-    cluster.create("made", Default::default(), Default::default()).await.expect("created");
+    cluster.create("made", Default::default(), Default::default(), Default::default()).await.expect("created");
     let others = VolumeSpec { name: "pvc".into(), driver: "csi".into(), ..VolumeSpec::default() };
     holdfast_volume::Volumes::new(cluster.clone()).create(&others).await.expect("created");
-    let made = Volume { name: "made".into(), size_bytes: None, access: Access::Shared, read_only: false };
+    let made = Volume {
+        name: "made".into(),
+        size_bytes: None,
+        access: Access::Shared,
+        read_only: false,
+        open: OpenRule::Shared,
+    };
     assert_eq!(host.list().await.expect("answered"), [made]);
     let error = host.find("pvc").await.expect_err("not ours").to_string();
     assert!(error.contains("another orchestrator"), "{error}");

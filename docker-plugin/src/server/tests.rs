@@ -7,6 +7,7 @@ use crate::requests::Requests;
 use crate::volumes::memory::Memory;
 use crate::volumes::{User, Volume};
 use holdfast_telemetry::metrics::Registry;
+use holdfast_wire::open::OpenRule;
 use serde_json::{Value, json};
 use std::time::Instant;
 use tempfile::TempDir;
@@ -148,7 +149,13 @@ async fn a_volume_that_exists_is_taken_as_it_is_or_refused_if_other_is_wanted() 
         assert!(reason.contains(is) && reason.contains("\"db\""), "{reason}");
     }
     // One that the plugin did not make.
-    let made = Volume { name: "made".into(), size_bytes: None, access: Access::Shared, read_only: false };
+    let made = Volume {
+        name: "made".into(),
+        size_bytes: None,
+        access: Access::Shared,
+        read_only: false,
+        open: OpenRule::Shared,
+    };
     served.memory.state().volumes.insert("made".into(), made);
     served.must("Create", json!({ "Name": "made" })).await;
     let reason = served.refused("Create", json!({ "Name": "made", "Opts": { "size": "1GiB" } })).await;

@@ -77,6 +77,7 @@ impl Volumes for Memory {
             size_bytes: wanted.size_bytes,
             access: wanted.access.unwrap_or(Access::Shared),
             read_only: wanted.read_only.unwrap_or(false),
+            open: wanted.open.unwrap_or_default(),
         };
         let mut state = self.call("create", name)?;
         if state.volumes.contains_key(name) {

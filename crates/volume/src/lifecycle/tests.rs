@@ -29,7 +29,7 @@ async fn the_same_again_is_the_same_volume_and_something_else_is_refused() {
         // Its name in the cluster is the same only by accident, or by an administrator's hand.
         VolumeSpec { name: "made-by-hand".into(), ..spec("") },
     ];
-    cluster.create("made-by-hand", Limits::default(), Default::default()).await.expect("made");
+    cluster.create("made-by-hand", Limits::default(), Default::default(), Default::default()).await.expect("made");
     for spec in different {
         let refused = volumes.create(&spec).await;
         assert!(matches!(refused, Err(VolumeError::Different { .. })), "{spec:?}: {refused:?}");
