@@ -75,11 +75,10 @@ impl World {
         let janitor = Janitor::start().expect("bash");
         let folder = cluster.folder().join("orchestrator");
         std::fs::create_dir_all(&folder).expect("made");
-        // Whatever a test that fails leaves mounted; mounts end when nothing shows them any more.
-        let clean = format!(
-            "for i in 1 2 3; do findmnt -rno TARGET | grep -F {} | sort -r | xargs -r -n1 umount -l; done",
-            quote(&folder)
-        );
+        // Whatever a test that fails leaves mounted. By force first: who looks at it meanwhile would wait for a cluster that is gone. In a shell of
+        // its own: the janitor's variables are its own.
+        let mounted = format!("findmnt -rno TARGET | grep -F {} | tac", quote(&folder));
+        let clean = format!("({mounted} | while read -r at; do umount -f \"$at\"; umount -l \"$at\"; done)");
         janitor.promise(&clean).expect("promised");
         let driver = |node: &'static str| {
             let (binary, cluster_file) = (holdfast().expect("built"), cluster.file());
