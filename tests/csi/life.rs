@@ -81,6 +81,8 @@ async fn a_volume_lives_from_its_creation_to_its_deletion_and_moves_with_its_dat
         Code::FailedPrecondition
     );
     assert_eq!(code(a.controller.delete_volume(delete(id)).await), Code::FailedPrecondition);
+    // Nobody synced this; the mount had a megabyte to send when it was unstaged.
+    std::fs::write(on_a.target.join("late"), vec![7; MIB as usize]).expect("written");
     on_a.down(&mut a).await;
     on_a.down(&mut a).await;
     assert!(!on_a.target.exists());
@@ -88,6 +90,7 @@ async fn a_volume_lives_from_its_creation_to_its_deletion_and_moves_with_its_dat
     on_b.up(&mut b).await;
     assert!(on_b.context["generation"].parse::<u64>().expect("a number") > generation);
     assert_eq!(std::fs::read_to_string(on_b.target.join("file")).expect("there"), "written on a");
+    assert_eq!(std::fs::read(on_b.target.join("late")).expect("there"), vec![7; MIB as usize]);
     on_b.down(&mut b).await;
     gone(&mut a, id).await;
     gone(&mut b, id).await;

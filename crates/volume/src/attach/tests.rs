@@ -157,6 +157,27 @@ async fn an_attachment_that_was_cut_off_anywhere_is_finished_by_the_next_try() {
 }
 
 #[tokio::test]
+async fn an_attachment_fences_what_no_record_tells_of_also_if_it_was_cut_off() {
+    let prepare = async |cluster: &FakeCluster, volumes: &Volumes<FakeCluster>| {
+        // As after a backup of the record was restored, or by an administrator's hand.
+        let forgotten = volumes.attach("v", "a", Rwo, false).await.expect("attached");
+        cluster.open("v", &forgotten.instance, forgotten.generation).expect("mounted");
+        let facts = volumes.get("v").await.expect("there");
+        let mut book = Book::of(&facts);
+        book.remove("a");
+        assert!(volumes.relabel(&facts, book).await.expect("asked"), "struck");
+    };
+    let check = async |_: &FakeCluster, volumes: &Volumes<FakeCluster>| {
+        let facts = volumes.get("v").await.expect("there");
+        assert!(volumes.sessions(&facts).await.expect("asked").is_empty(), "fenced");
+    };
+    let act = |volumes: Volumes<FakeCluster>| async move {
+        let _ = volumes.attach("v", "b", Rwo, false).await;
+    };
+    cut_everywhere(act, prepare, check).await;
+}
+
+#[tokio::test]
 async fn an_end_that_was_cut_off_anywhere_is_finished_by_the_next_try_and_nothing_is_left() {
     for access in [Rwo, Rwx] {
         let prepare = async |cluster: &FakeCluster, volumes: &Volumes<FakeCluster>| {
