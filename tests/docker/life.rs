@@ -38,7 +38,7 @@ fn options_are_checked(host: &DockerHost) {
     for (option, said) in [
         ("acess=single-writer", "did you mean"),
         ("size=1G", "GiB"),
-        ("open=exclusive", "no open policies yet"),
+        ("open=exclusiv", "single-writer"),
         ("replicas=3", "2 copies"),
     ] {
         let error = refused(host, &["volume", "create", "--driver", "holdfast", "--opt", option, "wrong"]);

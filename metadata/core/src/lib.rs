@@ -25,6 +25,7 @@ pub mod invariants;
 mod machine;
 mod ops;
 mod replica;
+mod requests;
 pub mod restore;
 mod room;
 mod tables;

@@ -376,11 +376,7 @@ impl Names {
                 self.rename(session, (*from_parent, from_name), (*to_parent, to_name), *mode, *open)
             }
             Mutation::SetAttributes { inode, set } => {
-                let found = self.inode(*inode)?;
-                let writes = found.openers.get(&session) == Some(&Access::Write);
-                if set.size.is_some() && !caching && !writes && found.holder(session, Access::Write).is_some() {
-                    return Err(NamespaceError::Busy);
-                }
+                self.may_truncate(session, caching, *inode, set)?;
                 self.set_attributes(session, *inode, set)
             }
             Mutation::Reserve { inode, generation, bound, .. } => {
@@ -397,14 +393,7 @@ impl Names {
             }
             // Times are not compared.
             Mutation::SetAccessTimes { .. } => Ok(Outcome::Done),
-            Mutation::Open { inode, access } => {
-                let found = self.inode(*inode)?;
-                if let Some(holder) = found.holder(session, *access).filter(|_| !caching) {
-                    return Ok(Outcome::OpenElsewhere { inode: *inode, holder });
-                }
-                found.opened(session, *access);
-                self.answer(session, *inode)
-            }
+            Mutation::Open { inode, access } => self.open(session, caching, *inode, *access),
             Mutation::Close { inode, keep_reading } => {
                 match self.inodes.get_mut(inode).and_then(|found| found.openers.get_mut(&session)) {
                     Some(access) if *keep_reading => *access = Access::Read,
@@ -413,15 +402,7 @@ impl Names {
                 Ok(Outcome::Done)
             }
             Mutation::SetXattr { inode, name, value, mode } if name == OPEN_XATTR => {
-                let found = self.inode(*inode)?;
-                match (mode, found.open.is_some()) {
-                    (XattrMode::Create, true) => return Err(NamespaceError::Exists),
-                    (XattrMode::Replace, false) => return Err(NamespaceError::NoAttribute),
-                    _ => {}
-                }
-                let rule = std::str::from_utf8(value).expect("scripts write rules").parse();
-                found.open = Some(rule.expect("scripts write rules"));
-                Ok(Outcome::Done)
+                self.set_rule(*inode, value, *mode)
             }
             Mutation::SetXattr { inode, name, value, mode } => {
                 let xattrs = &mut self.inode(*inode)?.xattrs;
@@ -531,6 +512,37 @@ impl Names {
                 self.inodes.remove(&inode);
             }
         }
+    }
+
+    // ---- who may open ----
+
+    fn open(&mut self, session: SessionId, caching: bool, inode: InodeId, access: Access) -> Result<Outcome> {
+        let found = self.inode(inode)?;
+        if let Some(holder) = found.holder(session, access).filter(|_| !caching) {
+            return Ok(Outcome::OpenElsewhere { inode, holder });
+        }
+        found.opened(session, access);
+        self.answer(session, inode)
+    }
+
+    fn set_rule(&mut self, inode: InodeId, value: &Bytes, mode: XattrMode) -> Result<Outcome> {
+        let found = self.inode(inode)?;
+        match (mode, found.open.is_some()) {
+            (XattrMode::Create, true) => return Err(NamespaceError::Exists),
+            (XattrMode::Replace, false) => return Err(NamespaceError::NoAttribute),
+            _ => {}
+        }
+        let rule = std::str::from_utf8(value).expect("scripts write rules").parse();
+        found.open = Some(rule.expect("scripts write rules"));
+        Ok(Outcome::Done)
+    }
+
+    /// A truncation by name is a write.
+    fn may_truncate(&mut self, session: SessionId, caching: bool, inode: InodeId, set: &SetAttributes) -> Result<()> {
+        let found = self.inode(inode)?;
+        let writes = caching || found.openers.get(&session) == Some(&Access::Write);
+        let busy = set.size.is_some() && !writes && found.holder(session, Access::Write).is_some();
+        if busy { Err(NamespaceError::Busy) } else { Ok(()) }
     }
 
     // ---- operations ----

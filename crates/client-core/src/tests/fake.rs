@@ -1,5 +1,7 @@
 //! A metadata service and storage in one struct: correct, simple, and strict about what the client must not do.
 
+// tidy: long because it is one service: what each request is answered with, in one place
+
 use bytes::Bytes;
 use holdfast_types::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use holdfast_types::{
