@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::io::Write;
 use tonic::Code;
 
+// tidy: long because it is one life, from its beginning to its end
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_lives_from_its_creation_to_its_deletion_and_moves_with_its_data() {
     let Some(world) = world("a_volume_lives_from_its_creation_to_its_deletion_and_moves_with_its_data") else { return };
