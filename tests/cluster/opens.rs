@@ -124,7 +124,7 @@ fn an_open_waits_as_long_as_it_may_and_a_silent_host_loses_the_file() {
     cluster.admin(&["volume", "open", "main", "--open", "exclusive"]).expect("set");
     let (first, second) = (cluster.mount().expect("mount"), cluster.mount().expect("mount"));
     let paths = [first, second].map(|number| cluster.mounted(number).path().join("f"));
-    std::fs::write(&paths[0], "nothing").expect("written");
+    std::fs::write(&paths[0], "").expect("written");
     until("the policy is known", LIMIT, || {
         let rule = get(&paths[0], "holdfast.open");
         anyhow::ensure!(rule == "exclusive", "{rule}");

@@ -489,7 +489,7 @@ fn errors() -> Named<MetadataError> {
         ("stale", NamespaceError::Stale.into()),
         ("deadlock", NamespaceError::Deadlock.into()),
         ("too-many-locks", NamespaceError::TooManyLocks.into()),
-        ("busy", NamespaceError::Busy.into()),
+        ("busy-elsewhere", NamespaceError::Busy.into()),
     ]
 }
 

@@ -170,7 +170,7 @@ async fn options_that_cannot_be_kept_are_refused_and_nothing_is_made() {
         ("siez", "1GiB", "did you mean \"size\""),
         ("size", "1", "GiB"),
         ("replicas", "2", "keeps 3 copies"),
-        ("open", "exclusive", "no open policies yet"),
+        ("open", "alone", "single-writer"),
         ("access", "", "single-writer"),
     ] {
         let reason = served.refused("Create", json!({ "Name": "db", "Opts": { option: value } })).await;
