@@ -70,7 +70,7 @@ impl<C: Cluster> NodeService<C> {
                 attached.generation
             ));
         }
-        if attached.access != wanted.access {
+        if !attached.access.covers(wanted.access) {
             if self.mounts.find(name, at).await.is_ok() {
                 let what = format!("volume {name:?} is there as {}, not {}", attached.access, wanted.access);
                 return Err(status(VolumeError::Occupied { point: at.into(), what }));
@@ -103,7 +103,8 @@ impl<C: Cluster> NodeService<C> {
         let Some(group) = wanted.group.filter(|_| !read_only && !attached.read_only) else { return Ok(()) };
         let root = at.to_path_buf();
         let given = tokio::task::spawn_blocking(move || group::give(&root, group)).await;
-        let failed = |reason: String| Status::internal(format!("files cannot be given to group {group}: {reason}"));
+        // Not an error that is final: the volume is mounted by now, and whoever gave up would leave it so.
+        let failed = |reason: String| Status::unavailable(format!("files cannot be given to group {group}: {reason}"));
         given.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
     }
 
@@ -131,7 +132,7 @@ impl<C: Cluster> NodeService<C> {
         let staging = params::path("staging_target_path", &request.staging_target_path)?;
         let (facts, attached) = self.granted(name, &request.publish_context, &wanted, target).await?;
         self.mounts.find(name, staging).await.map_err(status)?;
-        let alone = wanted.access.is_single_place();
+        let alone = attached.access.is_single_place();
         // One whose process was killed is made anew: whoever bound it before is bound to what is gone.
         self.mount(&facts, &attached, staging, false, wanted).await?;
         if alone && let Some(other) = self.mounts.binds(name, staging).await.iter().find(|other| other.point != target)

@@ -56,6 +56,13 @@ impl Access {
         matches!(self, Self::SingleNodeWriter | Self::SingleNodeReader | Self::SingleNodeSingleWriter)
     }
 
+    /// Whether who has this may be asked for the other on a node: the same, or less of it. Kubernetes attaches a claim of several modes by the widest
+    /// and mounts it by the first.
+    pub fn covers(self, wanted: Self) -> bool {
+        let narrower = !self.is_single_node() && wanted.is_single_node();
+        self == wanted || (narrower && (wanted.is_read_only() || !self.is_read_only()))
+    }
+
     /// Nobody may write.
     pub fn is_read_only(self) -> bool {
         matches!(self, Self::SingleNodeReader | Self::MultiNodeReader)

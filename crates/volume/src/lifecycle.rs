@@ -65,7 +65,9 @@ impl<C: Cluster> Volumes<C> {
     /// # Errors
     /// [`VolumeError::NoVolume`], also for one that is being deleted.
     pub async fn get(&self, name: &str) -> Result<VolumeFacts, VolumeError> {
-        let found = self.find(name).await?.filter(|facts| !Book::of(facts).is_deleting());
+        // Those in which nodes are noted down are nobody's to use.
+        let usable = |facts: &VolumeFacts| !Book::of(facts).is_deleting() && !nodes::is_ours(&facts.record.name);
+        let found = self.find(name).await?.filter(usable);
         found.ok_or_else(|| VolumeError::NoVolume { name: name.into() })
     }
 
@@ -156,7 +158,8 @@ impl<C: Cluster> Volumes<C> {
     pub async fn delete(&self, name: &str) -> Result<(), VolumeError> {
         let _turn = self.turn(name).await?;
         loop {
-            let Some(facts) = self.find(name).await? else { return Ok(()) };
+            let found = self.find(name).await?.filter(|facts| !nodes::is_ours(&facts.record.name));
+            let Some(facts) = found else { return Ok(()) };
             let mut book = Book::of(&facts);
             if book.is_deleting() {
                 return self.delete_marked(&facts).await;

@@ -263,3 +263,20 @@ async fn a_volume_on_more_nodes_than_its_labels_hold_says_so() {
     assert!(matches!(refused, VolumeError::TooMany { nodes, .. } if nodes == attached && nodes >= 50), "{refused}");
     volumes.detach("v", None).await.expect("all of them can be ended");
 }
+
+#[test]
+fn what_is_attached_may_be_asked_for_narrower_and_not_wider() {
+    use Access::{MultiNodeMultiWriter, MultiNodeReader, SingleNodeMultiWriter, SingleNodeReader, SingleNodeWriter};
+    for (attached, wanted, covers) in [
+        (MultiNodeMultiWriter, SingleNodeWriter, true),
+        (MultiNodeMultiWriter, SingleNodeMultiWriter, true),
+        (MultiNodeMultiWriter, MultiNodeReader, false),
+        (MultiNodeReader, SingleNodeReader, true),
+        (MultiNodeReader, SingleNodeWriter, false),
+        (SingleNodeWriter, MultiNodeMultiWriter, false),
+        (SingleNodeWriter, SingleNodeMultiWriter, false),
+        (SingleNodeWriter, SingleNodeWriter, true),
+    ] {
+        assert_eq!(attached.covers(wanted), covers, "{attached}, {wanted}");
+    }
+}

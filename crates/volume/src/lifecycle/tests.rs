@@ -176,3 +176,13 @@ async fn writes_that_wait_are_an_abnormal_condition() {
     let condition = volumes.condition().await.expect("asked");
     assert!(condition.abnormal && condition.message.contains("2 of 8"), "{condition:?}");
 }
+
+#[tokio::test]
+async fn where_nodes_are_noted_down_is_nobodys_volume() {
+    let cluster = FakeCluster::default();
+    let volumes = Volumes::new(cluster.clone());
+    volumes.register_node("a").await.expect("noted down");
+    volumes.delete(".nodes-1").await.expect("there is no such volume, as far as anybody is concerned");
+    assert!(matches!(volumes.get(".nodes-1").await, Err(VolumeError::NoVolume { .. })));
+    assert!(cluster.describe(".nodes-1").await.expect("answered").is_some(), "every node would be unknown");
+}
