@@ -111,7 +111,7 @@ pub(crate) struct Control {
     unanswered: BTreeSet<Sequence>,
     /// Mutations that wait because too many are under way.
     queue: VecDeque<u64>,
-    unreachable_said: bool,
+    pub unreachable_said: bool,
     /// Index at which the answer that is being taken up is right.
     pub answered_at: LogIndex,
 }
@@ -329,7 +329,7 @@ impl ClientCore {
             Purpose::Call(id) => self.call_answered(id, result),
             Purpose::Quiet(id) => self.complete(id, result.map(|_| crate::Reply::Done)),
             Purpose::Resume(id, call) => self.resume(id, *call, result),
-            Purpose::Create(id, call) => self.created(id, call, result),
+            Purpose::Create(id, call) => self.created(id, call, operation.span, result),
             Purpose::Open(id, inode, mode) => self.open_answered(id, inode, mode, &operation.request, result),
             Purpose::AwaitOpen(id, call) => self.open_awaited(id, *call, result),
             Purpose::Remove(id, inode) => self.removed(id, inode, result),

@@ -208,7 +208,8 @@ impl ClientCore {
 
     /// A call has taken as long as one may while the cluster is out of reach (`soft`).
     fn call_due(&mut self, id: CallId) {
-        match self.config.soft.filter(|_| self.open_waits.contains_key(&id)) {
+        let waits = self.open_waits.contains_key(&id) && !self.control.unreachable_said;
+        match self.config.soft.filter(|_| waits) {
             // It is in reach, and says that the file is open elsewhere.
             Some(soft) => self.timer(self.now + soft, Timer::Call(id)),
             None => self.give_up(id, ClientError::TimedOut),

@@ -511,8 +511,8 @@ impl ClientCore {
             }
             Some(_) => self.vanished(attributes.inode),
             None if orphan && self.opening.contains_key(&attributes.inode) => {
-                let file = self.ensure_file(attributes, self.control.answered_at);
-                (file.opener, file.recorded) = (true, true);
+                // Whether it may be open here is for the open to say that is under way.
+                self.ensure_file(attributes, self.control.answered_at).opener = true;
             }
             None if orphan => {
                 // Closed while the removal was under way: nobody here needs it.

@@ -30,6 +30,10 @@ pub(crate) struct OpenWait {
 
 impl ClientCore {
     pub(crate) fn create(&mut self, id: CallId, call: Call) {
+        if self.session.telling() && matches!(call, Call::Create { open: Some(_), .. }) {
+            // It might overtake the list of what is open, on which its file is not: the service would record it on neither account.
+            return self.session.after_telling.push((id, call));
+        }
         let Some(call) = self.hold_names(id, call) else { return };
         let Call::Create { parent, ref name, ref node, mode, umask, uid, gid, exclusive, open } = call else { return };
         let mutation = Mutation::Create {
@@ -52,12 +56,13 @@ impl ClientCore {
         self.mutate(Mutation::CreateUnnamed { parent, mode, umask, uid, gid }, Purpose::Create(id, call));
     }
 
-    pub(crate) fn created(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
-        self.create_answered(id, call, result);
+    /// `span`: the stretch of caching in which it was asked for.
+    pub(crate) fn created(&mut self, id: CallId, call: Call, span: u64, result: Result<Outcome, ClientError>) {
+        self.create_answered(id, call, span, result);
         self.let_names_go(id);
     }
 
-    fn create_answered(&mut self, id: CallId, call: Call, result: Result<Outcome, ClientError>) {
+    fn create_answered(&mut self, id: CallId, call: Call, span: u64, result: Result<Outcome, ClientError>) {
         let (mode, unnamed) = match call {
             Call::Create { open: Some(mode), .. } => (mode, false),
             Call::CreateUnnamed { open, .. } => (open, true),
@@ -72,7 +77,7 @@ impl ClientCore {
         if attributes.kind != FileKind::File {
             return self.complete(id, Ok(Reply::Created { attributes, new, handle: None }));
         }
-        let caching = self.caching();
+        let (caching, now) = (self.caching(), self.session.span);
         let at = self.control.answered_at;
         let file = self.ensure_file(&attributes, at);
         if file.closing {
@@ -80,8 +85,8 @@ impl ClientCore {
             return file.parked.push((id, call));
         }
         file.bound_held |= attributes.size_bound > 0;
-        // An orphan's openers are recorded in any case.
-        file.opener |= !caching || unnamed;
+        // An orphan's openers are recorded in any case; and what was asked for in another stretch may be: to close once too often is no harm.
+        file.opener |= !caching || unnamed || span != now;
         file.recorded |= !caching || unnamed;
         file.recorded_writes |= (!caching && mode.write) || unnamed;
         if !self.waits(id) {
@@ -239,6 +244,13 @@ impl ClientCore {
             self.names.remove(inode);
         }
         self.touched.insert(inode);
+    }
+
+    /// The service knows what is open, or is to be told anew: whoever waited for that goes on.
+    pub(crate) fn told(&mut self) {
+        for (id, call) in std::mem::take(&mut self.session.after_telling) {
+            self.start(id, call);
+        }
     }
 
     // ---- open elsewhere ----

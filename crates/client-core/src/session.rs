@@ -74,6 +74,8 @@ pub(crate) struct Session {
     event_seen: u64,
     /// When the service confirmed that we had stopped caching.
     off_since: Instant,
+    /// Creations that wait until the service has been told what is open.
+    pub after_telling: Vec<(CallId, Call)>,
     /// Calls that came before the session was attached.
     pub waiting: Vec<(CallId, Call)>,
     /// Who unmounts.
@@ -96,6 +98,7 @@ impl Session {
             stamped: Timestamp::default(),
             event_seen: 0,
             off_since: Instant(0),
+            after_telling: Vec::new(),
             waiting: Vec::new(),
             leaving: Vec::new(),
             detaching: false,
@@ -248,7 +251,8 @@ impl ClientCore {
         self.pages.clear();
         for file in self.files.values_mut() {
             // What is on record stays there until it is closed; from now on we name what is open when a name goes away.
-            (file.recorded, file.recorded_writes) = (false, false);
+            // That it is on record for writing does stay: if there is a reader only when caching ends, that is to be said then.
+            file.recorded = false;
             // Another host may have cut it before it left, and there may be another content in its place.
             file.refresh |= !file.gone;
             file.unverified |= !file.gone;
@@ -265,7 +269,7 @@ impl ClientCore {
             Caching::Stopping(stop) => {
                 // Asked again under another number: the notice that was given stands, the answer names the new one.
                 *stop = Stop { event, telling: false, start: false, ..*stop };
-                return;
+                return self.told();
             }
         };
         self.session.caching =
@@ -334,7 +338,7 @@ impl ClientCore {
         }
         if result.is_err() {
             self.session.caching = Caching::Stopping(Stop { telling: false, ..stop });
-            return;
+            return self.told();
         }
         self.session.caching = Caching::Off;
         self.session.off_since = self.now;
@@ -346,6 +350,7 @@ impl ClientCore {
         if stop.start {
             self.start_caching();
         }
+        self.told();
         self.touched.extend(self.files.keys().copied());
     }
 
@@ -404,6 +409,7 @@ impl ClientCore {
         self.seeks.clear();
         self.accesses.clear();
         self.session.waiting.clear();
+        self.session.after_telling.clear();
         self.notify(Notice::SessionOver { reason, unmounted, lost_bytes, lost });
     }
 }

@@ -422,7 +422,7 @@ fn unsent(effect: &Effect) -> Option<Input> {
 
 /// Whether a request may be held by the service for as long as another owner likes.
 fn may_be_held(envelope: &Envelope) -> bool {
-    matches!(envelope.request, Request::Query(Query::AwaitLock { .. }))
+    matches!(envelope.request, Request::Query(Query::AwaitLock { .. } | Query::AwaitOpen { .. }))
 }
 
 /// The core is looked at so often even if it asked for nothing.

@@ -2,8 +2,9 @@
 
 use super::sharing::uncached;
 use super::world::World;
-use crate::{Call, CallId, ClientError, HandleId, Input, OpenMode, Reply};
+use crate::{Call, CallId, ClientError, HandleId, Input, Notice, OpenMode, Reply};
 use holdfast_types::InodeId;
+use holdfast_wire::metadata::Event;
 use holdfast_wire::namespace::NamespaceError;
 use holdfast_wire::open::Access;
 use std::time::Duration;
@@ -93,4 +94,43 @@ fn what_a_file_is_open_for_is_on_record_and_its_last_writer_is_missed() {
     }
     world.run_for(Duration::from_secs(2));
     assert!(!world.service.is_opener(inode));
+}
+
+/// Ends caching: the kernel has dropped everything, and the service is being told.
+fn begin_to_tell(world: &mut World, event: u64) {
+    world.service.events.push((event, Event::StopCaching));
+    world.run_until("the notice", |world| world.notices.contains(&Notice::StopCaching { event }));
+    world.step(Input::Invalidated { event });
+}
+
+#[test]
+fn what_is_created_while_the_service_is_told_what_is_open_is_on_record_as_well() {
+    for seed in 0..30 {
+        let mut world = World::new(seed);
+        world.mount();
+        let (first, handle) = world.create("a");
+        world.write(handle, 0, &b"hello"[..]).expect("written");
+        world.ask(Call::Fsync { inode: first, data_only: false }).expect("synced");
+        begin_to_tell(&mut world, 1);
+        let (inode, _) = world.create("b");
+        world.run_until("the answer", |world| world.service.stopped.is_some());
+        world.run_for(Duration::from_secs(1));
+        assert!(world.service.is_opener(inode), "seed {seed}: another host would purge it, or open it as well");
+    }
+}
+
+#[test]
+fn a_writer_that_was_closed_while_caching_is_missed_when_caching_ends() {
+    let (mut world, inode) = world();
+    let (_reader, writer) = (opened(&mut world, inode, false), opened(&mut world, inode, true));
+    world.service.caching = true;
+    world.service.events.push((1, Event::StartCaching));
+    world.run_until("caching", |world| world.notices.contains(&Notice::StartCaching));
+    world.ask(Call::Release { handle: writer }).expect("closed");
+    world.run_for(Duration::from_secs(1));
+    world.service.opens.clear();
+    begin_to_tell(&mut world, 2);
+    world.run_until("the answer", |world| world.service.stopped == Some(vec![(inode, Access::Read)]));
+    world.run_for(Duration::from_secs(2));
+    assert_eq!(world.service.opens, [(inode, Access::Read)], "the service believes that it writes");
 }

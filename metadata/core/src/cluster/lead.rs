@@ -11,7 +11,7 @@ use crate::api::{Caller, ticks};
 use crate::command::{ClusterCommand, Command, ViewChange, ViewStep};
 use crate::core::{Asker, MetadataCore, Waiter};
 use crate::replica::{Event, Outcome, Token};
-use holdfast_types::limits::{DRIFT_MARGIN, NODE_TTL};
+use holdfast_types::limits::{DRIFT_MARGIN, NAME_BYTES_MAX, NODE_TTL};
 use holdfast_types::{GroupId, MapVersion, MemberId, NodeId, ServerId, SessionId, ShardId};
 use holdfast_wire::admin::ServerPlace;
 use holdfast_wire::map::{MapUpdate, View};
@@ -112,6 +112,10 @@ impl MetadataCore {
     pub(crate) fn cluster_request(&mut self, waiter: Waiter, from: Caller, request: Request) {
         let asker = waiter.asker;
         match request {
+            Request::OpenSession { client, .. } if client.instance.len() > NAME_BYTES_MAX => {
+                let reason = format!("the name of an instance has up to {NAME_BYTES_MAX} bytes");
+                self.refuse(asker, SHARD, MetadataError::Invalid { reason });
+            }
             Request::OpenSession { volume, client, read_only, nonce } => {
                 self.propose_for(asker, ClusterCommand::OpenSession { volume, client, read_only, nonce });
             }

@@ -64,6 +64,7 @@ impl Cluster {
             return Err(Fail::Refused(MetadataError::Invalid { reason }));
         }
         labels_are_sound(labels)?;
+        wait_is_sound(open)?;
         if self.settings.groups == 0 {
             let reason = "the pool is not formed yet: too few storage nodes have registered".into();
             return Err(Fail::Unkept(MetadataError::Unavailable { reason }));
@@ -112,10 +113,7 @@ impl Cluster {
     }
 
     pub(super) fn set_open_policy(&mut self, txn: &mut Txn<'_>, name: &str, open: OpenPolicy) -> Applied<Response> {
-        if open.wait > OPEN_WAIT_MAX {
-            let reason = format!("an open waits for up to {OPEN_WAIT_MAX} seconds, not {}", open.wait);
-            return Err(Fail::Refused(MetadataError::Invalid { reason }));
-        }
+        wait_is_sound(open)?;
         let named = self.volumes.values_mut().find(|row| !row.deleting && row.record.name == name);
         let Some(row) = named else { return Err(Fail::Refused(MetadataError::NoVolume { name: name.into() })) };
         if row.record.open != open {
@@ -160,6 +158,14 @@ fn facts(row: &VolumeEntryRow) -> VolumeFacts {
 
 fn size(labels: &Labels) -> usize {
     labels.iter().map(|(name, value)| name.len() + value.len()).sum()
+}
+
+fn wait_is_sound(open: OpenPolicy) -> Applied<()> {
+    if open.wait > OPEN_WAIT_MAX {
+        let reason = format!("an open waits for up to {OPEN_WAIT_MAX} seconds, not {}", open.wait);
+        return Err(Fail::Refused(MetadataError::Invalid { reason }));
+    }
+    Ok(())
 }
 
 fn labels_are_sound(labels: &Labels) -> Applied<()> {

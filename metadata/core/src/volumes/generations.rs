@@ -9,6 +9,7 @@ use super::{rows, sessions};
 use crate::error::{Applied, Fail};
 use crate::machine::Context;
 use crate::tables::session::{self, GenerationRow, Phase};
+use crate::tables::volume;
 use crate::txn::Txn;
 use holdfast_types::{InstanceGeneration, SessionId, VolumeId};
 use holdfast_wire::metadata::{ClientRecord, MetadataError, Response};
@@ -36,17 +37,19 @@ pub(super) fn admits(txn: &Txn<'_>, volume: VolumeId, client: &ClientRecord) -> 
 pub(super) fn raise(
     txn: &mut Txn<'_>,
     context: &Context<'_>,
-    volume: VolumeId,
+    id: VolumeId,
     instance: &str,
     generation: InstanceGeneration,
 ) -> Applied<()> {
-    let key = session::generation(volume, instance);
+    let key = session::generation(id, instance);
     let known: Option<GenerationRow> = txn.get(&key)?;
-    if known.is_some_and(|row| row.least >= generation) || generation == InstanceGeneration(0) {
+    // What is noted down of a volume goes with it, and is not noted down after that.
+    let gone = txn.get_raw(&volume::dropped(id))?.is_some();
+    if gone || known.is_some_and(|row| row.least >= generation) || generation == InstanceGeneration(0) {
         return Ok(());
     }
     if known.is_none() {
-        forget_one(txn, volume)?;
+        forget_one(txn, id)?;
     }
     txn.put(key, &GenerationRow { least: generation, raised: context.stamp });
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Open ──OpenElsewhere──▶ AwaitOpen ──closed, or its holder fenced──▶ Done: Open again
-//!                             └──every holder has said something since, and the policy's time is over──▶ Busy
+//!                             └──a holder has said something since, and the policy's time is over──▶ Busy
 //! ```
 //! * A holder that lives is asked for a sign of it: its pending renewal is answered at once, and it renews. So who lives costs the asker
 //!   two round trips, and who does not is known to be silent when its time has run out, and is fenced then.
@@ -69,15 +69,25 @@ impl MetadataCore {
         self.volumes_lead.open_waits.iter().flat_map(|wait| self.holders_of(wait).unwrap_or_default()).collect()
     }
 
+    /// Whether somebody waits for a session to show that it lives, which it has not done since.
+    pub(super) fn is_sign_wanted(&self, session: SessionId) -> bool {
+        let unheard = |wait: &&OpenWait| !wait.heard.contains(&session);
+        let holds = |wait: &OpenWait| self.holders_of(wait).is_ok_and(|holders| holders.contains(&session));
+        self.volumes_lead.open_waits.iter().filter(unheard).any(holds)
+    }
+
     /// A session has said something.
     pub(super) fn heard_of_opener(&mut self, session: SessionId) {
         if self.volumes_lead.open_waits.is_empty() {
             return;
         }
-        self.volumes_lead.open_waits.iter_mut().for_each(|wait| {
-            wait.heard.insert(session);
-        });
-        self.decide_open_waits();
+        let mut news = false;
+        for wait in &mut self.volumes_lead.open_waits {
+            news |= wait.heard.insert(session);
+        }
+        if news {
+            self.decide_open_waits();
+        }
     }
 
     /// Answers those for whom nobody is in the way any more, or who have waited for long enough.
@@ -92,7 +102,7 @@ impl MetadataCore {
         for wait in &self.volumes_lead.open_waits {
             match self.holders_of(wait) {
                 Ok(holders) if !holders.is_empty() => {
-                    let over = self.ticks >= wait.until && holders.iter().all(|holder| lives(wait, holder));
+                    let over = self.ticks >= wait.until && holders.iter().any(|holder| lives(wait, holder));
                     if over { refused.push(wait.waiter) } else { kept.push(wait.clone()) }
                 }
                 // What cannot be read, or is gone, is said by the read.

@@ -11,13 +11,17 @@
 //! * A new leader starts every timer afresh.
 //! * A silent session that nobody waits for is parked: it loses nothing until somebody does, or a day has passed.
 
+use super::generations;
 use super::lead::Work;
 use super::sessions::superseding;
 use crate::api::ticks;
 use crate::command::VolumesCommand;
 use crate::core::{MetadataCore, Waiter};
+use crate::error::Fail;
 use crate::replica::Outcome;
 use crate::tables::session::{Phase, SessionRow, Told};
+use crate::txn::Txn;
+use holdfast_store::Batch;
 use holdfast_types::limits::{DRIFT_MARGIN, SESSION_TTL};
 use holdfast_types::{InstanceGeneration, SessionId, ShardId, VolumeId};
 use holdfast_wire::metadata::{ClientRecord, Event, MetadataError, Response};
@@ -181,7 +185,8 @@ impl MetadataCore {
             return self.refuse(waiter.asker, SHARD, error);
         }
         let Some(row) = self.volumes.machine.sessions().get(&session) else { return };
-        if wait && events_after(row, seen).is_empty() && !waiter.is_due(self.now) {
+        let hold = wait && !self.is_sign_wanted(session);
+        if hold && events_after(row, seen).is_empty() && !waiter.is_due(self.now) {
             self.volumes_lead.waiting.renewing.push(Renewing { waiter, session, seen });
         } else {
             self.answer_renewal(&Renewing { waiter, session, seen });
@@ -453,7 +458,9 @@ impl MetadataCore {
         let is_attached = others.iter().any(|(other, _)| *other == session);
         let client = attaching.client.clone();
         let mut clear = true;
-        for (other, row) in others.iter().filter(|(other, _)| *other != session && !is_attached) {
+        // One whose instance lives on in a greater generation takes nothing from anybody: `apply` refuses it.
+        let is_superseded = self.is_superseded(attaching.volume, &client);
+        for (other, row) in others.iter().filter(|(other, _)| *other != session && !is_attached && !is_superseded) {
             match &row.phase {
                 Phase::Ending { .. } => clear = false,
                 Phase::Attached => clear &= self.make_way(*other, row, &client),
@@ -464,6 +471,12 @@ impl MetadataCore {
             let command = attaching.command.clone();
             self.propose_attach(session, command);
         }
+    }
+
+    fn is_superseded(&self, volume: VolumeId, client: &ClientRecord) -> bool {
+        let nothing = Batch::new();
+        let txn = Txn::new(&**self.volumes.table(), self.volumes.hot(), &nothing);
+        matches!(generations::admits(&txn, volume, client), Err(Fail::Unkept(_)))
     }
 
     /// Asks a session that is in the way of another to stop caching, or ends it. Returns whether it is not in the way.
