@@ -30,7 +30,7 @@ use std::time::Duration;
 use table::{Owner, Table};
 
 /// How long the service may hold a wait before it is asked again.
-const WAIT_HOLD: Duration = Duration::from_secs(10);
+pub(crate) const WAIT_HOLD: Duration = Duration::from_secs(10);
 
 /// A lock that a call asks for.
 #[derive(Clone, Copy, Debug)]

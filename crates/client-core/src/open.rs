@@ -8,16 +8,13 @@ use crate::control::Purpose;
 use crate::core::ClientCore;
 use crate::error::ClientError;
 use crate::file::{File, Handle};
+use crate::lock::WAIT_HOLD;
 use crate::read::Stream;
 use crate::{HandleId, session::State};
 use holdfast_types::{InodeId, Instant, LogIndex, ShardId};
 use holdfast_wire::metadata::Request;
 use holdfast_wire::namespace::{Attributes, FileKind, Mutation, NamespaceError, Outcome, Query};
 use holdfast_wire::open::Access;
-use std::time::Duration;
-
-/// How long the service may hold a wait before it is asked again.
-const WAIT_HOLD: Duration = Duration::from_secs(10);
 
 /// A call waits until a file is not open elsewhere.
 #[derive(Clone, Copy, Debug)]

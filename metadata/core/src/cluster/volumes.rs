@@ -27,12 +27,22 @@ impl Cluster {
 
     /// The volume of a name that is in use.
     pub(crate) fn volume_named(&self, name: &str) -> Option<&VolumeRecord> {
-        self.volumes.values().find(|row| !row.deleting && row.record.name == name).map(|row| &row.record)
+        self.named(name).map(|row| &row.record)
+    }
+
+    fn named(&self, name: &str) -> Option<&VolumeEntryRow> {
+        self.volumes.values().find(|row| !row.deleting && row.record.name == name)
+    }
+
+    /// The same, to be changed; refused if there is none.
+    fn named_mut(&mut self, name: &str) -> Applied<&mut VolumeEntryRow> {
+        let named = self.volumes.values_mut().find(|row| !row.deleting && row.record.name == name);
+        named.ok_or_else(|| Fail::Refused(MetadataError::NoVolume { name: name.into() }))
     }
 
     /// A volume in use, by its name.
     pub(crate) fn described(&self, name: &str) -> Option<VolumeFacts> {
-        self.volumes.values().find(|row| !row.deleting && row.record.name == name).map(facts)
+        self.named(name).map(facts)
     }
 
     /// Volumes in use whose names come after one, in order: at least one if there is one.
@@ -102,8 +112,7 @@ impl Cluster {
         labels: &Labels,
     ) -> Applied<Response> {
         labels_are_sound(labels)?;
-        let named = self.volumes.values_mut().find(|row| !row.deleting && row.record.name == name);
-        let Some(row) = named else { return Err(Fail::Refused(MetadataError::NoVolume { name: name.into() })) };
+        let row = self.named_mut(name)?;
         if row.labels_version == version {
             row.labels_version += 1;
             row.labels = labels.clone();
@@ -114,8 +123,7 @@ impl Cluster {
 
     pub(super) fn set_open_policy(&mut self, txn: &mut Txn<'_>, name: &str, open: OpenPolicy) -> Applied<Response> {
         wait_is_sound(open)?;
-        let named = self.volumes.values_mut().find(|row| !row.deleting && row.record.name == name);
-        let Some(row) = named else { return Err(Fail::Refused(MetadataError::NoVolume { name: name.into() })) };
+        let row = self.named_mut(name)?;
         if row.record.open != open {
             row.record.open = open;
             row.record.limits_version += 1;
@@ -125,8 +133,7 @@ impl Cluster {
     }
 
     pub(super) fn limit_volume(&mut self, txn: &mut Txn<'_>, name: &str, limits: Limits) -> Applied<Response> {
-        let named = self.volumes.values_mut().find(|row| !row.deleting && row.record.name == name);
-        let Some(row) = named else { return Err(Fail::Refused(MetadataError::NoVolume { name: name.into() })) };
+        let row = self.named_mut(name)?;
         if row.record.limits() != limits {
             row.record.bytes_max = limits.bytes;
             row.record.inodes_max = limits.inodes;

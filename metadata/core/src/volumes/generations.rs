@@ -55,6 +55,11 @@ pub(super) fn raise(
     Ok(())
 }
 
+/// Whether a client is an earlier life of an instance.
+pub(super) fn is_lesser(client: &ClientRecord, instance: &str, generation: InstanceGeneration) -> bool {
+    client.instance == instance && client.instance_generation < generation
+}
+
 /// As asked for by an orchestrator: those that are attached are over as well.
 pub(super) fn raise_and_end(
     txn: &mut Txn<'_>,
@@ -65,8 +70,7 @@ pub(super) fn raise_and_end(
 ) -> Applied<Response> {
     raise(txn, context, volume, instance, generation)?;
     for (id, mut row) in sessions::others(txn, volume, SessionId::NONE)? {
-        let lesser = row.client.instance == instance && row.client.instance_generation < generation;
-        if lesser && row.phase == Phase::Attached {
+        if is_lesser(&row.client, instance, generation) && row.phase == Phase::Attached {
             row.phase = Phase::Ending { reason: format!("superseded by generation {generation}") };
             txn.put(session::key(id), &row);
         }

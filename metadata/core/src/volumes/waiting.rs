@@ -60,8 +60,7 @@ pub(super) struct Superseded {
 impl Superseded {
     /// Whether it has such a session in mind.
     fn is(&self, row: &SessionRow) -> bool {
-        let same = row.volume == self.volume && row.client.instance == self.instance;
-        same && row.client.instance_generation < self.generation
+        row.volume == self.volume && generations::is_lesser(&row.client, &self.instance, self.generation)
     }
 }
 
